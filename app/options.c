@@ -1,0 +1,583 @@
+#include "app/options.h"
+#include "app/number.h"
+#include "app/suggest.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <string.h>
+
+/* ---- The table ----------------------------------------------------------------------------- */
+
+#define GENERATE OPTION_FOR_GENERATE
+#define SIDE_MAXIMUM 16384
+
+/* clang-format off */
+const option_info option_table[OPTION_COUNT] = {
+    [OPTION_MODEL] = {
+        .name = "model", .letter = 'm', .kind = OPTION_KIND_DIRECTORY, .metavar = "DIR",
+        .group = OPTION_GROUP_MAIN, .commands = GENERATE, .required = GENERATE,
+        .help = "the model: a directory in diffusers layout",
+        .elsewhere = "diffusion-model model-path pretrained-model-name-or-path",
+    },
+    [OPTION_PROMPT] = {
+        .name = "prompt", .letter = 'p', .kind = OPTION_KIND_TEXT, .metavar = "TEXT",
+        .group = OPTION_GROUP_MAIN, .commands = GENERATE, .required = GENERATE,
+        .help = "what the picture shows; - reads it from standard input",
+    },
+    [OPTION_NEGATIVE_PROMPT] = {
+        .name = "negative-prompt", .letter = 'n', .kind = OPTION_KIND_TEXT, .metavar = "TEXT",
+        .group = OPTION_GROUP_MAIN, .commands = GENERATE,
+        .help = "what it should not show; counts only where guidance is on",
+        .elsewhere = "negative neg-prompt",
+    },
+    [OPTION_OUTPUT] = {
+        .name = "output", .letter = 'o', .kind = OPTION_KIND_FILE, .metavar = "FILE.png",
+        .group = OPTION_GROUP_MAIN, .commands = GENERATE, .required = GENERATE,
+        .help = "where the picture goes, with its recipe inside; further pictures of a batch go "
+                "to FILE_2.png, FILE_3.png, ...",
+        .elsewhere = "out output-path",
+    },
+
+    [OPTION_WIDTH] = {
+        .name = "width", .letter = 'W', .kind = OPTION_KIND_INTEGER, .metavar = "N",
+        .group = OPTION_GROUP_PICTURE, .commands = GENERATE,
+        .min = 1, .max = SIDE_MAXIMUM,
+        .help = "width in pixels",
+        .fallback = "the model's own",
+    },
+    [OPTION_HEIGHT] = {
+        .name = "height", .letter = 'H', .kind = OPTION_KIND_INTEGER, .metavar = "N",
+        .group = OPTION_GROUP_PICTURE, .commands = GENERATE,
+        .min = 1, .max = SIDE_MAXIMUM,
+        .help = "height in pixels",
+        .fallback = "the model's own",
+    },
+    [OPTION_SIZE] = {
+        .name = "size", .kind = OPTION_KIND_SIZE, .metavar = "WxH",
+        .group = OPTION_GROUP_PICTURE, .commands = GENERATE,
+        .min = 1, .max = SIDE_MAXIMUM,
+        .help = "both at once, such as 1024x768",
+        .elsewhere = "resolution",
+    },
+    [OPTION_STEPS] = {
+        .name = "steps", .kind = OPTION_KIND_INTEGER, .metavar = "N",
+        .group = OPTION_GROUP_PICTURE, .commands = GENERATE,
+        .min = 1, .max = 1000,
+        .help = "steps of the sampler",
+        .fallback = "the model's own",
+        .elsewhere = "num-inference-steps sampling-steps sample-steps",
+    },
+    [OPTION_SEED] = {
+        .name = "seed", .letter = 's', .kind = OPTION_KIND_SEED, .metavar = "N",
+        .group = OPTION_GROUP_PICTURE, .commands = GENERATE,
+        .help = "the same seed makes the same picture; 0 to 2^64-1, or -1 for a random one. The "
+                "seed is always printed",
+        .fallback = "random",
+    },
+    [OPTION_BATCH_COUNT] = {
+        .name = "batch-count", .letter = 'b', .kind = OPTION_KIND_INTEGER, .metavar = "N",
+        .group = OPTION_GROUP_PICTURE, .commands = GENERATE,
+        .min = 1, .max = 100000,
+        .help = "so many pictures, with seeds SEED, SEED+1, ...",
+        .fallback = "1",
+        .elsewhere = "batch batch-size count num-images num-images-per-prompt",
+    },
+    [OPTION_SHIFT] = {
+        .name = "shift", .kind = OPTION_KIND_NUMBER, .metavar = "X",
+        .group = OPTION_GROUP_PICTURE, .commands = GENERATE,
+        .min = 0.01, .max = 100,
+        .help = "time shift of the schedule",
+        .fallback = "the model's own",
+        .elsewhere = "flow-shift time-shift timestep-shift",
+    },
+
+    [OPTION_GUIDANCE] = {
+        .name = "guidance", .kind = OPTION_KIND_NUMBER, .metavar = "G",
+        .group = OPTION_GROUP_GUIDANCE, .commands = GENERATE, .conflict = OPTION_CFG_SCALE,
+        .min = 0, .max = 100,
+        .help = "strength of the prompt as the model's own card and diffusers give it. Z-Image: "
+                "pos + G * (pos - neg); 0 is off",
+        .fallback = "the model's own",
+        .elsewhere = "guidance-scale",
+    },
+    [OPTION_CFG_SCALE] = {
+        .name = "cfg-scale", .kind = OPTION_KIND_NUMBER, .metavar = "S",
+        .group = OPTION_GROUP_GUIDANCE, .commands = GENERATE, .conflict = OPTION_GUIDANCE,
+        .min = 1, .max = 101,
+        .help = "the same as the usual scale of every model: neg + S * (pos - neg); 1 is off. "
+                "For Z-Image S = G + 1",
+        .elsewhere = "cfg",
+    },
+    [OPTION_CFG_NORMALIZATION] = {
+        .name = "cfg-normalization", .kind = OPTION_KIND_FLAG,
+        .group = OPTION_GROUP_GUIDANCE, .commands = GENERATE,
+        .help = "keep the norm of the guided prediction at or under that of the positive one",
+        .elsewhere = "cfg-norm cfg-normalisation",
+    },
+
+    [OPTION_THREADS] = {
+        .name = "threads", .letter = 't', .kind = OPTION_KIND_INTEGER, .metavar = "N",
+        .group = OPTION_GROUP_MACHINE, .commands = GENERATE,
+        .min = 1, .max = 1024,
+        .help = "the picture does not depend on it",
+        .fallback = "all processors",
+        .elsewhere = "jobs",
+    },
+    [OPTION_PRECISION] = {
+        .name = "precision", .kind = OPTION_KIND_CHOICE, .metavar = "P",
+        .group = OPTION_GROUP_MACHINE, .commands = GENERATE,
+        .help = "fp32: the reference to rounding; bf16: operands of matrix products and "
+                "convolutions are rounded to bfloat16",
+        .fallback = "auto",
+        .words = "auto fp32 bf16",
+        .elsewhere = "dtype torch-dtype type",
+    },
+    [OPTION_CPU] = {
+        .name = "cpu", .kind = OPTION_KIND_TEXT, .metavar = "TIER",
+        .group = OPTION_GROUP_MACHINE, .commands = GENERATE,
+        .help = "force the kernels for a kind of processor: baseline, avx2, avx512",
+        .fallback = "the best for this one",
+        .words = "baseline avx2 avx512",
+        .environment = "CALOTYPE_CPU",
+    },
+
+    [OPTION_RNG] = {
+        .name = "rng", .kind = OPTION_KIND_CHOICE, .metavar = "R",
+        .group = OPTION_GROUP_REFERENCE, .commands = GENERATE,
+        .help = "where noise comes from: torch draws the numbers of torch.randn with a CPU "
+                "generator",
+        .fallback = "torch",
+        .words = "torch",
+    },
+    [OPTION_NOISE] = {
+        .name = "noise", .kind = OPTION_KIND_FILE, .metavar = "FILE",
+        .group = OPTION_GROUP_REFERENCE, .commands = GENERATE,
+        .help = "take the tensor \"noise\" of this safetensors file instead of drawing it",
+        .elsewhere = "latents init-noise",
+    },
+    [OPTION_TRACE] = {
+        .name = "trace", .kind = OPTION_KIND_FILE, .metavar = "FILE",
+        .group = OPTION_GROUP_REFERENCE, .commands = GENERATE,
+        .help = "write the result of every stage to this safetensors file",
+    },
+    [OPTION_TRACE_MODULES] = {
+        .name = "trace-modules", .kind = OPTION_KIND_FLAG,
+        .group = OPTION_GROUP_REFERENCE, .commands = GENERATE,
+        .help = "the output of every block too; needs --trace",
+    },
+
+    [OPTION_QUIET] = {
+        .name = "quiet", .letter = 'q', .kind = OPTION_KIND_FLAG,
+        .group = OPTION_GROUP_REPORT, .commands = GENERATE, .conflict = OPTION_VERBOSE,
+        .help = "print one line for each picture, FILE seed N, and errors; with --json: no "
+                "progress",
+        .elsewhere = "silent",
+    },
+    [OPTION_VERBOSE] = {
+        .name = "verbose", .letter = 'v', .kind = OPTION_KIND_FLAG,
+        .group = OPTION_GROUP_REPORT, .commands = GENERATE, .conflict = OPTION_QUIET,
+        .help = "say more; twice: say everything",
+        .elsewhere = "debug",
+    },
+    [OPTION_JSON] = {
+        .name = "json", .kind = OPTION_KIND_FLAG,
+        .group = OPTION_GROUP_REPORT, .commands = GENERATE | OPTION_FOR_INFO,
+        .help = "print JSON, one object on a line, and nothing else",
+    },
+    [OPTION_HELP] = {
+        .name = "help", .letter = 'h', .kind = OPTION_KIND_FLAG,
+        .group = OPTION_GROUP_REPORT, .commands = OPTION_FOR_ALL,
+        .help = "show this help",
+    },
+};
+/* clang-format on */
+
+option_id option_id_of(const option_info *info)
+{
+    return (option_id)(info - option_table);
+}
+
+const char *option_group_title(option_group group)
+{
+    switch (group) {
+    case OPTION_GROUP_MAIN: return "What to make";
+    case OPTION_GROUP_PICTURE: return "The picture";
+    case OPTION_GROUP_GUIDANCE: return "Guidance";
+    case OPTION_GROUP_MACHINE: return "This machine";
+    case OPTION_GROUP_REFERENCE: return "Comparing with the reference";
+    case OPTION_GROUP_REPORT: return "What is printed";
+    case OPTION_GROUP_COUNT: break;
+    }
+    return "";
+}
+
+void option_each_word(const char *words, bool (*visit)(void *user, const char *word, size_t length),
+                      void *user)
+{
+    while (words && *words) {
+        size_t length = strcspn(words, " ");
+        if (length && !visit(user, words, length))
+            return;
+        words += length;
+        words += strspn(words, " ");
+    }
+}
+
+const option_info *options_find(unsigned commands, const char *name, size_t length)
+{
+    for (int id = 1; id < OPTION_COUNT; id++) {
+        const option_info *info = &option_table[id];
+        if ((info->commands & commands) && strlen(info->name) == length &&
+            !memcmp(info->name, name, length))
+            return info;
+    }
+    return NULL;
+}
+
+const option_info *options_find_letter(unsigned commands, char letter)
+{
+    for (int id = 1; id < OPTION_COUNT; id++) {
+        const option_info *info = &option_table[id];
+        if ((info->commands & commands) && letter && info->letter == letter)
+            return info;
+    }
+    return NULL;
+}
+
+/* ---- Values -------------------------------------------------------------------------------- */
+
+void options_init(options *o)
+{
+    *o = (options){0};
+}
+
+static ct_status out_of_range(const option_info *info, const char *label, const char *text,
+                              ct_error *error)
+{
+    return error_set(error, CT_EINVAL, "%s %s is out of range: %.10g to %.10g are allowed", label,
+                     text, info->min, info->max);
+}
+
+static ct_status set_integer(option_value *value, const option_info *info, const char *label,
+                             const char *text, ct_error *error)
+{
+    int64_t integer = 0;
+    number_result result = number_integer(text, &integer);
+    if (result == NUMBER_MALFORMED)
+        return error_set(error, CT_EINVAL, "%s: \"%s\" is not a whole number", label, text);
+    if (result == NUMBER_TOO_LARGE || (double)integer < info->min || (double)integer > info->max)
+        return out_of_range(info, label, text, error);
+    value->integer = integer;
+    return CT_OK;
+}
+
+static ct_status set_number(option_value *value, const option_info *info, const char *label,
+                            const char *text, ct_error *error)
+{
+    double number = 0;
+    number_result result = number_real(text, &number);
+    if (result == NUMBER_MALFORMED)
+        return error_set(error, CT_EINVAL, "%s: \"%s\" is not a number", label, text);
+    if (result == NUMBER_TOO_LARGE || number < info->min || number > info->max)
+        return out_of_range(info, label, text, error);
+    value->number = number;
+    return CT_OK;
+}
+
+static ct_status set_seed(option_value *value, const char *label, const char *text,
+                          ct_error *error)
+{
+    value->random = !strcmp(text, "-1");
+    if (value->random)
+        return CT_OK;
+    number_result result = number_unsigned(text, &value->seed);
+    if (result == NUMBER_OK)
+        return CT_OK;
+    int64_t negative;
+    if (result == NUMBER_MALFORMED && number_integer(text, &negative) == NUMBER_MALFORMED)
+        return error_set(error, CT_EINVAL, "%s: \"%s\" is not a whole number", label, text);
+    return error_set(error, CT_EINVAL,
+                     "%s %s is out of range: 0 to %" PRIu64 " are allowed, or -1 for a random one",
+                     label, text, UINT64_MAX);
+}
+
+static ct_status set_size(options *o, const option_info *info, const char *label, const char *text,
+                          ct_error *error)
+{
+    char width_text[32];
+    size_t at = strcspn(text, "xX");
+    const char *height_text = text + at + 1;
+    int64_t width, height;
+    bool well_formed = text[at] && at < sizeof width_text;
+    if (well_formed) {
+        memcpy(width_text, text, at);
+        width_text[at] = 0;
+        number_result w = number_integer(width_text, &width);
+        number_result h = number_integer(height_text, &height);
+        if (w == NUMBER_TOO_LARGE || h == NUMBER_TOO_LARGE)
+            return out_of_range(info, label, text, error);
+        well_formed = w == NUMBER_OK && h == NUMBER_OK;
+    }
+    if (!well_formed)
+        return error_set(error, CT_EINVAL, "%s: \"%s\" is not a size such as 1024x768", label,
+                         text);
+    if ((double)width < info->min || (double)height < info->min || (double)width > info->max ||
+        (double)height > info->max)
+        return out_of_range(info, label, text, error);
+    o->value[OPTION_WIDTH].given++;
+    o->value[OPTION_WIDTH].text = text;
+    o->value[OPTION_WIDTH].integer = width;
+    o->value[OPTION_HEIGHT].given++;
+    o->value[OPTION_HEIGHT].text = text;
+    o->value[OPTION_HEIGHT].integer = height;
+    return CT_OK;
+}
+
+typedef struct word_search {
+    const char *wanted;
+    int64_t index;
+    bool found;
+    suggestion near;
+} word_search;
+
+static bool visit_word(void *user, const char *word, size_t length)
+{
+    word_search *search = user;
+    if (strlen(search->wanted) == length && !memcmp(search->wanted, word, length)) {
+        search->found = true;
+        return false;
+    }
+    suggest_try(&search->near, word, length);
+    search->index++;
+    return true;
+}
+
+static ct_status set_choice(option_value *value, const option_info *info, const char *label,
+                            const char *text, ct_error *error)
+{
+    word_search search = {.wanted = text};
+    suggest_init(&search.near, text, strlen(text));
+    option_each_word(info->words, visit_word, &search);
+    if (search.found) {
+        value->integer = search.index;
+        return CT_OK;
+    }
+    if (search.near.best)
+        return error_set(error, CT_EINVAL, "%s: \"%s\" is not one of: %s; did you mean %.*s?",
+                         label, text, info->words, (int)search.near.best_length, search.near.best);
+    return error_set(error, CT_EINVAL, "%s: \"%s\" is not one of: %s", label, text, info->words);
+}
+
+ct_status options_set(options *o, option_id id, const char *label, const char *text,
+                      ct_error *error)
+{
+    const option_info *info = &option_table[id];
+    option_value value = o->value[id];
+    ct_status status = CT_OK;
+    switch (info->kind) {
+    case OPTION_KIND_FLAG:
+    case OPTION_KIND_TEXT: break;
+    case OPTION_KIND_FILE:
+    case OPTION_KIND_DIRECTORY:
+        if (!*text)
+            status = error_set(error, CT_EINVAL, "%s: the path is empty", label);
+        break;
+    case OPTION_KIND_INTEGER: status = set_integer(&value, info, label, text, error); break;
+    case OPTION_KIND_NUMBER: status = set_number(&value, info, label, text, error); break;
+    case OPTION_KIND_SEED: status = set_seed(&value, label, text, error); break;
+    case OPTION_KIND_SIZE: status = set_size(o, info, label, text, error); break;
+    case OPTION_KIND_CHOICE: status = set_choice(&value, info, label, text, error); break;
+    }
+    if (status != CT_OK)
+        return status;
+    value.given++;
+    value.text = text;
+    o->value[id] = value;
+    return CT_OK;
+}
+
+/* ---- The command line ---------------------------------------------------------------------- */
+
+typedef struct arguments {
+    options *o;
+    const options_request *request;
+    int next; /* of argv */
+} arguments;
+
+static bool visit_elsewhere(void *user, const char *word, size_t length)
+{
+    word_search *search = user;
+    search->found = suggest_distance(search->near.word, search->near.length, word, length) == 0;
+    return !search->found;
+}
+
+/* The option that was probably meant by a long name that does not exist, or NULL. */
+static const char *guess_option(unsigned commands, const char *name, size_t length)
+{
+    suggestion near;
+    suggest_init(&near, name, length);
+    for (int id = 1; id < OPTION_COUNT; id++) {
+        const option_info *info = &option_table[id];
+        if (!(info->commands & commands))
+            continue;
+        word_search search = {.near = near};
+        option_each_word(info->elsewhere, visit_elsewhere, &search);
+        if (search.found)
+            return info->name;
+        suggest_try(&near, info->name, strlen(info->name));
+    }
+    return near.best;
+}
+
+static ct_status unknown_option(const options_request *request, const char *dashes,
+                                const char *name, size_t length, ct_error *error)
+{
+    int shown = length > 60 ? 60 : (int)length;
+    const char *guess = guess_option(request->commands, name, length);
+    if (guess)
+        return error_set(error, CT_EINVAL, "unknown option %s%.*s; did you mean --%s?", dashes,
+                         shown, name, guess);
+    if (options_find(OPTION_FOR_ALL, name, length))
+        return error_set(error, CT_EINVAL, "%s%.*s is not an option of \"calotype %s\"", dashes,
+                         shown, name, request->command);
+    return error_set(error, CT_EINVAL, "unknown option %s%.*s", dashes, shown, name);
+}
+
+/* True for an argument that is an option of this command, to be told from a value that happens to
+ * begin with a dash, such as -1. */
+static bool is_option(const options_request *request, const char *text)
+{
+    if (text[0] != '-' || !text[1])
+        return false;
+    if (text[1] != '-')
+        return !text[2] && options_find_letter(request->commands, text[1]);
+    return options_find(request->commands, text + 2, strcspn(text + 2, "="));
+}
+
+/* The value of an option that stands in the next argument. */
+static ct_status take_value(arguments *a, const option_info *info, const char *label,
+                            const char **value, ct_error *error)
+{
+    const options_request *r = a->request;
+    if (a->next >= r->argc)
+        return error_set(error, CT_EINVAL, "%s needs a value: %s %s", label, label, info->metavar);
+    *value = r->argv[a->next];
+    if (is_option(r, *value))
+        return error_set(error, CT_EINVAL,
+                         "%s needs a value, but \"%.60s\" behind it is an option; write "
+                         "%s=%.60s if it is meant as the value",
+                         label, *value, label, *value);
+    a->next++;
+    return CT_OK;
+}
+
+static ct_status parse_long(arguments *a, const char *text, ct_error *error)
+{
+    const char *name = text + 2;
+    size_t length = strcspn(name, "=");
+    const option_info *info = options_find(a->request->commands, name, length);
+    if (!info)
+        return unknown_option(a->request, "--", name, length, error);
+    char label[64] = "--";
+    memcpy(label + 2, info->name, length);
+    const char *value = name[length] == '=' ? name + length + 1 : NULL;
+    if (info->kind == OPTION_KIND_FLAG && value)
+        return error_set(error, CT_EINVAL, "%s takes no value", label);
+    if (info->kind != OPTION_KIND_FLAG && !value) {
+        ct_status status = take_value(a, info, label, &value, error);
+        if (status != CT_OK)
+            return status;
+    }
+    return options_set(a->o, option_id_of(info), label, value, error);
+}
+
+static ct_status parse_short(arguments *a, const char *text, ct_error *error)
+{
+    const options_request *r = a->request;
+    /* -steps would be read as -s teps. */
+    size_t length = strcspn(text + 1, "=");
+    if (length > 1 && options_find(r->commands, text + 1, length))
+        return unknown_option(r, "-", text + 1, length, error);
+    for (const char *letter = text + 1; *letter; letter++) {
+        char label[3] = {'-', *letter, 0};
+        const option_info *info = options_find_letter(r->commands, *letter);
+        if (!info)
+            return text[2] ? error_set(error, CT_EINVAL, "unknown option %s in %.60s", label, text)
+                           : error_set(error, CT_EINVAL, "unknown option %s", label);
+        const char *value = NULL;
+        if (info->kind != OPTION_KIND_FLAG) {
+            value = letter + 1;
+            ct_status status = *value ? CT_OK : take_value(a, info, label, &value, error);
+            if (status != CT_OK)
+                return status;
+        }
+        ct_status status = options_set(a->o, option_id_of(info), label, value, error);
+        if (status != CT_OK || value || info == &option_table[OPTION_HELP])
+            return status;
+    }
+    return CT_OK;
+}
+
+static ct_status add_argument(arguments *a, const char *text, ct_error *error)
+{
+    if (a->o->arguments >= a->request->max_arguments)
+        return error_set(error, CT_EINVAL,
+                         "unexpected argument \"%.200s\"; text with blanks needs quotes", text);
+    a->o->argument[a->o->arguments++] = text;
+    return CT_OK;
+}
+
+static ct_status check_conflicts(const options *o, ct_error *error)
+{
+    for (int id = 1; id < OPTION_COUNT; id++) {
+        const option_info *info = &option_table[id];
+        if (info->conflict && o->value[id].given && o->value[info->conflict].given)
+            return error_set(error, CT_EINVAL, "--%s and --%s cannot be given together", info->name,
+                             option_table[info->conflict].name);
+    }
+    return CT_OK;
+}
+
+/* "--model, --prompt and --output": those that the command lacks. */
+static ct_status check_required(const options *o, const options_request *request, ct_error *error)
+{
+    const char *missing[OPTION_COUNT];
+    int count = 0;
+    for (int id = 1; id < OPTION_COUNT; id++)
+        if ((option_table[id].required & request->commands) && !o->value[id].given)
+            missing[count++] = option_table[id].name;
+    if (count == 0)
+        return CT_OK;
+    char list[256] = "";
+    size_t at = 0;
+    for (int i = 0; i < count && at < sizeof list; i++)
+        at += (size_t)snprintf(list + at, sizeof list - at, "%s--%s",
+                               i == 0 ? "" : i + 1 < count ? ", " : " and ", missing[i]);
+    return error_set(error, CT_EINVAL, "\"calotype %s\" needs %s", request->command, list);
+}
+
+ct_status options_parse(options *o, const options_request *request, ct_error *error)
+{
+    arguments a = {.o = o, .request = request};
+    bool only_arguments = false;
+    while (a.next < request->argc) {
+        const char *text = request->argv[a.next++];
+        ct_status status;
+        if (only_arguments || text[0] != '-' || !text[1])
+            status = add_argument(&a, text, error);
+        else if (text[1] != '-')
+            status = parse_short(&a, text, error);
+        else if (text[2])
+            status = parse_long(&a, text, error);
+        else {
+            only_arguments = true;
+            status = CT_OK;
+        }
+        if (status != CT_OK)
+            return status;
+        if (o->value[OPTION_HELP].given)
+            return CT_OK;
+    }
+    ct_status status = check_conflicts(o, error);
+    return status == CT_OK ? check_required(o, request, error) : status;
+}

@@ -1,0 +1,54 @@
+#include "cli/commands.h"
+
+#include <string.h>
+
+static const char generate_details[] =
+    "Examples\n"
+    "  calotype generate -m models/emoji-256 -p \"a red apple\" -o apple.png\n"
+    "  calotype generate -m models/emoji-256 -p \"a sleeping fox\" -o fox.png --seed 42 -b 4\n"
+    "  calotype generate -m models/Z-Image-Turbo -p - -o out.png --size 1024x768 < prompt.txt\n"
+    "  calotype generate -m models/Z-Image -p \"a lighthouse\" -n \"blurry\" -o out.png --guidance 4\n"
+    "\n"
+    "A size that is not given is the model's own; so is a width or a height given alone.\n"
+    "Ctrl-C stops after the layer that is being computed; pictures that are finished are kept.\n"
+    "\n"
+    "Exit status: 0 done, 1 the work failed, 2 a mistake in the options, 130 cancelled.\n";
+
+static const char info_details[] =
+    "Examples\n"
+    "  calotype info models/emoji-256     what is in a model, and its defaults\n"
+    "  calotype info apple.png            how a picture was made\n";
+
+static const char completions_details[] =
+    "Examples\n"
+    "  source <(calotype completions bash)\n"
+    "  calotype completions bash > ~/.local/share/bash-completion/completions/calotype\n"
+    "  calotype completions zsh > ~/.zfunc/_calotype       (a folder of $fpath)\n"
+    "  calotype completions fish > ~/.config/fish/completions/calotype.fish\n";
+
+const command command_table[] = {
+    {.name = "generate", .bit = OPTION_FOR_GENERATE,
+     .summary = "make pictures from a prompt",
+     .details = generate_details, .run = generate_run},
+    {.name = "info", .bit = OPTION_FOR_INFO,
+     .arguments = "PATH", .min_arguments = 1, .max_arguments = 1,
+     .summary = "tell about a model (a directory) or a picture (a PNG file)",
+     .details = info_details, .run = info_run},
+    {.name = "completions", .bit = OPTION_FOR_COMPLETIONS,
+     .arguments = "bash|zsh|fish", .min_arguments = 1, .max_arguments = 1,
+     .words = "bash zsh fish",
+     .summary = "print the completions for a shell",
+     .details = completions_details, .run = completions_run},
+    {.name = "help", .bit = OPTION_FOR_HELP,
+     .arguments = "[COMMAND]", .max_arguments = 1, .words = "generate info completions help",
+     .summary = "show the help of a command", .run = help_run},
+    {.name = NULL},
+};
+
+const command *command_find(const char *name)
+{
+    for (const command *c = command_table; c->name; c++)
+        if (!strcmp(c->name, name))
+            return c;
+    return NULL;
+}

@@ -1,0 +1,318 @@
+/* calotype generate: options -> parameters -> plan -> pictures. */
+#include "cli/commands.h"
+#include "cli/interrupt.h"
+#include "core/clock.h"
+#include "core/mem.h"
+#include "core/strbuf.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <math.h>
+#include <string.h>
+#include <sys/random.h>
+#include <unistd.h>
+
+#define PROMPT_MAXIMUM ((size_t)1 << 20)
+#define PATH_LENGTH_MAXIMUM ((size_t)1 << 16)
+
+/* What one call of the command owns. */
+typedef struct work {
+    const options *o;
+    report *report;
+    char *prompt; /* read from standard input; NULL: it stands in the options */
+    char **paths;
+    int pictures;
+    uint64_t seed;
+    ct_generate_params params;
+    ct_context *context;
+    ct_model *model;
+    ct_job *job;
+} work;
+
+static void work_free(work *w)
+{
+    ct_job_free(&w->job);
+    ct_model_free(&w->model);
+    ct_context_free(&w->context);
+    for (int i = 0; w->paths && i < w->pictures; i++)
+        mem_free(&mem_default, w->paths[i]);
+    mem_free(&mem_default, w->paths);
+    mem_free(&mem_default, w->prompt);
+}
+
+/* ---- The prompt and the seed --------------------------------------------------------------- */
+
+/* All of standard input, without the line end that editors and echo put behind it. */
+static ct_status read_prompt(char **out, ct_error *error)
+{
+    if (isatty(STDIN_FILENO))
+        fputs("Type the prompt, then Ctrl-D on a line of its own.\n", stderr);
+    strbuf s;
+    strbuf_init(&s, &mem_default, PROMPT_MAXIMUM);
+    char block[4096];
+    size_t got;
+    while ((got = fread(block, 1, sizeof block, stdin)) > 0)
+        strbuf_add(&s, block, got);
+    if (ferror(stdin)) {
+        strbuf_free(&s);
+        return error_set(error, CT_EIO, "the prompt cannot be read from standard input: %s",
+                         strerror(errno));
+    }
+    if (!strbuf_ok(&s)) {
+        strbuf_free(&s);
+        return error_set(error, CT_EINVAL, "the prompt on standard input has more than %zu bytes",
+                         PROMPT_MAXIMUM);
+    }
+    if (s.length && memchr(s.data, 0, s.length)) {
+        strbuf_free(&s);
+        return error_set(error, CT_EINVAL, "the prompt on standard input is not text");
+    }
+    size_t length = s.length;
+    if (length && s.data[length - 1] == '\n')
+        length--;
+    if (length && length < s.length && s.data[length - 1] == '\r')
+        length--;
+    char *text = strbuf_take(&s);
+    if (!text)
+        return error_memory(error, 1, "the prompt");
+    text[length] = 0;
+    *out = text;
+    return CT_OK;
+}
+
+static ct_status choose_seed(work *w, ct_error *error)
+{
+    const option_value *seed = &w->o->value[OPTION_SEED];
+    if (seed->given && !seed->random) {
+        w->seed = seed->seed;
+        return CT_OK;
+    }
+    /* 32 bits are enough to choose from, easy to copy, and survive programs that keep the numbers
+     * of JSON as doubles. */
+    uint32_t random;
+    if (getentropy(&random, sizeof random) != 0)
+        return error_set(error, CT_EIO, "the system gives no random seed: %s; choose one with "
+                         "--seed", strerror(errno));
+    w->seed = random;
+    return CT_OK;
+}
+
+/* ---- Where the pictures go ----------------------------------------------------------------- */
+
+/* out.png, out_2.png, out_3.png */
+static char *picture_path(const char *path, int number)
+{
+    const char *name = strrchr(path, '/');
+    name = name ? name + 1 : path;
+    const char *dot = strrchr(name, '.');
+    size_t stem = dot && dot > name ? (size_t)(dot - path) : strlen(path);
+    strbuf s;
+    strbuf_init(&s, &mem_default, PATH_LENGTH_MAXIMUM);
+    strbuf_add(&s, path, stem);
+    if (number > 1)
+        strbuf_printf(&s, "_%d", number);
+    strbuf_puts(&s, path + stem);
+    return strbuf_take(&s);
+}
+
+static bool is_other_format(const char *path)
+{
+    static const char *const others[] = {".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff",
+                                         ".avif", ".jxl", ".heic"};
+    const char *dot = strrchr(path, '.');
+    for (size_t i = 0; dot && i < sizeof others / sizeof *others; i++) {
+        size_t at = 0;
+        while (dot[at] && (dot[at] | 32) == others[i][at])
+            at++;
+        if (!dot[at] && !others[i][at])
+            return true;
+    }
+    return false;
+}
+
+static ct_status check_paths(work *w, ct_error *error)
+{
+    const char *path = w->o->value[OPTION_OUTPUT].text;
+    if (!strcmp(path, "-"))
+        return error_set(error, CT_EINVAL, "--output: pictures go to files, not to standard "
+                         "output; write ./- for a file of that name");
+    if (is_other_format(path))
+        return error_set(error, CT_EINVAL, "--output %s: pictures are written as PNG; choose a "
+                         "name that ends in .png", path);
+    w->paths = mem_zero_array(&mem_default, (size_t)w->pictures, sizeof *w->paths);
+    if (!w->paths)
+        return error_memory(error, (size_t)w->pictures * sizeof *w->paths, "the file names");
+    for (int i = 0; i < w->pictures; i++) {
+        w->paths[i] = picture_path(path, i + 1);
+        if (!w->paths[i])
+            return error_set(error, CT_EINVAL, "--output: the path is too long");
+        ct_status status = ct_output_check(w->paths[i], error);
+        if (status != CT_OK)
+            return status;
+    }
+    return CT_OK;
+}
+
+/* ---- Parameters ---------------------------------------------------------------------------- */
+
+/* Options that make no sense together, beyond the conflicts of the table. */
+static ct_status check_options(const options *o, int pictures, ct_error *error)
+{
+    if (o->value[OPTION_TRACE_MODULES].given && !o->value[OPTION_TRACE].given)
+        return error_set(error, CT_EINVAL, "--trace-modules needs --trace");
+    if (pictures > 1 && o->value[OPTION_TRACE].given)
+        return error_set(error, CT_EINVAL, "--trace records one picture; leave out --batch-count");
+    if (pictures > 1 && o->value[OPTION_NOISE].given)
+        return error_set(error, CT_EINVAL, "--noise replaces what the seed draws, so that all %d "
+                         "pictures would be the same; leave out --batch-count", pictures);
+    return CT_OK;
+}
+
+/* A scale of 4.1 is a guidance of 3.1, not of 3.0999999999999996, which is what the subtraction
+ * of doubles gives and what would stand in the recipe. */
+static double guidance_of_scale(double cfg_scale)
+{
+    return round((cfg_scale - 1) * 1e12) / 1e12;
+}
+
+static ct_precision parse_precision(const option_value *value)
+{
+    static const ct_precision in_order_of_words[] = {CT_PRECISION_AUTO, CT_PRECISION_FP32,
+                                                     CT_PRECISION_BF16};
+    return value->given ? in_order_of_words[value->integer] : CT_PRECISION_AUTO;
+}
+
+static void fill_params(work *w)
+{
+    const option_value *value = w->o->value;
+    ct_generate_params *p = &w->params;
+    ct_generate_params_init(p);
+    p->prompt = w->prompt ? w->prompt : value[OPTION_PROMPT].text;
+    p->negative_prompt = value[OPTION_NEGATIVE_PROMPT].text;
+    p->width = (int)value[OPTION_WIDTH].integer;
+    p->height = (int)value[OPTION_HEIGHT].integer;
+    p->steps = (int)value[OPTION_STEPS].integer;
+    p->seed = w->seed;
+    if (value[OPTION_GUIDANCE].given)
+        p->guidance = value[OPTION_GUIDANCE].number;
+    if (value[OPTION_CFG_SCALE].given)
+        p->guidance = guidance_of_scale(value[OPTION_CFG_SCALE].number);
+    p->cfg_normalization = value[OPTION_CFG_NORMALIZATION].given;
+    p->shift = value[OPTION_SHIFT].number;
+    p->precision = parse_precision(&value[OPTION_PRECISION]);
+    p->noise_path = value[OPTION_NOISE].text;
+    p->trace_path = value[OPTION_TRACE].text;
+    p->trace_modules = value[OPTION_TRACE_MODULES].given;
+}
+
+/* All that can be checked before a model is opened. */
+static ct_status prepare(work *w, ct_error *error)
+{
+    const option_value *value = w->o->value;
+    w->pictures = value[OPTION_BATCH_COUNT].given ? (int)value[OPTION_BATCH_COUNT].integer : 1;
+    ct_status status = check_options(w->o, w->pictures, error);
+    if (status == CT_OK)
+        status = check_paths(w, error);
+    if (status == CT_OK)
+        status = choose_seed(w, error);
+    if (status == CT_OK && !strcmp(value[OPTION_PROMPT].text, "-"))
+        status = read_prompt(&w->prompt, error);
+    if (status == CT_OK)
+        fill_params(w);
+    return status;
+}
+
+static ct_status open_job(work *w, ct_error *error)
+{
+    const option_value *value = w->o->value;
+    ct_context_params params;
+    ct_context_params_init(&params);
+    params.threads = (int)value[OPTION_THREADS].integer;
+    params.cpu = value[OPTION_CPU].text;
+    params.callbacks = report_callbacks(w->report);
+    report_busy(w->report, "opening", value[OPTION_MODEL].text);
+    ct_status status = ct_context_create(&params, &w->context, error);
+    if (status == CT_OK)
+        status = ct_model_load(w->context, value[OPTION_MODEL].text, &w->model, error);
+    if (status == CT_OK)
+        status = ct_job_create(w->model, &w->params, &w->job, error);
+    return status;
+}
+
+/* ---- The work ------------------------------------------------------------------------------ */
+
+static void announce(const work *w)
+{
+    const option_value *seed = &w->o->value[OPTION_SEED];
+    work_plan plan = {
+        .context = w->context,
+        .model = ct_model_get_info(w->model),
+        .job = ct_job_get_info(w->job),
+        .params = &w->params,
+        .seed = w->seed,
+        .seed_random = !seed->given || seed->random,
+        .pictures = w->pictures,
+        .paths = (const char *const *)w->paths,
+    };
+    report_plan(w->report, &plan);
+    char message[160];
+    int tokens = plan.model->max_prompt_tokens;
+    if (plan.job->prompt_truncated) {
+        snprintf(message, sizeof message, "the prompt is longer than the %d tokens that the model "
+                 "reads; its end is left out", tokens);
+        report_warning(w->report, message);
+    }
+    if (plan.job->negative_truncated) {
+        snprintf(message, sizeof message, "the negative prompt is longer than the %d tokens that "
+                 "the model reads; its end is left out", tokens);
+        report_warning(w->report, message);
+    }
+}
+
+static ct_status make_picture(work *w, int number, ct_error *error)
+{
+    report *r = w->report;
+    const char *path = w->paths[number - 1];
+    ct_image *image = NULL;
+    double began = clock_seconds();
+    progress_begin(&r->progress, number, w->pictures);
+    ct_status status = ct_job_run(w->job, w->seed + (uint64_t)(number - 1), &image, error);
+    if (status == CT_OK)
+        status = ct_image_save(image, path, error);
+    if (status == CT_OK) {
+        finished done = {.image = image, .path = path, .number = number, .progress = &r->progress,
+                         .seconds = clock_seconds() - began};
+        report_image(r, &done);
+    }
+    ct_image_free(&image);
+    return status;
+}
+
+static ct_status make_pictures(work *w, ct_error *error)
+{
+    double began = clock_seconds();
+    announce(w);
+    for (int number = 1; number <= w->pictures; number++) {
+        ct_status status = interrupt_signal() ? error_set(error, CT_ECANCELLED, "cancelled")
+                                              : make_picture(w, number, error);
+        if (status != CT_OK)
+            return status;
+    }
+    report_done(w->report, w->pictures, clock_seconds() - began);
+    return CT_OK;
+}
+
+int generate_run(const options *o, report *r)
+{
+    ct_error error;
+    work w = {.o = o, .report = r};
+    ct_status status = prepare(&w, &error);
+    if (status == CT_OK) {
+        interrupt_install();
+        status = open_job(&w, &error);
+    }
+    if (status == CT_OK)
+        status = make_pictures(&w, &error);
+    work_free(&w);
+    return status == CT_OK ? EXIT_OK : report_error(r, &error);
+}

@@ -1,0 +1,65 @@
+#include "cli/members.h"
+#include "core/mem.h"
+
+#define LINE_MAXIMUM ((size_t)64 << 20)
+
+void member_string(json_writer *w, const char *key, const char *value)
+{
+    json_write_key(w, key);
+    json_write_string(w, value);
+}
+
+void member_integer(json_writer *w, const char *key, int64_t value)
+{
+    json_write_key(w, key);
+    json_write_integer(w, value);
+}
+
+void member_unsigned(json_writer *w, const char *key, uint64_t value)
+{
+    json_write_key(w, key);
+    json_write_unsigned(w, value);
+}
+
+void member_number(json_writer *w, const char *key, double value)
+{
+    json_write_key(w, key);
+    json_write_number(w, value);
+}
+
+void member_boolean(json_writer *w, const char *key, bool value)
+{
+    json_write_key(w, key);
+    json_write_boolean(w, value);
+}
+
+void members_open(json_writer *w, strbuf *s)
+{
+    strbuf_init(s, &mem_default, LINE_MAXIMUM);
+    json_write_init(w, s);
+    json_write_object(w);
+}
+
+void members_close(FILE *out, json_writer *w, strbuf *s)
+{
+    json_write_object_end(w);
+    strbuf_puts(s, "\n");
+    if (strbuf_ok(s))
+        fwrite(s->data, 1, s->length, out);
+    else
+        fputs("{\"event\":\"error\",\"code\":-2,\"name\":\"out of memory\",\"message\":"
+              "\"out of memory while a line was written\"}\n", out);
+    fflush(out);
+    strbuf_free(s);
+}
+
+void member_raw(json_writer *w, const char *key, const char *json)
+{
+    json_write_key(w, key);
+    if (!json || !*json) {
+        json_write_null(w);
+        return;
+    }
+    strbuf_puts(w->out, json);
+    w->comma = true; /* as the writer does behind a value of its own */
+}

@@ -1,0 +1,320 @@
+/* calotype: pictures from text with diffusion transformers, on the machine you already have.
+ *
+ * This header is the manual of the library. It is all that is installed; everything else is private.
+ *
+ * THE EASY WAY
+ *
+ *     ct_context *context = NULL;
+ *     ct_model *model = NULL;
+ *     ct_image *image = NULL;
+ *     ct_error error;
+ *     ct_generate_params params;
+ *     ct_generate_params_init(&params);
+ *     params.prompt = "a red apple on a light blue background";
+ *     if (ct_context_create(NULL, &context, &error) == CT_OK &&
+ *         ct_model_load(context, "models/emoji-256", &model, &error) == CT_OK &&
+ *         ct_generate(model, &params, &image, &error) == CT_OK &&
+ *         ct_image_save(image, "apple.png", &error) == CT_OK)
+ *         puts("developed");
+ *     else
+ *         fprintf(stderr, "%s\n", error.message);
+ *     ct_image_free(&image);
+ *     ct_model_free(&model);
+ *     ct_context_free(&context);
+ *
+ * RULES THAT HOLD EVERYWHERE
+ *
+ * Errors. A function that can fail returns a ct_status (CT_OK is 0, all failures are negative) and
+ *     takes a ct_error last, which may be NULL. On failure the error holds the same code and a
+ *     message in English that names the file, tensor or option, and says what to do. On success it
+ *     is left alone. Output pointers are set to NULL on failure. The library never aborts, never
+ *     exits, never prints, and never reads the environment.
+ * Ownership. What a _create, _load, _generate or _run function hands out belongs to the caller and
+ *     is released by the _free function of its type. _free takes the address of the pointer, sets
+ *     it to NULL, and does nothing when it already is. Strings and arrays reached through an object
+ *     live as long as that object. Strings that are passed in are copied.
+ * Order. A model must be freed before its context, a job before its model. Images stand alone, but
+ *     must be freed before the context whose allocator made them.
+ * Threads. A context and a model may be used from several threads. A job, an image and a ct_error
+ *     belong to one thread at a time. There is no global state.
+ * Strings. UTF-8, ended by a zero byte.
+ * Sizes. Parameter structs begin with struct_size, which their _init function fills in, so that a
+ *     program keeps working with a later library whose structs have grown.
+ */
+#ifndef CALOTYPE_H
+#define CALOTYPE_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#if defined(_WIN32) && defined(CT_BUILD_SHARED)
+#define CT_API __declspec(dllexport)
+#elif defined(__GNUC__)
+#define CT_API __attribute__((visibility("default")))
+#else
+#define CT_API
+#endif
+
+/* ---- Version -------------------------------------------------------------------------------- */
+
+#define CT_VERSION_MAJOR 0
+#define CT_VERSION_MINOR 1
+#define CT_VERSION_PATCH 0
+
+/* The version of the library at run time, such as "0.1.0". Never NULL. */
+CT_API const char *ct_version(void);
+
+/* ---- Errors --------------------------------------------------------------------------------- */
+
+typedef enum ct_status {
+    CT_OK = 0,
+    CT_EINVAL = -1,       /* an argument or option is out of its range */
+    CT_ENOMEM = -2,       /* memory could not be had */
+    CT_ENOTFOUND = -3,    /* a file or a tensor is not there */
+    CT_EFORMAT = -4,      /* a file is damaged, or contradicts another one */
+    CT_EUNSUPPORTED = -5, /* well formed, but not something this version can do */
+    CT_EIO = -6,          /* the operating system refused to read or write */
+    CT_ECANCELLED = -7,   /* the cancel callback said so */
+    CT_EINTERNAL = -8     /* a bug in calotype: please report it with the message */
+} ct_status;
+
+typedef struct ct_error {
+    ct_status code;
+    char message[1024]; /* one line, no newline at the end; shortened if it does not fit */
+} ct_error;
+
+/* A short name such as "invalid argument". Never NULL. */
+CT_API const char *ct_status_name(ct_status status);
+
+/* ---- Callbacks and memory -------------------------------------------------------------------- */
+
+typedef enum ct_log_level {
+    CT_LOG_WARNING = 0, /* something the person should know */
+    CT_LOG_INFO = 1,    /* what is being done */
+    CT_LOG_DEBUG = 2    /* for those who look for a fault */
+} ct_log_level;
+
+typedef enum ct_stage {
+    CT_STAGE_ENCODE = 0,  /* the prompt goes through the text encoder; steps are layers */
+    CT_STAGE_DENOISE = 1, /* steps of the sampler */
+    CT_STAGE_DECODE = 2   /* latents to pixels; steps are blocks of the VAE */
+} ct_stage;
+
+/* A view of the latents of a running job, [channels, height, width] in float32. Valid only during
+ * the callback. */
+typedef struct ct_latents {
+    const float *data;
+    int channels, height, width;
+} ct_latents;
+
+typedef struct ct_progress {
+    ct_stage stage;
+    int step;                  /* units of this stage that are done, 0..steps */
+    int steps;                 /* units of this stage in all */
+    double stage_seconds;      /* since the stage began */
+    double total_seconds;      /* since the run began */
+    const ct_latents *preview; /* after a denoising step: the current latents; otherwise NULL */
+} ct_progress;
+
+/* Every member may be NULL. All are called on the thread that called into the library, never two
+ * at once for one job. */
+typedef struct ct_callbacks {
+    void *user; /* handed back to each of them */
+    void (*log)(void *user, ct_log_level level, const char *message);
+    void (*progress)(void *user, const ct_progress *progress);
+    /* Return true to stop. Asked between any two layers; the call then fails with CT_ECANCELLED. */
+    bool (*cancel)(void *user);
+} ct_callbacks;
+
+/* Replaces malloc and free for all of the library's own memory (the JSON library keeps malloc).
+ * alloc returns NULL when there is none, and memory aligned for any standard type otherwise.
+ * Both may be called from several threads at once. */
+typedef struct ct_allocator {
+    void *user;
+    void *(*alloc)(void *user, size_t size);
+    void (*free)(void *user, void *pointer); /* pointer may be NULL */
+} ct_allocator;
+
+/* ---- Context: threads, kernels, callbacks ------------------------------------------------------ */
+
+typedef struct ct_context ct_context;
+
+typedef struct ct_context_params {
+    size_t struct_size;
+    int threads;            /* 0: one for each processor that this process may use; at most 1024 */
+    const char *cpu;        /* NULL: the best kernels for this processor; or force a set by name:
+                             * "baseline", "avx2", "avx512" (x86-64), "baseline" (others) */
+    ct_callbacks callbacks; /* used by everything made from this context */
+    ct_allocator allocator; /* all NULL: malloc and free */
+} ct_context_params;
+
+CT_API void ct_context_params_init(ct_context_params *params);
+
+/* params may be NULL for the defaults. Fails with CT_EINVAL, CT_EUNSUPPORTED (kernels that this
+ * processor does not have) or CT_ENOMEM. */
+CT_API ct_status ct_context_create(const ct_context_params *params, ct_context **out,
+                                   ct_error *error);
+CT_API void ct_context_free(ct_context **context);
+
+/* The number of threads in use. */
+CT_API int ct_context_threads(const ct_context *context);
+/* The name of the kernels in use, such as "avx2". */
+CT_API const char *ct_context_cpu(const ct_context *context);
+
+/* ---- Model ------------------------------------------------------------------------------------- */
+
+typedef struct ct_model ct_model;
+
+/* Opens a directory in diffusers layout (model_index.json and a folder for each part). Reads the
+ * configuration and the headers of the weight files, checks every tensor for presence, dtype and
+ * shape, and maps the files; weights are read when they are first used. The files must not change
+ * while the model is open. */
+CT_API ct_status ct_model_load(ct_context *context, const char *directory, ct_model **out,
+                               ct_error *error);
+CT_API void ct_model_free(ct_model **model);
+
+/* One part of a model: text encoder, transformer, VAE. */
+typedef struct ct_component_info {
+    const char *name;       /* the folder: "transformer" */
+    const char *class_name; /* as its configuration has it: "ZImageTransformer2DModel" */
+    uint64_t parameters;    /* numbers in all tensors of its files */
+    uint64_t bytes;         /* of the tensors in its files */
+    const char *dtypes;     /* for example "BF16" or "F32 (12), BF16 (400)" */
+    int files;              /* how many weight files */
+    const char *const *paths;
+    const char *summary; /* its dimensions in one line */
+} ct_component_info;
+
+typedef struct ct_model_info {
+    const char *directory;
+    const char *name;       /* last part of the directory's name */
+    const char *class_name; /* of the pipeline: "ZImagePipeline" */
+    const char *family;     /* "Z-Image" */
+    const char *variant;    /* "Turbo", "base" */
+    const char *hash;       /* 32 hex digits: XXH3-128 over the configuration files, the headers of
+                             * the weight files and a sample of every tensor (docs/formats.md) */
+    uint64_t parameters;    /* sum over the components */
+    uint64_t bytes;
+    int components;
+    const ct_component_info *component;
+    /* What a job uses where the caller gives no value. */
+    int default_width, default_height, default_steps;
+    double default_guidance, default_shift;
+    int size_multiple; /* width and height must be multiples of this */
+    int max_prompt_tokens;
+} ct_model_info;
+
+/* Lives as long as the model. Never NULL. */
+CT_API const ct_model_info *ct_model_get_info(const ct_model *model);
+
+/* ---- Generation -------------------------------------------------------------------------------- */
+
+typedef enum ct_precision {
+    CT_PRECISION_AUTO = 0, /* fp32 with the kernels of this version */
+    CT_PRECISION_FP32 = 1, /* the reference in float32, to rounding */
+    CT_PRECISION_BF16 = 2  /* operands of every matrix product and convolution are rounded to
+                            * bfloat16; sums and everything else stay float32 */
+} ct_precision;
+
+typedef enum ct_rng {
+    CT_RNG_TORCH = 0 /* the numbers of torch.randn with a CPU generator of the same seed */
+} ct_rng;
+
+#define CT_GUIDANCE_DEFAULT (-1.0) /* the model's own */
+
+typedef struct ct_generate_params {
+    size_t struct_size;
+    const char *prompt;          /* required; an empty string is allowed */
+    const char *negative_prompt; /* NULL: empty. Used only where guidance is on */
+    int width, height;           /* pixels; 0: the model's own */
+    int steps;                   /* 1..1000; 0: the model's own */
+    uint64_t seed;
+    /* Guidance in the convention of the model's own card. Z-Image: pos + g * (pos - neg), so 0 is
+     * off, and it is the usual scale minus one: cfg_scale = guidance + 1.
+     * CT_GUIDANCE_DEFAULT: the model's own. */
+    double guidance;
+    bool cfg_normalization;       /* keep the norm of the guided prediction at or under that of the
+                                   * positive one, as in the reference */
+    double cfg_truncation;        /* steps whose time (1 - sigma) is above this go without guidance,
+                                   * as in the reference; 1, the default: none */
+    double shift;                 /* time shift of the schedule; 0: the model's own */
+    ct_precision precision;
+    ct_rng rng;
+    const char *noise_path;       /* a safetensors file whose tensor "noise" [channels, height/8,
+                                   * width/8] replaces the draw; NULL: draw */
+    const char *trace_path;       /* write every stage to this safetensors file; NULL: do not */
+    bool trace_modules;           /* also the output of every block, for finding a difference */
+    const ct_callbacks *callbacks; /* NULL: the context's. Copied */
+} ct_generate_params;
+
+/* Fills in the defaults (seed 0, everything else the model's own). */
+CT_API void ct_generate_params_init(ct_generate_params *params);
+
+typedef struct ct_image ct_image;
+typedef struct ct_job ct_job;
+
+/* One picture: ct_job_create, ct_job_run with params->seed, ct_job_free. */
+CT_API ct_status ct_generate(ct_model *model, const ct_generate_params *params, ct_image **out,
+                             ct_error *error);
+
+/* A job holds what pictures of one prompt and one size share, so that several seeds cost one pass
+ * of the text encoder. ct_job_create checks all parameters, tokenizes the prompts, and makes sure
+ * that the memory which the run will need can be had and that the trace can be written, all before
+ * any work starts. */
+CT_API ct_status ct_job_create(ct_model *model, const ct_generate_params *params, ct_job **out,
+                               ct_error *error);
+CT_API ct_status ct_job_run(ct_job *job, uint64_t seed, ct_image **out, ct_error *error);
+CT_API void ct_job_free(ct_job **job);
+
+/* The parameters of a job with every default filled in. */
+typedef struct ct_job_info {
+    int width, height, steps;
+    double guidance;  /* the model's own convention; 0: off */
+    double cfg_scale; /* the usual one; 1: off */
+    double shift;
+    int evaluations;     /* of the transformer, for one picture */
+    int prompt_tokens;   /* with the chat template, after truncation */
+    int negative_tokens; /* 0 where guidance is off */
+    bool prompt_truncated, negative_truncated;
+    const char *scheduler; /* "FlowMatchEulerDiscreteScheduler" */
+    ct_precision precision; /* never AUTO */
+    uint64_t activation_bytes; /* working memory, besides the weights */
+} ct_job_info;
+
+CT_API const ct_job_info *ct_job_get_info(const ct_job *job);
+
+/* ---- Images ------------------------------------------------------------------------------------ */
+
+CT_API int ct_image_width(const ct_image *image);
+CT_API int ct_image_height(const ct_image *image);
+/* Rows from the top without gaps, three bytes R, G, B for a pixel. */
+CT_API const uint8_t *ct_image_pixels(const ct_image *image);
+CT_API uint64_t ct_image_seed(const ct_image *image);
+/* The recipe: all that is needed to make this picture again, as one line of JSON, and in the text
+ * form that users of stable-diffusion-webui know. Empty strings for a picture that was loaded from
+ * a file without one. */
+CT_API const char *ct_image_recipe_json(const ct_image *image);
+CT_API const char *ct_image_recipe_text(const ct_image *image);
+
+/* Writes a PNG with the recipe in text chunks ("calotype": JSON, "parameters": text). The picture is
+ * written beside path under a temporary name and renamed when it is whole. */
+CT_API ct_status ct_image_save(const ct_image *image, const char *path, ct_error *error);
+/* Reads a PNG of any kind as 8-bit RGB (alpha over white), and its recipe where it has one. */
+CT_API ct_status ct_image_load(ct_context *context, const char *path, ct_image **out,
+                               ct_error *error);
+CT_API void ct_image_free(ct_image **image);
+
+/* CT_OK if a file can be written at path: its folder exists and can be written to, and path is not
+ * a folder. Leaves nothing behind. Call it before a long job. */
+CT_API ct_status ct_output_check(const char *path, ct_error *error);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif /* CALOTYPE_H */

@@ -1,0 +1,40 @@
+/* Files: mapping, whole reads with a limit, and output that appears only when it is whole. */
+#ifndef CORE_FILE_H
+#define CORE_FILE_H
+
+#include "core/error.h"
+
+#include <stdio.h>
+
+/* "directory/name", to be freed with mem_free; NULL when memory is short. */
+char *path_join(const ct_allocator *a, const char *directory, const char *name);
+bool file_exists(const char *path);
+bool file_is_directory(const char *path);
+
+typedef struct file_map {
+    const unsigned char *data; /* NULL for an empty file */
+    size_t size;
+} file_map;
+
+/* Maps a regular file for reading. */
+ct_status file_map_open(file_map *map, const char *path, ct_error *error);
+void file_map_close(file_map *map);
+
+/* The whole file with a zero byte behind it, refused above maximum bytes. Freed with mem_free. */
+ct_status file_read(const ct_allocator *a, const char *path, size_t maximum, char **data,
+                    size_t *size, ct_error *error);
+
+/* An output file: written beside path under a temporary name, renamed by file_output_commit.
+ * file_output_abort removes it; it may be called at any time, and after commit does nothing.
+ * Devices and pipes (/dev/null, /dev/stdout) are written directly: a rename would replace them. */
+typedef struct file_output {
+    FILE *stream; /* write here */
+    char path[4096];
+    char temporary[4128]; /* empty when path is written directly */
+} file_output;
+
+ct_status file_output_open(file_output *out, const char *path, ct_error *error);
+ct_status file_output_commit(file_output *out, ct_error *error);
+void file_output_abort(file_output *out);
+
+#endif

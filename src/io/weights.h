@@ -1,0 +1,48 @@
+/* Weights: named tensors in mapped files, behind one table, whatever the number of files.
+ * A component folder holds either one .safetensors file or shards with an index. */
+#ifndef IO_WEIGHTS_H
+#define IO_WEIGHTS_H
+
+#include "core/dtype.h"
+#include "core/error.h"
+
+#define WEIGHT_MAX_RANK 8
+
+/* A tensor in a mapped file: row-major, little-endian, at any alignment. */
+typedef struct weight_view {
+    const char *name;
+    dtype type;
+    int rank;
+    int64_t shape[WEIGHT_MAX_RANK];
+    const unsigned char *data;
+    size_t bytes;
+    int file; /* index into weights_path */
+} weight_view;
+
+typedef struct weights weights;
+
+/* Opens all weight files of a component directory: <stem>.safetensors.index.json and the shards it
+ * names; or else <stem>.safetensors; or else the only .safetensors file that is there. stem is
+ * "diffusion_pytorch_model" or "model". Checks every header and offset; reads no tensor data. */
+ct_status weights_open_directory(weights **out, const ct_allocator *a, const char *directory,
+                                 const char *stem, ct_error *error);
+/* Opens one file. */
+ct_status weights_open_file(weights **out, const ct_allocator *a, const char *path,
+                            ct_error *error);
+void weights_close(weights *w); /* NULL is allowed */
+
+/* NULL when there is none. */
+const weight_view *weights_find(const weights *w, const char *name);
+/* All tensors, sorted by name. */
+size_t weights_count(const weights *w);
+const weight_view *weights_at(const weights *w, size_t index);
+int weights_files(const weights *w);
+const char *weights_path(const weights *w, int file);
+/* The raw JSON header of a file, for hashing. */
+const char *weights_header(const weights *w, int file, size_t *length);
+/* The __metadata__ string under key in the first file that has it, or NULL. */
+const char *weights_metadata(const weights *w, const char *key);
+/* The directory or file that was opened, for messages. */
+const char *weights_source(const weights *w);
+
+#endif

@@ -1,0 +1,220 @@
+/* Qwen3 (https://arxiv.org/abs/2505.09388). Reads like the paper: embed, then for each layer
+ * attention with normalised queries and keys, then a gated feed-forward network. */
+#include "models/qwen3.h"
+
+#include "core/mem.h"
+#include "models/bind.h"
+
+#include <math.h>
+
+/* transformers before 5 has rope_theta on top, from 5 on it is inside rope_parameters. */
+static ct_status read_rope(const config *c, double *theta, ct_error *error)
+{
+    *theta = 10000;
+    const json_value *theta_value = json_get(c->root, "rope_theta");
+    const json_value *scaling = json_get(c->root, "rope_parameters");
+    if (!scaling || json_get_kind(scaling) == JSON_KIND_NULL)
+        scaling = json_get(c->root, "rope_scaling");
+    if (json_get(scaling, "rope_theta"))
+        theta_value = json_get(scaling, "rope_theta");
+    if (theta_value && (!json_number(theta_value, theta) || !(*theta > 0)))
+        return error_set(error, CT_EFORMAT, "%s: rope_theta must be a number above 0", c->path);
+    const char *type = json_string(json_get(scaling, "rope_type"), NULL);
+    if (!type)
+        type = json_string(json_get(scaling, "type"), NULL);
+    if (type && strcmp(type, "default") != 0)
+        return error_set(error, CT_EUNSUPPORTED, "%s: rope type \"%s\" is not supported", c->path,
+                         type);
+    return CT_OK;
+}
+
+static ct_status read_config(qwen3 *m, const config *c, ct_error *error)
+{
+    int64_t heads = 0, kv_heads = 0, layers = 0;
+    bool bias = false, window = false;
+    const char *activation = NULL;
+    ct_status s = config_integer(c, "hidden_size", 1, 1 << 20, true, 0, &m->hidden, error);
+    if (s == CT_OK)
+        s = config_integer(c, "intermediate_size", 1, 1 << 22, true, 0, &m->intermediate, error);
+    if (s == CT_OK)
+        s = config_integer(c, "vocab_size", 1, 1 << 24, true, 0, &m->vocab, error);
+    if (s == CT_OK)
+        s = config_integer(c, "num_hidden_layers", 1, 1000, true, 0, &layers, error);
+    if (s == CT_OK)
+        s = config_integer(c, "num_attention_heads", 1, 4096, true, 0, &heads, error);
+    if (s == CT_OK)
+        s = config_integer(c, "num_key_value_heads", 1, 4096, false, heads, &kv_heads, error);
+    if (s == CT_OK)
+        s = config_integer(c, "head_dim", 2, 4096, false, 128, &m->head_dim, error);
+    if (s == CT_OK)
+        s = config_integer(c, "max_position_embeddings", 1, INT32_MAX, false, 32768,
+                           &m->max_positions, error);
+    if (s == CT_OK)
+        s = config_number(c, "rms_norm_eps", 0, 1, false, 1e-6, &m->eps, error);
+    if (s == CT_OK)
+        s = config_boolean(c, "attention_bias", false, &bias, error);
+    if (s == CT_OK)
+        s = config_boolean(c, "use_sliding_window", false, &window, error);
+    if (s == CT_OK)
+        s = config_string(c, "hidden_act", false, &activation, error);
+    if (s == CT_OK)
+        s = read_rope(c, &m->theta, error);
+    if (s != CT_OK)
+        return s;
+    if (heads % kv_heads != 0)
+        return error_set(error, CT_EFORMAT,
+                         "%s: num_attention_heads (%d) is not a multiple of num_key_value_heads "
+                         "(%d)",
+                         c->path, (int)heads, (int)kv_heads);
+    if (m->head_dim % 2 != 0)
+        return error_set(error, CT_EFORMAT, "%s: head_dim (%d) must be even", c->path,
+                         (int)m->head_dim);
+    if (bias || window || (activation && strcmp(activation, "silu") != 0))
+        return error_set(error, CT_EUNSUPPORTED,
+                         "%s: attention_bias, use_sliding_window and a hidden_act other than "
+                         "\"silu\" are not supported",
+                         c->path);
+    m->heads = (int)heads;
+    m->kv_heads = (int)kv_heads;
+    m->layers = (int)layers;
+    return CT_OK;
+}
+
+static ct_status bind_weights(qwen3 *m, ct_error *error)
+{
+    binder b = {.source = m->weights, .error = error};
+    /* Qwen3ForCausalLM has the prefix, Qwen3Model alone does not. */
+    const char *p = weights_find(m->weights, "embed_tokens.weight") ? "" : "model.";
+    const int64_t d = m->hidden, f = m->intermediate;
+    const int64_t q = m->heads * m->head_dim, kv = m->kv_heads * m->head_dim;
+    m->embed = bind2(&b, m->vocab, d, "%sembed_tokens.weight", p);
+    for (int i = 0; i < m->used_layers; i++) {
+        qwen3_layer *l = &m->layer[i];
+        l->input_norm = bind1(&b, d, "%slayers.%d.input_layernorm.weight", p, i);
+        l->q = bind2(&b, q, d, "%slayers.%d.self_attn.q_proj.weight", p, i);
+        l->k = bind2(&b, kv, d, "%slayers.%d.self_attn.k_proj.weight", p, i);
+        l->v = bind2(&b, kv, d, "%slayers.%d.self_attn.v_proj.weight", p, i);
+        l->q_norm = bind1(&b, m->head_dim, "%slayers.%d.self_attn.q_norm.weight", p, i);
+        l->k_norm = bind1(&b, m->head_dim, "%slayers.%d.self_attn.k_norm.weight", p, i);
+        l->o = bind2(&b, d, q, "%slayers.%d.self_attn.o_proj.weight", p, i);
+        l->post_norm = bind1(&b, d, "%slayers.%d.post_attention_layernorm.weight", p, i);
+        l->gate = bind2(&b, f, d, "%slayers.%d.mlp.gate_proj.weight", p, i);
+        l->up = bind2(&b, f, d, "%slayers.%d.mlp.up_proj.weight", p, i);
+        l->down = bind2(&b, d, f, "%slayers.%d.mlp.down_proj.weight", p, i);
+    }
+    return b.status;
+}
+
+ct_status qwen3_load(qwen3 **out, const ct_allocator *a, const char *directory, int unused,
+                     ct_error *error)
+{
+    *out = NULL;
+    qwen3 *m = mem_zero_array(a, 1, sizeof *m);
+    if (!m)
+        return error_memory(error, sizeof *m, "the text encoder");
+    m->allocator = a;
+    config c;
+    ct_status status = component_open(&c, &m->weights, a, directory, "model", "Qwen3", error);
+    if (status == CT_OK) {
+        status = read_config(m, &c, error);
+        config_close(&c);
+    }
+    if (status == CT_OK) {
+        m->used_layers = m->layers > unused ? m->layers - unused : 0;
+        m->layer = mem_zero_array(a, (size_t)m->used_layers, sizeof *m->layer);
+        status = m->layer ? bind_weights(m, error)
+                          : error_memory(error, sizeof *m->layer, "the text encoder");
+    }
+    if (status != CT_OK) {
+        qwen3_free(m);
+        return status;
+    }
+    *out = m;
+    return CT_OK;
+}
+
+void qwen3_free(qwen3 *m)
+{
+    if (!m)
+        return;
+    weights_close(m->weights);
+    mem_free(m->allocator, m->layer);
+    mem_free(m->allocator, m);
+}
+
+/* cos and sin of position * theta^(-2k/D), [S, D/2]; angles in float32 as the reference has them. */
+static void rope_table(nn *c, const qwen3 *m, int64_t count, nn_tensor *cosine, nn_tensor *sine)
+{
+    int64_t half = m->head_dim / 2;
+    *cosine = nn_new2(c, count, half);
+    *sine = nn_new2(c, count, half);
+    if (nn_is_dry(c) || nn_stopped(c))
+        return;
+    for (int64_t k = 0; k < half; k++) {
+        float frequency = 1.0f / powf((float)m->theta, (float)(2 * k) / (float)m->head_dim);
+        for (int64_t s = 0; s < count; s++) {
+            float angle = (float)s * frequency;
+            cosine->data[s * half + k] = cosf(angle);
+            sine->data[s * half + k] = sinf(angle);
+        }
+    }
+}
+
+static void attention(nn *c, const qwen3 *m, const qwen3_layer *l, const nn_tensor *x,
+                      const nn_tensor *cosine, const nn_tensor *sine)
+{
+    size_t mark = nn_mark(c);
+    int64_t s = x->n[0];
+    nn_tensor h = nn_new2(c, s, m->hidden);
+    nn_tensor q = nn_new2(c, s, m->heads * m->head_dim);
+    nn_tensor k = nn_new2(c, s, m->kv_heads * m->head_dim);
+    nn_tensor v = nn_new2(c, s, m->kv_heads * m->head_dim);
+    nn_tensor a = nn_new2(c, s, m->heads * m->head_dim);
+    nn_rms_norm(c, &h, x, &l->input_norm, m->eps, NULL);
+    nn_linear(c, &q, &h, &l->q, NULL);
+    nn_linear(c, &k, &h, &l->k, NULL);
+    nn_linear(c, &v, &h, &l->v, NULL);
+    nn_head_norm_rope(c, &q, m->heads, &l->q_norm, m->eps, cosine, sine, NN_ROPE_HALVES);
+    nn_head_norm_rope(c, &k, m->kv_heads, &l->k_norm, m->eps, cosine, sine, NN_ROPE_HALVES);
+    nn_attention(c, &a, &q, &k, &v, m->heads, m->kv_heads, true);
+    nn_linear(c, &h, &a, &l->o, NULL);
+    nn_add(c, x, &h);
+    nn_release(c, mark);
+}
+
+static void feed_forward(nn *c, const qwen3 *m, const qwen3_layer *l, const nn_tensor *x)
+{
+    size_t mark = nn_mark(c);
+    nn_tensor h = nn_new2(c, x->n[0], m->hidden);
+    nn_tensor gate = nn_new2(c, x->n[0], m->intermediate);
+    nn_tensor up = nn_new2(c, x->n[0], m->intermediate);
+    nn_rms_norm(c, &h, x, &l->post_norm, m->eps, NULL);
+    nn_linear(c, &gate, &h, &l->gate, NULL);
+    nn_linear(c, &up, &h, &l->up, NULL);
+    nn_swiglu(c, &gate, &up);
+    nn_linear(c, &h, &gate, &l->down, NULL);
+    nn_add(c, x, &h);
+    nn_release(c, mark);
+}
+
+nn_tensor qwen3_forward(nn *c, const qwen3 *m, const int32_t *ids, int64_t count,
+                        void (*layer_done)(void *, int), void *user)
+{
+    nn_tensor x = nn_new2(c, count, m->hidden);
+    size_t mark = nn_mark(c);
+    nn_tensor cosine, sine;
+    rope_table(c, m, count, &cosine, &sine);
+    nn_trace_tensor(c, &cosine, "text_encoder.rope.cos");
+    nn_trace_tensor(c, &sine, "text_encoder.rope.sin");
+    nn_embed(c, &x, &m->embed, ids, count);
+    nn_trace_tensor(c, &x, "text_encoder.embed_tokens");
+    for (int i = 0; i < m->used_layers && !nn_stopped(c); i++) {
+        attention(c, m, &m->layer[i], &x, &cosine, &sine);
+        feed_forward(c, m, &m->layer[i], &x);
+        nn_trace_tensor(c, &x, "text_encoder.layers.%d", i);
+        if (layer_done)
+            layer_done(user, i);
+    }
+    nn_release(c, mark);
+    return x;
+}

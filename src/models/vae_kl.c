@@ -1,0 +1,406 @@
+/* AutoencoderKL (https://arxiv.org/abs/2112.10752; diffusers AutoencoderKL).
+ *
+ * decode: conv_in, mid (resnet, attention, resnet), blocks (resnets, doubling), norm, conv_out
+ * encode: conv_in, blocks (resnets, halving), mid, norm, conv_out
+ *
+ * Tensors are large here, so each stage replaces its input: it is made above it in the arena and then
+ * moved down in its place (replace). */
+#include "models/vae_kl.h"
+
+#include "core/mem.h"
+#include "models/bind.h"
+
+#include <stdio.h>
+
+#define EPS 1e-6 /* of every group norm */
+
+/* ---- Loading ------------------------------------------------------------------------------------ */
+
+static ct_status check_types(const config *c, const char *key, const char *type, ct_error *error)
+{
+    const json_value *types = json_get(c->root, key);
+    for (size_t i = 0; i < json_size(types); i++) {
+        const char *name = json_string(json_at(types, i), NULL);
+        if (!name || strcmp(name, type) != 0)
+            return error_set(error, CT_EUNSUPPORTED, "%s: %s may hold only \"%s\"", c->path, key,
+                             type);
+    }
+    return CT_OK;
+}
+
+static ct_status read_config(vae_kl *m, const config *c, ct_error *error)
+{
+    int64_t in = 3, out = 3, layers = 0, groups = 0;
+    bool quant = true, post_quant = true;
+    const char *activation = NULL;
+    ct_status s = config_integers(c, "block_out_channels", 1, 1 << 16, VAE_MAX_BLOCKS, m->channels,
+                                  &m->blocks, error);
+    if (s == CT_OK)
+        s = config_integer(c, "layers_per_block", 1, 64, false, 1, &layers, error);
+    if (s == CT_OK)
+        s = config_integer(c, "norm_num_groups", 1, 1 << 16, false, 32, &groups, error);
+    if (s == CT_OK)
+        s = config_integer(c, "latent_channels", 1, 4096, false, 4, &m->latent_channels, error);
+    if (s == CT_OK)
+        s = config_integer(c, "in_channels", 3, 3, false, 3, &in, error);
+    if (s == CT_OK)
+        s = config_integer(c, "out_channels", 3, 3, false, 3, &out, error);
+    if (s == CT_OK)
+        s = config_integer(c, "sample_size", 1, 1 << 16, false, 1024, &m->sample_size, error);
+    if (s == CT_OK)
+        s = config_number(c, "scaling_factor", 1e-6, 1e6, false, 0.18215, &m->scaling_factor, error);
+    if (s == CT_OK)
+        s = config_number(c, "shift_factor", -1e6, 1e6, false, 0, &m->shift_factor, error);
+    if (s == CT_OK)
+        s = config_boolean(c, "mid_block_add_attention", true, &m->mid_attention, error);
+    if (s == CT_OK)
+        s = config_boolean(c, "use_quant_conv", true, &quant, error);
+    if (s == CT_OK)
+        s = config_boolean(c, "use_post_quant_conv", true, &post_quant, error);
+    if (s == CT_OK)
+        s = config_string(c, "act_fn", false, &activation, error);
+    if (s == CT_OK)
+        s = check_types(c, "down_block_types", "DownEncoderBlock2D", error);
+    if (s == CT_OK)
+        s = check_types(c, "up_block_types", "UpDecoderBlock2D", error);
+    if (s != CT_OK)
+        return s;
+    if (activation && strcmp(activation, "silu") != 0)
+        return error_set(error, CT_EUNSUPPORTED, "%s: act_fn \"%s\" is not supported", c->path,
+                         activation);
+    for (int i = 0; i < m->blocks; i++)
+        if (m->channels[i] % groups != 0)
+            return error_set(error, CT_EFORMAT,
+                             "%s: block_out_channels must be multiples of norm_num_groups (%d)",
+                             c->path, (int)groups);
+    m->layers_per_block = (int)layers;
+    m->groups = (int)groups;
+    if (quant != (weights_find(m->weights, "quant_conv.weight") != NULL) ||
+        post_quant != (weights_find(m->weights, "post_quant_conv.weight") != NULL))
+        return error_set(error, CT_EFORMAT,
+                         "%s: use_quant_conv and use_post_quant_conv contradict the weight files",
+                         c->path);
+    return CT_OK;
+}
+
+static void bind_resnet(binder *b, vae_resnet *r, int64_t in, int64_t out, const char *name)
+{
+    r->in = in;
+    r->out = out;
+    r->norm1 = bind1(b, in, "%s.norm1.weight", name);
+    r->norm1_bias = bind1(b, in, "%s.norm1.bias", name);
+    r->conv1 = bind_conv(b, out, in, 3, "%s.conv1.weight", name);
+    r->conv1_bias = bind1(b, out, "%s.conv1.bias", name);
+    r->norm2 = bind1(b, out, "%s.norm2.weight", name);
+    r->norm2_bias = bind1(b, out, "%s.norm2.bias", name);
+    r->conv2 = bind_conv(b, out, out, 3, "%s.conv2.weight", name);
+    r->conv2_bias = bind1(b, out, "%s.conv2.bias", name);
+    if (in != out) {
+        r->shortcut = bind_conv(b, out, in, 1, "%s.conv_shortcut.weight", name);
+        r->shortcut_bias = bind1(b, out, "%s.conv_shortcut.bias", name);
+    }
+}
+
+static void bind_attention(binder *b, vae_attention *a, int64_t channels, const char *name)
+{
+    const int64_t n = channels;
+    a->norm = bind1(b, n, "%s.group_norm.weight", name);
+    a->norm_bias = bind1(b, n, "%s.group_norm.bias", name);
+    a->q = bind2(b, n, n, "%s.to_q.weight", name);
+    a->q_bias = bind1(b, n, "%s.to_q.bias", name);
+    a->k = bind2(b, n, n, "%s.to_k.weight", name);
+    a->k_bias = bind1(b, n, "%s.to_k.bias", name);
+    a->v = bind2(b, n, n, "%s.to_v.weight", name);
+    a->v_bias = bind1(b, n, "%s.to_v.bias", name);
+    a->out = bind2(b, n, n, "%s.to_out.0.weight", name);
+    a->out_bias = bind1(b, n, "%s.to_out.0.bias", name);
+}
+
+/* What encoder and decoder have in common. in and out: channels of their first and last layer. */
+static void bind_ends(binder *b, const vae_kl *m, vae_stack *s, const char *stack, int64_t in,
+                      int64_t first, int64_t last, int64_t out)
+{
+    char name[64];
+    const int64_t deepest = m->channels[m->blocks - 1];
+    s->conv_in = bind_conv(b, first, in, 3, "%s.conv_in.weight", stack);
+    s->conv_in_bias = bind1(b, first, "%s.conv_in.bias", stack);
+    for (int i = 0; i < 2; i++) {
+        snprintf(name, sizeof name, "%s.mid_block.resnets.%d", stack, i);
+        bind_resnet(b, &s->mid[i], deepest, deepest, name);
+    }
+    if (m->mid_attention) {
+        snprintf(name, sizeof name, "%s.mid_block.attentions.0", stack);
+        bind_attention(b, &s->attention, deepest, name);
+    }
+    s->norm_out = bind1(b, last, "%s.conv_norm_out.weight", stack);
+    s->norm_out_bias = bind1(b, last, "%s.conv_norm_out.bias", stack);
+    s->conv_out = bind_conv(b, out, last, 3, "%s.conv_out.weight", stack);
+    s->conv_out_bias = bind1(b, out, "%s.conv_out.bias", stack);
+}
+
+static void bind_block(binder *b, vae_block *k, const char *prefix, int i, int64_t in, int64_t out,
+                       const char *resize)
+{
+    char name[96];
+    for (int j = 0; j < k->resnets; j++) {
+        snprintf(name, sizeof name, "%s.%d.resnets.%d", prefix, i, j);
+        bind_resnet(b, &k->resnet[j], j ? out : in, out, name);
+    }
+    if (resize) {
+        k->resize = bind_conv(b, out, out, 3, "%s.%d.%s.0.conv.weight", prefix, i, resize);
+        k->resize_bias = bind1(b, out, "%s.%d.%s.0.conv.bias", prefix, i, resize);
+    }
+}
+
+static ct_status bind_weights(vae_kl *m, ct_error *error)
+{
+    binder b = {.source = m->weights, .error = error};
+    const int last = m->blocks - 1;
+    const int64_t z = m->latent_channels, deepest = m->channels[last];
+    for (int i = 0; i < m->blocks; i++) {
+        vae_block *down = &m->encoder.block[i], *up = &m->decoder.block[i];
+        down->resnets = m->layers_per_block;
+        up->resnets = m->layers_per_block + 1;
+        down->resnet = mem_zero_array(m->allocator, (size_t)down->resnets, sizeof *down->resnet);
+        up->resnet = mem_zero_array(m->allocator, (size_t)up->resnets, sizeof *up->resnet);
+        if (!down->resnet || !up->resnet)
+            return error_memory(error, sizeof *up->resnet, "the VAE");
+    }
+    bind_ends(&b, m, &m->encoder, "encoder", 3, m->channels[0], deepest, 2 * z);
+    bind_ends(&b, m, &m->decoder, "decoder", z, deepest, m->channels[0], 3);
+    for (int i = 0; i < m->blocks; i++) {
+        bind_block(&b, &m->encoder.block[i], "encoder.down_blocks", i, m->channels[i ? i - 1 : 0],
+                   m->channels[i], i < last ? "downsamplers" : NULL);
+        bind_block(&b, &m->decoder.block[i], "decoder.up_blocks", i,
+                   m->channels[i ? last - i + 1 : last], m->channels[last - i],
+                   i < last ? "upsamplers" : NULL);
+    }
+    if (weights_find(m->weights, "quant_conv.weight")) {
+        m->quant = bind_conv(&b, 2 * z, 2 * z, 1, "quant_conv.weight");
+        m->quant_bias = bind1(&b, 2 * z, "quant_conv.bias");
+    }
+    if (weights_find(m->weights, "post_quant_conv.weight")) {
+        m->post_quant = bind_conv(&b, z, z, 1, "post_quant_conv.weight");
+        m->post_quant_bias = bind1(&b, z, "post_quant_conv.bias");
+    }
+    return b.status;
+}
+
+ct_status vae_kl_load(vae_kl **out, const ct_allocator *a, const char *directory, ct_error *error)
+{
+    *out = NULL;
+    vae_kl *m = mem_zero_array(a, 1, sizeof *m);
+    if (!m)
+        return error_memory(error, sizeof *m, "the VAE");
+    m->allocator = a;
+    config c;
+    ct_status status = component_open(&c, &m->weights, a, directory, "diffusion_pytorch_model",
+                                      "AutoencoderKL", error);
+    if (status == CT_OK) {
+        status = read_config(m, &c, error);
+        config_close(&c);
+    }
+    if (status == CT_OK)
+        status = bind_weights(m, error);
+    if (status != CT_OK) {
+        vae_kl_free(m);
+        return status;
+    }
+    *out = m;
+    return CT_OK;
+}
+
+void vae_kl_free(vae_kl *m)
+{
+    if (!m)
+        return;
+    for (int i = 0; i < VAE_MAX_BLOCKS; i++) {
+        mem_free(m->allocator, m->encoder.block[i].resnet);
+        mem_free(m->allocator, m->decoder.block[i].resnet);
+    }
+    weights_close(m->weights);
+    mem_free(m->allocator, m);
+}
+
+int vae_kl_factor(const vae_kl *m)
+{
+    return 1 << (m->blocks - 1);
+}
+
+int vae_kl_decode_units(const vae_kl *m)
+{
+    return m->blocks + 2; /* mid block, blocks, output */
+}
+
+/* ---- Parts ------------------------------------------------------------------------------------------ */
+
+/* Moves y, which was made after mark, to mark, and releases everything else made since. */
+static nn_tensor replace(nn *c, size_t mark, const nn_tensor *y)
+{
+    nn_release(c, mark);
+    nn_tensor place = nn_new3(c, y->n[0], y->n[1], y->n[2]);
+    nn_copy(c, &place, y);
+    return place;
+}
+
+static nn_tensor resnet(nn *c, const vae_kl *m, const vae_resnet *r, size_t mark, nn_tensor x)
+{
+    const int64_t h = x.n[0], w = x.n[1];
+    if (nn_has(&r->shortcut)) {
+        nn_tensor y = nn_new3(c, h, w, r->out);
+        nn_tensor a = nn_new3(c, h, w, r->out), b = nn_new3(c, h, w, r->out);
+        nn_conv2d(c, &y, &x, &r->shortcut, &r->shortcut_bias, NULL);
+        nn_group_norm(c, &x, &x, &r->norm1, &r->norm1_bias, m->groups, EPS, true);
+        nn_conv2d(c, &a, &x, &r->conv1, &r->conv1_bias, NULL);
+        nn_group_norm(c, &a, &a, &r->norm2, &r->norm2_bias, m->groups, EPS, true);
+        nn_conv2d(c, &b, &a, &r->conv2, &r->conv2_bias, NULL);
+        nn_add(c, &y, &b);
+        return replace(c, mark, &y);
+    }
+    size_t temporary = nn_mark(c);
+    nn_tensor a = nn_new3(c, h, w, r->in), b = nn_new3(c, h, w, r->in);
+    nn_group_norm(c, &a, &x, &r->norm1, &r->norm1_bias, m->groups, EPS, true);
+    nn_conv2d(c, &b, &a, &r->conv1, &r->conv1_bias, NULL);
+    nn_group_norm(c, &b, &b, &r->norm2, &r->norm2_bias, m->groups, EPS, true);
+    nn_conv2d(c, &a, &b, &r->conv2, &r->conv2_bias, NULL);
+    nn_add(c, &x, &a);
+    nn_release(c, temporary);
+    return x;
+}
+
+/* One head over all pixels. */
+static void attention(nn *c, const vae_kl *m, const vae_attention *a, const nn_tensor *x)
+{
+    const int64_t pixels = x->n[0] * x->n[1], channels = x->n[2];
+    size_t mark = nn_mark(c);
+    nn_tensor normed = nn_new3(c, x->n[0], x->n[1], channels);
+    nn_group_norm(c, &normed, x, &a->norm, &a->norm_bias, m->groups, EPS, false);
+    nn_tensor h = nn_as2(c, &normed, pixels, channels), sum = nn_as2(c, x, pixels, channels);
+    nn_tensor q = nn_new2(c, pixels, channels), k = nn_new2(c, pixels, channels);
+    nn_tensor v = nn_new2(c, pixels, channels);
+    nn_linear(c, &q, &h, &a->q, &a->q_bias);
+    nn_linear(c, &k, &h, &a->k, &a->k_bias);
+    nn_linear(c, &v, &h, &a->v, &a->v_bias);
+    nn_attention(c, &h, &q, &k, &v, 1, 1, false);
+    nn_linear(c, &q, &h, &a->out, &a->out_bias);
+    nn_add(c, &sum, &q);
+    nn_release(c, mark);
+}
+
+static nn_tensor mid_block(nn *c, const vae_kl *m, const vae_stack *s, size_t mark, nn_tensor x)
+{
+    x = resnet(c, m, &s->mid[0], mark, x);
+    if (m->mid_attention)
+        attention(c, m, &s->attention, &x);
+    return resnet(c, m, &s->mid[1], mark, x);
+}
+
+/* Norm, SiLU, convolution. */
+static nn_tensor output(nn *c, const vae_kl *m, const vae_stack *s, nn_tensor x)
+{
+    nn_tensor y = nn_new3(c, x.n[0], x.n[1], s->conv_out.n[0]);
+    nn_group_norm(c, &x, &x, &s->norm_out, &s->norm_out_bias, m->groups, EPS, true);
+    nn_conv2d(c, &y, &x, &s->conv_out, &s->conv_out_bias, NULL);
+    return y;
+}
+
+/* Planes [channels, height, width] to a tensor [height, width, channels] of value * factor + offset,
+ * and back. */
+static nn_tensor from_planes(nn *c, const float *planes, int64_t channels, int64_t height,
+                             int64_t width, float factor, float offset)
+{
+    nn_tensor t = nn_new3(c, height, width, channels);
+    if (!nn_is_dry(c) && !nn_stopped(c))
+        for (int64_t ch = 0; ch < channels; ch++)
+            for (int64_t i = 0; i < height * width; i++)
+                t.data[i * channels + ch] = planes[ch * height * width + i] * factor + offset;
+    return t;
+}
+
+static void to_planes(nn *c, const nn_tensor *t, float *planes)
+{
+    const int64_t pixels = t->n[0] * t->n[1], channels = t->n[2];
+    if (!nn_is_dry(c) && !nn_stopped(c))
+        for (int64_t i = 0; i < pixels; i++)
+            for (int64_t ch = 0; ch < channels; ch++)
+                planes[ch * pixels + i] = t->data[i * channels + ch];
+}
+
+/* ---- The two ways ------------------------------------------------------------------------------------- */
+
+void vae_kl_decode(nn *c, const vae_kl *m, const float *latents, int64_t height, int64_t width,
+                   float *picture, void (*block_done)(void *, int), void *user)
+{
+    const vae_stack *s = &m->decoder;
+    size_t mark = nn_mark(c);
+    nn_tensor z = from_planes(c, latents, m->latent_channels, height, width,
+                              (float)(1 / m->scaling_factor), (float)m->shift_factor);
+    if (nn_has(&m->post_quant)) {
+        nn_tensor y = nn_new3(c, height, width, m->latent_channels);
+        nn_conv2d(c, &y, &z, &m->post_quant, &m->post_quant_bias, NULL);
+        z = replace(c, mark, &y);
+        nn_trace_tensor(c, &z, "vae.post_quant_conv");
+    }
+    nn_tensor x = nn_new3(c, height, width, s->conv_in.n[0]);
+    nn_conv2d(c, &x, &z, &s->conv_in, &s->conv_in_bias, NULL);
+    x = replace(c, mark, &x);
+    nn_trace_tensor(c, &x, "vae.decoder.conv_in");
+    x = mid_block(c, m, s, mark, x);
+    nn_trace_tensor(c, &x, "vae.decoder.mid_block");
+    int unit = 0;
+    if (block_done)
+        block_done(user, unit++);
+    for (int i = 0; i < m->blocks && !nn_stopped(c); i++) {
+        const vae_block *k = &s->block[i];
+        for (int j = 0; j < k->resnets; j++)
+            x = resnet(c, m, &k->resnet[j], mark, x);
+        if (nn_has(&k->resize)) {
+            nn_tensor y = nn_new3(c, 2 * x.n[0], 2 * x.n[1], x.n[2]);
+            nn_conv2d(c, &y, &x, &k->resize, &k->resize_bias, &(nn_conv){.upsample = true});
+            x = replace(c, mark, &y);
+        }
+        nn_trace_tensor(c, &x, "vae.decoder.up_blocks.%d", i);
+        if (block_done)
+            block_done(user, unit++);
+    }
+    nn_tensor y = output(c, m, s, x);
+    nn_trace_tensor(c, &y, "vae.decoder.conv_out");
+    to_planes(c, &y, picture);
+    if (block_done && !nn_stopped(c))
+        block_done(user, unit);
+    nn_release(c, mark);
+}
+
+void vae_kl_encode(nn *c, const vae_kl *m, const float *picture, int64_t height, int64_t width,
+                   float *moments)
+{
+    const vae_stack *s = &m->encoder;
+    size_t mark = nn_mark(c);
+    nn_tensor in = from_planes(c, picture, 3, height, width, 1, 0);
+    nn_tensor x = nn_new3(c, height, width, s->conv_in.n[0]);
+    nn_conv2d(c, &x, &in, &s->conv_in, &s->conv_in_bias, NULL);
+    x = replace(c, mark, &x);
+    nn_trace_tensor(c, &x, "vae.encoder.conv_in");
+    for (int i = 0; i < m->blocks && !nn_stopped(c); i++) {
+        const vae_block *k = &s->block[i];
+        for (int j = 0; j < k->resnets; j++)
+            x = resnet(c, m, &k->resnet[j], mark, x);
+        if (nn_has(&k->resize)) {
+            nn_conv half = {.stride = 2, .pad_bottom_right = true};
+            nn_tensor y = nn_new3(c, x.n[0] / 2, x.n[1] / 2, x.n[2]);
+            nn_conv2d(c, &y, &x, &k->resize, &k->resize_bias, &half);
+            x = replace(c, mark, &y);
+        }
+        nn_trace_tensor(c, &x, "vae.encoder.down_blocks.%d", i);
+    }
+    x = mid_block(c, m, s, mark, x);
+    nn_trace_tensor(c, &x, "vae.encoder.mid_block");
+    nn_tensor y = output(c, m, s, x);
+    if (nn_has(&m->quant)) {
+        nn_tensor q = nn_new3(c, y.n[0], y.n[1], y.n[2]);
+        nn_conv2d(c, &q, &y, &m->quant, &m->quant_bias, NULL);
+        y = q;
+    }
+    to_planes(c, &y, moments);
+    nn_release(c, mark);
+}

@@ -1,0 +1,64 @@
+/* AutoencoderKL: pictures to latents and back, as FLUX.1 and Z-Image have it. */
+#ifndef MODELS_VAE_KL_H
+#define MODELS_VAE_KL_H
+
+#include "io/weights.h"
+#include "nn/nn.h"
+
+#define VAE_MAX_BLOCKS 8
+
+typedef struct vae_resnet {
+    int64_t in, out;
+    nn_weight norm1, norm1_bias, conv1, conv1_bias, norm2, norm2_bias, conv2, conv2_bias;
+    nn_weight shortcut, shortcut_bias; /* where in and out differ */
+} vae_resnet;
+
+typedef struct vae_attention {
+    nn_weight norm, norm_bias, q, q_bias, k, k_bias, v, v_bias, out, out_bias;
+} vae_attention;
+
+/* One level of the encoder or decoder: resnets, then a change of size. */
+typedef struct vae_block {
+    int resnets;
+    vae_resnet *resnet;
+    nn_weight resize, resize_bias; /* none in the last block */
+} vae_block;
+
+typedef struct vae_stack {
+    nn_weight conv_in, conv_in_bias, norm_out, norm_out_bias, conv_out, conv_out_bias;
+    vae_resnet mid[2];
+    vae_attention attention;
+    vae_block block[VAE_MAX_BLOCKS];
+} vae_stack;
+
+typedef struct vae_kl {
+    const ct_allocator *allocator;
+    weights *weights;
+    int blocks, layers_per_block, groups;
+    int64_t channels[VAE_MAX_BLOCKS]; /* of each block, at full size first */
+    int64_t latent_channels, sample_size;
+    double scaling_factor, shift_factor;
+    bool mid_attention;
+    vae_stack encoder, decoder;
+    nn_weight quant, quant_bias, post_quant, post_quant_bias; /* none in most files */
+} vae_kl;
+
+ct_status vae_kl_load(vae_kl **out, const ct_allocator *a, const char *directory, ct_error *error);
+void vae_kl_free(vae_kl *m); /* NULL is allowed */
+
+/* Pixels for each latent pixel, in both directions. */
+int vae_kl_factor(const vae_kl *m);
+/* Units that decode reports to block_done. */
+int vae_kl_decode_units(const vae_kl *m);
+
+/* latents [channels, height, width], scaled as the transformer has them, to a picture
+ * [3, factor * height, factor * width] in -1..1, not clamped. block_done may be NULL. */
+void vae_kl_decode(nn *c, const vae_kl *m, const float *latents, int64_t height, int64_t width,
+                   float *picture, void (*block_done)(void *user, int unit), void *user);
+
+/* A picture [3, height, width] in -1..1 to moments [2 * channels, height / factor, width / factor]:
+ * mean and logarithm of the variance, not scaled. Sides must be multiples of factor. */
+void vae_kl_encode(nn *c, const vae_kl *m, const float *picture, int64_t height, int64_t width,
+                   float *moments);
+
+#endif

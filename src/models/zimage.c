@@ -1,0 +1,470 @@
+/* Z-Image (https://arxiv.org/abs/2511.22699; diffusers ZImageTransformer2DModel).
+ *
+ * latents -> patches -> noise refiner (image tokens alone) \
+ *                                                            layers on [image, caption] -> final layer
+ * features -> norm, linear -> context refiner              /
+ */
+#include "models/zimage.h"
+
+#include "core/mem.h"
+#include "models/bind.h"
+
+#include <math.h>
+
+#define PATCH 2              /* all_patch_size; other sizes are not published */
+#define GROUP 32             /* token counts are padded to multiples of this */
+#define MODULATION_WIDTH 256 /* of the timestep embedding, at most dim */
+#define FREQUENCIES 128      /* of the sinusoidal timestep embedding, half its width */
+#define TIME_HIDDEN 1024
+
+static int64_t padded(int64_t length)
+{
+    return (length + GROUP - 1) / GROUP * GROUP;
+}
+
+/* ---- Loading ------------------------------------------------------------------------------------ */
+
+static ct_status check_patch(const config *c, ct_error *error)
+{
+    int64_t patch[8] = {PATCH}, frame[8] = {1};
+    int patches = 1, frames = 1;
+    ct_status s = CT_OK;
+    if (config_has(c, "all_patch_size"))
+        s = config_integers(c, "all_patch_size", 1, 64, 8, patch, &patches, error);
+    if (s == CT_OK && config_has(c, "all_f_patch_size"))
+        s = config_integers(c, "all_f_patch_size", 1, 64, 8, frame, &frames, error);
+    if (s != CT_OK)
+        return s;
+    for (int i = 0; i < patches && i < frames; i++)
+        if (patch[i] == PATCH && frame[i] == 1)
+            return CT_OK;
+    return error_set(error, CT_EUNSUPPORTED, "%s: all_patch_size has no 2 with all_f_patch_size 1",
+                     c->path);
+}
+
+static ct_status read_config(zimage *m, const config *c, ct_error *error)
+{
+    int64_t heads = 0, kv_heads = 0, layers = 0, refiners = 0, axes = 0;
+    int dims = 0, lens = 0;
+    ct_status s = check_patch(c, error);
+    if (s == CT_OK)
+        s = config_integer(c, "in_channels", 1, 4096, false, 16, &m->channels, error);
+    if (s == CT_OK)
+        s = config_integer(c, "dim", 2, 1 << 20, false, 3840, &m->dim, error);
+    if (s == CT_OK)
+        s = config_integer(c, "n_layers", 0, 1000, false, 30, &layers, error);
+    if (s == CT_OK)
+        s = config_integer(c, "n_refiner_layers", 0, 1000, false, 2, &refiners, error);
+    if (s == CT_OK)
+        s = config_integer(c, "n_heads", 1, 4096, false, 30, &heads, error);
+    if (s == CT_OK)
+        s = config_integer(c, "n_kv_heads", 1, 4096, false, heads, &kv_heads, error);
+    if (s == CT_OK)
+        s = config_integer(c, "cap_feat_dim", 1, 1 << 20, false, 2560, &m->caption_dim, error);
+    if (s == CT_OK)
+        s = config_number(c, "norm_eps", 0, 1, false, 1e-5, &m->eps, error);
+    if (s == CT_OK)
+        s = config_number(c, "rope_theta", 1e-3, 1e12, false, 256, &m->theta, error);
+    if (s == CT_OK)
+        s = config_number(c, "t_scale", -1e9, 1e9, false, 1000, &m->t_scale, error);
+    if (s == CT_OK)
+        s = config_boolean(c, "qk_norm", true, &m->qk_norm, error);
+    if (s == CT_OK)
+        s = config_integers(c, "axes_dims", 2, 4096, ZIMAGE_AXES, m->axes_dims, &dims, error);
+    if (s == CT_OK)
+        s = config_integers(c, "axes_lens", 1, 1 << 24, ZIMAGE_AXES, m->axes_lens, &lens, error);
+    if (s != CT_OK)
+        return s;
+    for (int i = 0; i < dims; i++)
+        axes += m->axes_dims[i] % 2 == 0 ? m->axes_dims[i] : INT32_MAX;
+    m->head_dim = m->dim / heads;
+    if (dims != ZIMAGE_AXES || lens != ZIMAGE_AXES || m->dim % heads != 0 || axes != m->head_dim)
+        return error_set(error, CT_EFORMAT,
+                         "%s: axes_dims and axes_lens must have three entries, and axes_dims be "
+                         "even and add up to dim / n_heads (%d / %d)",
+                         c->path, (int)m->dim, (int)heads);
+    if (config_has(c, "siglip_feat_dim"))
+        return error_set(error, CT_EUNSUPPORTED,
+                         "%s: siglip_feat_dim is set; the Omni variant is not supported", c->path);
+    m->heads = (int)heads;
+    m->layers = (int)layers;
+    m->refiners = (int)refiners;
+    m->embed_dim = m->dim < MODULATION_WIDTH ? m->dim : MODULATION_WIDTH;
+    m->ffn_dim = (int64_t)((double)m->dim / 3 * 8);
+    return CT_OK;
+}
+
+static void bind_block(binder *b, const zimage *m, zimage_block *k, const char *stack, int i,
+                       bool modulated)
+{
+    const int64_t d = m->dim, f = m->ffn_dim;
+    k->q = bind2(b, d, d, "%s.%d.attention.to_q.weight", stack, i);
+    k->k = bind2(b, d, d, "%s.%d.attention.to_k.weight", stack, i);
+    k->v = bind2(b, d, d, "%s.%d.attention.to_v.weight", stack, i);
+    k->out = bind2(b, d, d, "%s.%d.attention.to_out.0.weight", stack, i);
+    if (m->qk_norm) {
+        k->norm_q = bind1(b, m->head_dim, "%s.%d.attention.norm_q.weight", stack, i);
+        k->norm_k = bind1(b, m->head_dim, "%s.%d.attention.norm_k.weight", stack, i);
+    }
+    k->attention_norm1 = bind1(b, d, "%s.%d.attention_norm1.weight", stack, i);
+    k->attention_norm2 = bind1(b, d, "%s.%d.attention_norm2.weight", stack, i);
+    k->w1 = bind2(b, f, d, "%s.%d.feed_forward.w1.weight", stack, i);
+    k->w2 = bind2(b, d, f, "%s.%d.feed_forward.w2.weight", stack, i);
+    k->w3 = bind2(b, f, d, "%s.%d.feed_forward.w3.weight", stack, i);
+    k->ffn_norm1 = bind1(b, d, "%s.%d.ffn_norm1.weight", stack, i);
+    k->ffn_norm2 = bind1(b, d, "%s.%d.ffn_norm2.weight", stack, i);
+    if (modulated) {
+        k->modulation = bind2(b, 4 * d, m->embed_dim, "%s.%d.adaLN_modulation.0.weight", stack, i);
+        k->modulation_bias = bind1(b, 4 * d, "%s.%d.adaLN_modulation.0.bias", stack, i);
+    }
+}
+
+static ct_status bind_weights(zimage *m, ct_error *error)
+{
+    binder b = {.source = m->weights, .error = error};
+    const int64_t d = m->dim, e = m->embed_dim, patch = PATCH * PATCH * m->channels;
+    m->t_mlp0 = bind2(&b, TIME_HIDDEN, 2 * FREQUENCIES, "t_embedder.mlp.0.weight");
+    m->t_mlp0_bias = bind1(&b, TIME_HIDDEN, "t_embedder.mlp.0.bias");
+    m->t_mlp2 = bind2(&b, e, TIME_HIDDEN, "t_embedder.mlp.2.weight");
+    m->t_mlp2_bias = bind1(&b, e, "t_embedder.mlp.2.bias");
+    m->x_embedder = bind2(&b, d, patch, "all_x_embedder.2-1.weight");
+    m->x_embedder_bias = bind1(&b, d, "all_x_embedder.2-1.bias");
+    m->x_pad_token = bind2(&b, 1, d, "x_pad_token");
+    m->caption_norm = bind1(&b, m->caption_dim, "cap_embedder.0.weight");
+    m->caption_embedder = bind2(&b, d, m->caption_dim, "cap_embedder.1.weight");
+    m->caption_embedder_bias = bind1(&b, d, "cap_embedder.1.bias");
+    m->caption_pad_token = bind2(&b, 1, d, "cap_pad_token");
+    for (int i = 0; i < m->refiners; i++) {
+        bind_block(&b, m, &m->noise_refiner[i], "noise_refiner", i, true);
+        bind_block(&b, m, &m->context_refiner[i], "context_refiner", i, false);
+    }
+    for (int i = 0; i < m->layers; i++)
+        bind_block(&b, m, &m->layer[i], "layers", i, true);
+    m->final_modulation = bind2(&b, d, e, "all_final_layer.2-1.adaLN_modulation.1.weight");
+    m->final_modulation_bias = bind1(&b, d, "all_final_layer.2-1.adaLN_modulation.1.bias");
+    m->final = bind2(&b, patch, d, "all_final_layer.2-1.linear.weight");
+    m->final_bias = bind1(&b, patch, "all_final_layer.2-1.linear.bias");
+    return b.status;
+}
+
+ct_status zimage_load(zimage **out, const ct_allocator *a, const char *directory, ct_error *error)
+{
+    *out = NULL;
+    zimage *m = mem_zero_array(a, 1, sizeof *m);
+    if (!m)
+        return error_memory(error, sizeof *m, "the transformer");
+    m->allocator = a;
+    config c;
+    ct_status status = component_open(&c, &m->weights, a, directory, "diffusion_pytorch_model",
+                                      "ZImageTransformer2DModel", error);
+    if (status == CT_OK) {
+        status = read_config(m, &c, error);
+        config_close(&c);
+    }
+    if (status == CT_OK) {
+        m->noise_refiner = mem_zero_array(a, (size_t)m->refiners, sizeof *m->noise_refiner);
+        m->context_refiner = mem_zero_array(a, (size_t)m->refiners, sizeof *m->context_refiner);
+        m->layer = mem_zero_array(a, (size_t)m->layers, sizeof *m->layer);
+        status = m->noise_refiner && m->context_refiner && m->layer
+                     ? bind_weights(m, error)
+                     : error_memory(error, sizeof *m->layer, "the transformer");
+    }
+    if (status != CT_OK) {
+        zimage_free(m);
+        return status;
+    }
+    *out = m;
+    return CT_OK;
+}
+
+void zimage_free(zimage *m)
+{
+    if (!m)
+        return;
+    weights_close(m->weights);
+    mem_free(m->allocator, m->noise_refiner);
+    mem_free(m->allocator, m->context_refiner);
+    mem_free(m->allocator, m->layer);
+    mem_free(m->allocator, m);
+}
+
+int64_t zimage_max_side(const zimage *m, int axis)
+{
+    return m->axes_lens[1 + axis] * PATCH;
+}
+
+int64_t zimage_max_caption(const zimage *m)
+{
+    /* The image stands at time Lc' + 1, which must be below the length of the table. */
+    return (m->axes_lens[0] - 2) / GROUP * GROUP;
+}
+
+/* ---- Once for a schedule -------------------------------------------------------------------------
+ * values[4 * block + i] are 1 + scale_msa, tanh(gate_msa), 1 + scale_mlp, tanh(gate_mlp) of the noise
+ * refiner blocks and then of the layers; the last entry is 1 + scale of the final layer. */
+
+static int64_t modulated_blocks(const zimage *m)
+{
+    return m->refiners + m->layers;
+}
+
+static nn_tensor schedule_entry(const zimage_schedule *s, int64_t entry, int64_t first, int64_t steps)
+{
+    const nn_tensor *v = &s->values;
+    nn_tensor t = {.rank = 2, .n = {steps, v->n[2], 1, 1}};
+    if (v->data)
+        t.data = v->data + (entry * s->steps + first) * v->n[2];
+    return t;
+}
+
+/* Rows first .. first+count-1 of a matrix, or elements of a vector. */
+static nn_weight weight_rows(const nn_weight *w, int64_t first, int64_t count)
+{
+    nn_weight part = *w;
+    part.n[0] = count;
+    part.data = (const char *)w->data +
+                (size_t)(first * (w->rank == 2 ? w->n[1] : 1)) * dtype_size(w->type);
+    return part;
+}
+
+/* t_embedder: sinusoids of t_scale * time, cosines first, then two linear layers. */
+static nn_tensor embed_times(nn *c, const zimage *m, const float *times, int64_t steps)
+{
+    nn_tensor embedding = nn_new2(c, steps, m->embed_dim);
+    size_t mark = nn_mark(c);
+    nn_tensor waves = nn_new2(c, steps, 2 * FREQUENCIES), hidden = nn_new2(c, steps, TIME_HIDDEN);
+    if (!nn_is_dry(c) && !nn_stopped(c))
+        for (int64_t s = 0; s < steps; s++)
+            for (int k = 0; k < FREQUENCIES; k++) {
+                float frequency = expf((float)-log(10000) * (float)k / FREQUENCIES);
+                float angle = times[s] * (float)m->t_scale * frequency;
+                waves.data[s * 2 * FREQUENCIES + k] = cosf(angle);
+                waves.data[s * 2 * FREQUENCIES + FREQUENCIES + k] = sinf(angle);
+            }
+    nn_linear(c, &hidden, &waves, &m->t_mlp0, &m->t_mlp0_bias);
+    nn_silu(c, &hidden, &hidden);
+    nn_linear(c, &embedding, &hidden, &m->t_mlp2, &m->t_mlp2_bias);
+    nn_release(c, mark);
+    return embedding;
+}
+
+zimage_schedule zimage_prepare_schedule(nn *c, const zimage *m, const float *times, int64_t steps)
+{
+    zimage_schedule s = {steps, nn_new3(c, 4 * modulated_blocks(m) + 1, steps, m->dim)};
+    size_t mark = nn_mark(c);
+    nn_tensor embedding = embed_times(c, m, times, steps);
+    for (int64_t i = 0; i < steps; i++) {
+        nn_tensor row = nn_rows(&embedding, i, 1);
+        nn_trace_tensor(c, &row, "step.%02d.t_embedder", (int)i);
+    }
+    for (int64_t b = 0; b < modulated_blocks(m); b++) {
+        const zimage_block *k =
+            b < m->refiners ? &m->noise_refiner[b] : &m->layer[b - m->refiners];
+        for (int i = 0; i < 4; i++) {
+            nn_weight w = weight_rows(&k->modulation, i * m->dim, m->dim);
+            nn_weight bias = weight_rows(&k->modulation_bias, i * m->dim, m->dim);
+            nn_tensor value = schedule_entry(&s, 4 * b + i, 0, steps);
+            nn_linear(c, &value, &embedding, &w, &bias);
+            if (i == 0 || i == 2)
+                nn_add_scalar(c, &value, 1);
+            else
+                nn_tanh(c, &value);
+        }
+    }
+    nn_tensor final = schedule_entry(&s, 4 * modulated_blocks(m), 0, steps);
+    nn_silu(c, &embedding, &embedding);
+    nn_linear(c, &final, &embedding, &m->final_modulation, &m->final_modulation_bias);
+    nn_add_scalar(c, &final, 1);
+    nn_release(c, mark);
+    return s;
+}
+
+/* ---- A block --------------------------------------------------------------------------------------
+ * x += gate_msa * norm2(attention(norm1(x) * scale_msa))
+ * x += gate_mlp * norm2(w2(silu(w1 h) * w3 h)), h = norm1(x) * scale_mlp */
+
+static void block(nn *c, const zimage *m, const zimage_block *k, const nn_tensor *x,
+                  const nn_tensor *cosine, const nn_tensor *sine, const nn_tensor *modulation)
+{
+    if (nn_stopped(c))
+        return;
+    const nn_tensor *scale_msa = modulation ? &modulation[0] : NULL;
+    const nn_tensor *gate_msa = modulation ? &modulation[1] : NULL;
+    const nn_tensor *scale_mlp = modulation ? &modulation[2] : NULL;
+    const nn_tensor *gate_mlp = modulation ? &modulation[3] : NULL;
+    const nn_weight *norm_q = m->qk_norm ? &k->norm_q : NULL;
+    const nn_weight *norm_k = m->qk_norm ? &k->norm_k : NULL;
+    const int64_t s = x->n[0], d = m->dim;
+    size_t mark = nn_mark(c);
+    nn_tensor h = nn_new2(c, s, d);
+    size_t inner = nn_mark(c);
+
+    nn_tensor q = nn_new2(c, s, d), key = nn_new2(c, s, d), v = nn_new2(c, s, d);
+    nn_rms_norm(c, &h, x, &k->attention_norm1, m->eps, scale_msa);
+    nn_linear(c, &q, &h, &k->q, NULL);
+    nn_linear(c, &key, &h, &k->k, NULL);
+    nn_linear(c, &v, &h, &k->v, NULL);
+    /* The reference's attention class has its own eps for these, whatever norm_eps says. */
+    nn_head_norm_rope(c, &q, m->heads, norm_q, 1e-5, cosine, sine, NN_ROPE_INTERLEAVED);
+    nn_head_norm_rope(c, &key, m->heads, norm_k, 1e-5, cosine, sine, NN_ROPE_INTERLEAVED);
+    nn_attention(c, &h, &q, &key, &v, m->heads, m->heads, false);
+    nn_linear(c, &q, &h, &k->out, NULL);
+    nn_add_rms_norm(c, x, &q, &k->attention_norm2, m->eps, gate_msa);
+    nn_release(c, inner);
+
+    nn_tensor gate = nn_new2(c, s, m->ffn_dim), up = nn_new2(c, s, m->ffn_dim);
+    nn_rms_norm(c, &h, x, &k->ffn_norm1, m->eps, scale_mlp);
+    nn_linear(c, &gate, &h, &k->w1, NULL);
+    nn_linear(c, &up, &h, &k->w3, NULL);
+    nn_swiglu(c, &gate, &up);
+    nn_linear(c, &h, &gate, &k->w2, NULL);
+    nn_add_rms_norm(c, x, &h, &k->ffn_norm2, m->eps, gate_mlp);
+    nn_release(c, mark);
+}
+
+/* ---- Once for a prompt and size ------------------------------------------------------------------- */
+
+/* Caption token j (padding included) stands at (1 + j, 0, 0), the image token of row y and column x at
+ * (Lc' + 1, y, x), image padding at (0, 0, 0). Angles are computed in double and rounded to float,
+ * as the reference does; the axes follow one another in the features of a head. */
+static void rope_table(nn *c, const zimage *m, zimage_caption *p, int64_t caption_length)
+{
+    const int64_t half = m->head_dim / 2, total = p->image_length + caption_length;
+    p->cosine = nn_new2(c, total, half);
+    p->sine = nn_new2(c, total, half);
+    if (nn_is_dry(c) || nn_stopped(c))
+        return;
+    for (int64_t i = 0; i < total; i++) {
+        int64_t position[ZIMAGE_AXES] = {0, 0, 0};
+        if (i >= p->image_length) {
+            position[0] = 1 + i - p->image_length;
+        } else if (i < p->rows * p->columns) {
+            position[0] = caption_length + 1;
+            position[1] = i / p->columns;
+            position[2] = i % p->columns;
+        }
+        int64_t at = i * half;
+        for (int axis = 0; axis < ZIMAGE_AXES; axis++)
+            for (int64_t k = 0; k < m->axes_dims[axis]; k += 2, at++) {
+                double frequency = 1 / pow(m->theta, (double)k / (double)m->axes_dims[axis]);
+                float angle = (float)((double)position[axis] * frequency);
+                p->cosine.data[at] = cosf(angle);
+                p->sine.data[at] = sinf(angle);
+            }
+    }
+}
+
+zimage_caption zimage_prepare_caption(nn *c, const zimage *m, const float *features, int64_t length,
+                                      int64_t height, int64_t width)
+{
+    zimage_caption p = {.rows = height / PATCH, .columns = width / PATCH};
+    const int64_t caption_length = padded(length);
+    p.image_length = padded(p.rows * p.columns);
+    rope_table(c, m, &p, caption_length);
+    p.tokens = nn_new2(c, caption_length, m->dim);
+    size_t mark = nn_mark(c);
+    nn_tensor cosine = nn_rows(&p.cosine, p.image_length, caption_length);
+    nn_tensor sine = nn_rows(&p.sine, p.image_length, caption_length);
+    nn_trace_tensor(c, &cosine, "transformer.rope.caption.cos");
+    nn_trace_tensor(c, &sine, "transformer.rope.caption.sin");
+
+    nn_tensor x = nn_new2(c, length, m->caption_dim);
+    nn_upload(c, &x, features, length * m->caption_dim);
+    nn_rms_norm(c, &x, &x, &m->caption_norm, m->eps, NULL);
+    nn_tensor words = nn_rows(&p.tokens, 0, length);
+    nn_linear(c, &words, &x, &m->caption_embedder, &m->caption_embedder_bias);
+    if (caption_length > length) {
+        nn_tensor rest = nn_rows(&p.tokens, length, caption_length - length);
+        nn_fill_rows(c, &rest, &m->caption_pad_token);
+    }
+    nn_trace_tensor(c, &p.tokens, "transformer.cap_embedder");
+    for (int i = 0; i < m->refiners; i++) {
+        block(c, m, &m->context_refiner[i], &p.tokens, &cosine, &sine, NULL);
+        nn_trace_tensor(c, &p.tokens, "transformer.context_refiner.%d", i);
+    }
+    nn_release(c, mark);
+    return p;
+}
+
+/* ---- One evaluation --------------------------------------------------------------------------------- */
+
+/* Copies between latents [channels, height, width] and tokens with features [py, px, channel]. */
+static void patchify(const zimage *m, const zimage_caption *p, float *tokens, float *latents,
+                     bool to_tokens)
+{
+    const int64_t width = p->columns * PATCH, height = p->rows * PATCH;
+    for (int64_t y = 0; y < height; y++)
+        for (int64_t x = 0; x < width; x++) {
+            int64_t token = y / PATCH * p->columns + x / PATCH;
+            int64_t part = y % PATCH * PATCH + x % PATCH;
+            float *features = tokens + (token * PATCH * PATCH + part) * m->channels;
+            for (int64_t ch = 0; ch < m->channels; ch++) {
+                float *pixel = &latents[(ch * height + y) * width + x];
+                if (to_tokens)
+                    features[ch] = *pixel;
+                else
+                    *pixel = features[ch];
+            }
+        }
+}
+
+/* Latents to embedded image tokens, into the first rows of x; padding behind them. */
+static void embed_image(nn *c, const zimage *m, const zimage_caption *p, const nn_tensor *x,
+                        const float *latents)
+{
+    const int64_t tokens = p->rows * p->columns;
+    size_t mark = nn_mark(c);
+    nn_tensor patches = nn_new2(c, tokens, PATCH * PATCH * m->channels);
+    if (!nn_is_dry(c) && !nn_stopped(c))
+        patchify(m, p, patches.data, (float *)(uintptr_t)latents, true);
+    nn_tensor image = nn_rows(x, 0, tokens);
+    nn_linear(c, &image, &patches, &m->x_embedder, &m->x_embedder_bias);
+    if (p->image_length > tokens) {
+        nn_tensor rest = nn_rows(x, tokens, p->image_length - tokens);
+        nn_fill_rows(c, &rest, &m->x_pad_token);
+    }
+    nn_release(c, mark);
+}
+
+void zimage_forward(nn *c, const zimage *m, const zimage_schedule *schedule, int64_t step,
+                    const zimage_caption *p, const float *latents, float *output)
+{
+    const int64_t image_length = p->image_length, caption_length = p->tokens.n[0];
+    size_t mark = nn_mark(c);
+    nn_tensor x = nn_new2(c, image_length + caption_length, m->dim);
+    nn_tensor image = nn_rows(&x, 0, image_length);
+    nn_tensor caption = nn_rows(&x, image_length, caption_length);
+    nn_tensor cosine = nn_rows(&p->cosine, 0, image_length);
+    nn_tensor sine = nn_rows(&p->sine, 0, image_length);
+    nn_trace_tensor(c, &cosine, "transformer.rope.image.cos");
+    nn_trace_tensor(c, &sine, "transformer.rope.image.sin");
+    nn_tensor modulation[4];
+
+    embed_image(c, m, p, &image, latents);
+    nn_trace_tensor(c, &image, "transformer.x_embedder");
+    for (int64_t b = 0; b < modulated_blocks(m); b++) {
+        for (int i = 0; i < 4; i++)
+            modulation[i] = schedule_entry(schedule, 4 * b + i, step, 1);
+        if (b < m->refiners) {
+            block(c, m, &m->noise_refiner[b], &image, &cosine, &sine, modulation);
+            nn_trace_tensor(c, &image, "transformer.noise_refiner.%d", (int)b);
+            continue;
+        }
+        if (b == m->refiners)
+            nn_copy(c, &caption, &p->tokens);
+        block(c, m, &m->layer[b - m->refiners], &x, &p->cosine, &p->sine, modulation);
+        nn_trace_tensor(c, &x, "transformer.layers.%d", (int)b - m->refiners);
+    }
+
+    /* Only the image tokens are needed behind the last layer. */
+    const int64_t tokens = p->rows * p->columns;
+    nn_tensor scale = schedule_entry(schedule, 4 * modulated_blocks(m), step, 1);
+    nn_tensor last = nn_rows(&x, 0, tokens);
+    nn_tensor patches = nn_new2(c, tokens, PATCH * PATCH * m->channels);
+    nn_layer_norm(c, &last, &last, 1e-6, &scale);
+    nn_linear(c, &patches, &last, &m->final, &m->final_bias);
+    nn_trace_tensor(c, &patches, "transformer.final_layer");
+    if (!nn_is_dry(c) && !nn_stopped(c))
+        patchify(m, p, patches.data, output, false);
+    nn_release(c, mark);
+}

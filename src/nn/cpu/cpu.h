@@ -1,0 +1,41 @@
+/* Shared by the op_*.c files of the CPU device. */
+#ifndef NN_CPU_CPU_H
+#define NN_CPU_CPU_H
+
+#include "nn/cpu/kernels.h"
+#include "nn/nn_internal.h"
+
+/* Tasks on the context's threads; nothing in a dry run or after a failure. */
+void cpu_run(nn *c, int64_t count, void (*task)(void *user, int64_t index, int worker), void *user);
+/* A weight as float32 in scratch memory, for vectors. NULL in a dry run, after a failure, and for a
+ * weight that is not there. */
+const float *cpu_floats(nn *c, const nn_weight *w);
+
+void cpu_linear(nn *c, const nn_tensor *out, const nn_tensor *x, const nn_weight *w,
+                const nn_weight *bias);
+void cpu_conv2d(nn *c, const nn_tensor *out, const nn_tensor *x, const nn_weight *w,
+                const nn_weight *bias, const nn_conv *params);
+void cpu_attention(nn *c, const nn_tensor *out, const nn_tensor *q, const nn_tensor *k,
+                   const nn_tensor *v, int heads, int kv_heads, bool causal);
+void cpu_rms_norm(nn *c, const nn_tensor *out, const nn_tensor *x, const nn_weight *w, float eps,
+                  const nn_tensor *scale);
+void cpu_add_rms_norm(nn *c, const nn_tensor *x, const nn_tensor *y, const nn_weight *w, float eps,
+                      const nn_tensor *gate);
+void cpu_layer_norm(nn *c, const nn_tensor *out, const nn_tensor *x, float eps,
+                    const nn_tensor *scale);
+void cpu_head_norm_rope(nn *c, const nn_tensor *x, int heads, const nn_weight *w, float eps,
+                        const nn_tensor *cosine, const nn_tensor *sine, nn_rope_pairs pairs);
+void cpu_group_norm(nn *c, const nn_tensor *out, const nn_tensor *x, const nn_weight *w,
+                    const nn_weight *b, int groups, float eps, bool silu);
+
+static inline int64_t min64(int64_t a, int64_t b)
+{
+    return a < b ? a : b;
+}
+
+static inline int64_t ceil_div(int64_t a, int64_t b)
+{
+    return (a + b - 1) / b;
+}
+
+#endif

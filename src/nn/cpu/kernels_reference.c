@@ -1,0 +1,190 @@
+/* The definition of every kernel: plain scalar C, written for reading. */
+#include "nn/cpu/kernels.h"
+
+#include <math.h>
+
+enum { MR = 4, NR = 8 };
+
+static float load(const void *w, dtype type, int64_t at)
+{
+    float value;
+    dtype_to_float(&value, (const char *)w + (size_t)at * dtype_size(type), type, 1);
+    return value;
+}
+
+static float round_to_bf16(float x)
+{
+    return bf16_to_float(bf16_from_float(x));
+}
+
+static void tile(int taps, int64_t k, const float *const *rows, const float *panel,
+                 const float *bias, bool accumulate, float *c, int64_t ldc)
+{
+    for (int m = 0; m < MR; m++)
+        for (int n = 0; n < NR; n++) {
+            double sum = accumulate ? (double)c[m * ldc + n] : bias ? (double)bias[n] : 0;
+            for (int t = 0; t < taps; t++)
+                for (int64_t i = 0; i < k; i++)
+                    sum += (double)rows[t * MR + m][i] * (double)panel[(t * k + i) * NR + n];
+            c[m * ldc + n] = (float)sum;
+        }
+}
+
+static void pack(float *panel, const void *w, dtype type, int64_t row_stride, int64_t k_stride,
+                 int count, int64_t k, bool bf16)
+{
+    for (int64_t i = 0; i < k; i++)
+        for (int n = 0; n < NR; n++) {
+            float x = n < count ? load(w, type, n * row_stride + i * k_stride) : 0;
+            panel[i * NR + n] = bf16 ? round_to_bf16(x) : x;
+        }
+}
+
+static void pack_columns(float *panel, const float *v, int64_t row_stride, int count, int64_t k,
+                         bool bf16)
+{
+    for (int64_t i = 0; i < k; i++)
+        for (int n = 0; n < NR; n++) {
+            float x = n < count ? v[i * row_stride + n] : 0;
+            panel[i * NR + n] = bf16 ? round_to_bf16(x) : x;
+        }
+}
+
+static void round_bf16(float *out, const float *x, int64_t n)
+{
+    for (int64_t i = 0; i < n; i++)
+        out[i] = round_to_bf16(x[i]);
+}
+
+static float softmax(float *row, int64_t valid, int64_t n, float scale)
+{
+    float max = row[0];
+    for (int64_t i = 1; i < valid; i++)
+        max = row[i] > max ? row[i] : max;
+    double sum = 0;
+    for (int64_t i = 0; i < n; i++) {
+        row[i] = i < valid ? (float)exp((double)scale * ((double)row[i] - (double)max)) : 0;
+        sum += (double)row[i];
+    }
+    return (float)sum;
+}
+
+static void scale_row(float *x, int64_t n, float factor)
+{
+    for (int64_t i = 0; i < n; i++)
+        x[i] *= factor;
+}
+
+static double rms_factor(const float *x, int64_t n, float eps)
+{
+    double sum = 0;
+    for (int64_t i = 0; i < n; i++)
+        sum += (double)x[i] * (double)x[i];
+    return 1 / sqrt(sum / (double)n + (double)eps);
+}
+
+static void rms_norm(float *out, const float *x, const float *w, const float *scale, int64_t n,
+                     float eps)
+{
+    double factor = rms_factor(x, n, eps);
+    for (int64_t i = 0; i < n; i++)
+        out[i] = (float)((double)x[i] * factor * (double)w[i] * (scale ? (double)scale[i] : 1));
+}
+
+static void add_rms_norm(float *x, const float *y, const float *w, const float *gate, int64_t n,
+                         float eps)
+{
+    double factor = rms_factor(y, n, eps);
+    for (int64_t i = 0; i < n; i++)
+        x[i] += (float)((double)y[i] * factor * (double)w[i] * (gate ? (double)gate[i] : 1));
+}
+
+static void layer_norm(float *out, const float *x, const float *scale, int64_t n, float eps)
+{
+    double mean = 0, variance = 0;
+    for (int64_t i = 0; i < n; i++)
+        mean += (double)x[i];
+    mean /= (double)n;
+    for (int64_t i = 0; i < n; i++)
+        variance += ((double)x[i] - mean) * ((double)x[i] - mean);
+    double factor = 1 / sqrt(variance / (double)n + (double)eps);
+    for (int64_t i = 0; i < n; i++)
+        out[i] = (float)(((double)x[i] - mean) * factor * (double)scale[i]);
+}
+
+static void rope(float *x, const float *cosine, const float *sine, int64_t n, nn_rope_pairs pairs)
+{
+    for (int64_t i = 0; i < n / 2; i++) {
+        int64_t a = pairs == NN_ROPE_INTERLEAVED ? 2 * i : i;
+        int64_t b = pairs == NN_ROPE_INTERLEAVED ? 2 * i + 1 : i + n / 2;
+        double re = x[a], im = x[b];
+        x[a] = (float)(re * (double)cosine[i] - im * (double)sine[i]);
+        x[b] = (float)(re * (double)sine[i] + im * (double)cosine[i]);
+    }
+}
+
+static double silu_of(double x)
+{
+    return x / (1 + exp(-x));
+}
+
+static void silu(float *out, const float *x, int64_t n)
+{
+    for (int64_t i = 0; i < n; i++)
+        out[i] = (float)silu_of(x[i]);
+}
+
+static void swiglu(float *gate, const float *up, int64_t n)
+{
+    for (int64_t i = 0; i < n; i++)
+        gate[i] = (float)(silu_of(gate[i]) * (double)up[i]);
+}
+
+static void add(float *x, const float *y, int64_t n)
+{
+    for (int64_t i = 0; i < n; i++)
+        x[i] += y[i];
+}
+
+static void channel_sums(double *sum, double *squares, const float *x, int64_t pixels,
+                         int64_t channels)
+{
+    for (int64_t p = 0; p < pixels; p++)
+        for (int64_t c = 0; c < channels; c++) {
+            double v = x[p * channels + c];
+            sum[c] += v;
+            squares[c] += v * v;
+        }
+}
+
+static void channel_affine(float *out, const float *x, const float *factor, const float *offset,
+                           int64_t pixels, int64_t channels, bool with_silu)
+{
+    for (int64_t p = 0; p < pixels; p++)
+        for (int64_t c = 0; c < channels; c++) {
+            double v = (double)x[p * channels + c] * (double)factor[c] + (double)offset[c];
+            out[p * channels + c] = (float)(with_silu ? silu_of(v) : v);
+        }
+}
+
+extern const cpu_kernels cpu_kernels_reference;
+const cpu_kernels cpu_kernels_reference = {
+    .name = "reference",
+    .mr = MR,
+    .nr = NR,
+    .tile = tile,
+    .pack = pack,
+    .pack_columns = pack_columns,
+    .round_bf16 = round_bf16,
+    .softmax = softmax,
+    .scale = scale_row,
+    .rms_norm = rms_norm,
+    .add_rms_norm = add_rms_norm,
+    .layer_norm = layer_norm,
+    .rope = rope,
+    .silu = silu,
+    .swiglu = swiglu,
+    .add = add,
+    .channel_sums = channel_sums,
+    .channel_affine = channel_affine,
+};

@@ -1,0 +1,378 @@
+/* Every kernel on vectors of KERNEL_VL floats, in C with the vector extension of gcc and clang. The
+ * build compiles this file once for each instruction set, with its flags and
+ *   KERNEL_TABLE  the name of the table        KERNEL_NAME  its name as a string
+ *   KERNEL_VL     floats in a vector           KERNEL_MR    rows of a tile
+ *   KERNEL_NV     vectors in a row of a tile
+ * kernels_reference.c defines what each function does. */
+#include "nn/cpu/kernels.h"
+
+#include <math.h>
+
+enum { VL = KERNEL_VL, MR = KERNEL_MR, NV = KERNEL_NV, NR = VL * NV };
+
+typedef float vf __attribute__((vector_size(KERNEL_VL * 4)));
+typedef int32_t vi __attribute__((vector_size(KERNEL_VL * 4)));
+typedef uint32_t vu __attribute__((vector_size(KERNEL_VL * 4)));
+/* The same at any alignment. */
+typedef float vf_memory __attribute__((vector_size(KERNEL_VL * 4), aligned(4), may_alias));
+
+#if defined(__clang__)
+#define UNROLL _Pragma("unroll")
+#else
+#define UNROLL _Pragma("GCC unroll 16")
+#endif
+
+static inline vf load(const float *p)
+{
+    return *(const vf_memory *)p;
+}
+
+static inline void store(float *p, vf v)
+{
+    *(vf_memory *)p = v;
+}
+
+static inline vf splat(float x)
+{
+    return (vf){0} + x;
+}
+
+/* The last n < VL elements of a row; zeros behind them. */
+static inline vf load_tail(const float *p, int64_t n)
+{
+    vf v = {0};
+    memcpy(&v, p, (size_t)n * 4);
+    return v;
+}
+
+static inline void store_tail(float *p, vf v, int64_t n)
+{
+    memcpy(p, &v, (size_t)n * 4);
+}
+
+static inline vf select(vi mask, vf yes, vf no)
+{
+    return (vf)((mask & (vi)yes) | (~mask & (vi)no));
+}
+
+static inline vf max_v(vf a, vf b)
+{
+    return select(a > b, a, b);
+}
+
+/* The lanes are added in one fixed order. */
+static inline double lanes(vf v)
+{
+    double sum = 0;
+    for (int i = 0; i < VL; i++)
+        sum += (double)v[i];
+    return sum;
+}
+
+/* e^x to about 1 ulp, for x in the range where neither end overflows; outside, the value at the end.
+ * x = n ln 2 + r, then a polynomial in r (Cephes, expf). */
+static inline vf exp_v(vf x)
+{
+    const vf low = splat(-87.3f), high = splat(88.3f), shift = splat(12582912.0f);
+    x = select(x < low, low, x);
+    x = select(x > high, high, x);
+    vf n = (x * 1.44269504f + shift) - shift;
+    vf r = x - n * 0.693359375f;
+    r = r - n * -2.12194440e-4f;
+    vf p = splat(1.9875691500e-4f);
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * (r * r) + r + 1.0f;
+    vi power = (__builtin_convertvector(n, vi) + 127) << 23;
+    return p * (vf)power;
+}
+
+static inline vf silu_v(vf x)
+{
+    return x / (exp_v(-x) + 1.0f);
+}
+
+/* Round to nearest even at bit 16; NaN stays NaN. */
+static inline vf round_v(vf x)
+{
+    vu bits = (vu)x;
+    vu rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) & 0xffff0000u;
+    vi nan = x != x;
+    return select(nan, x, (vf)rounded);
+}
+
+/* The accumulators stay in registers: MR rows of NV vectors. */
+static void tile(int taps, int64_t k, const float *const *rows, const float *panel,
+                 const float *bias, bool accumulate, float *c, int64_t ldc)
+{
+    vf sum[MR][NV];
+    UNROLL
+    for (int m = 0; m < MR; m++) {
+        UNROLL
+        for (int v = 0; v < NV; v++)
+            sum[m][v] = accumulate ? load(c + m * ldc + v * VL) : bias ? load(bias + v * VL) : splat(0);
+    }
+    for (int t = 0; t < taps; t++) {
+        const float *row[MR];
+        UNROLL
+        for (int m = 0; m < MR; m++)
+            row[m] = rows[t * MR + m];
+        for (int64_t i = 0; i < k; i++) {
+            vf b[NV];
+            UNROLL
+            for (int v = 0; v < NV; v++)
+                b[v] = load(panel + v * VL);
+            panel += NR;
+            UNROLL
+            for (int m = 0; m < MR; m++) {
+                vf a = splat(row[m][i]);
+                UNROLL
+                for (int v = 0; v < NV; v++)
+                    sum[m][v] += a * b[v];
+            }
+        }
+    }
+    UNROLL
+    for (int m = 0; m < MR; m++) {
+        UNROLL
+        for (int v = 0; v < NV; v++)
+            store(c + m * ldc + v * VL, sum[m][v]);
+    }
+}
+
+static float element(const void *w, dtype type, int64_t at)
+{
+    float value;
+    dtype_to_float(&value, (const char *)w + (size_t)at * dtype_size(type), type, 1);
+    return value;
+}
+
+static void round_bf16(float *out, const float *x, int64_t n)
+{
+    int64_t i = 0;
+    for (; i + VL <= n; i += VL)
+        store(out + i, round_v(load(x + i)));
+    if (i < n)
+        store_tail(out + i, round_v(load_tail(x + i, n - i)), n - i);
+}
+
+static void pack(float *panel, const void *w, dtype type, int64_t row_stride, int64_t k_stride,
+                 int count, int64_t k, bool bf16)
+{
+    enum { CHUNK = 64 };
+    float rows[NR][CHUNK];
+    memset(rows, 0, sizeof rows);
+    for (int64_t start = 0; start < k; start += CHUNK) {
+        int64_t length = k - start < CHUNK ? k - start : CHUNK;
+        for (int n = 0; n < count; n++) {
+            int64_t at = n * row_stride + start * k_stride;
+            if (k_stride == 1)
+                dtype_to_float(rows[n], (const char *)w + (size_t)at * dtype_size(type), type,
+                               (size_t)length);
+            else
+                for (int64_t i = 0; i < length; i++)
+                    rows[n][i] = element(w, type, at + i * k_stride);
+        }
+        for (int64_t i = 0; i < length; i++)
+            for (int n = 0; n < NR; n++)
+                panel[(start + i) * NR + n] = rows[n][i];
+    }
+    if (bf16)
+        round_bf16(panel, panel, k * NR);
+}
+
+static void pack_columns(float *panel, const float *v, int64_t row_stride, int count, int64_t k,
+                         bool bf16)
+{
+    for (int64_t i = 0; i < k; i++) {
+        if (count == NR) {
+            memcpy(panel + i * NR, v + i * row_stride, NR * sizeof(float));
+            continue;
+        }
+        for (int n = 0; n < NR; n++)
+            panel[i * NR + n] = n < count ? v[i * row_stride + n] : 0;
+    }
+    if (bf16)
+        round_bf16(panel, panel, k * NR);
+}
+
+static float softmax(float *row, int64_t valid, int64_t n, float scale)
+{
+    vf top = splat(row[0]);
+    int64_t i = 0;
+    for (; i + VL <= valid; i += VL)
+        top = max_v(top, load(row + i));
+    float max = row[0];
+    for (int l = 0; l < VL; l++)
+        max = top[l] > max ? top[l] : max;
+    for (; i < valid; i++)
+        max = row[i] > max ? row[i] : max;
+    vf sum = splat(0);
+    for (i = 0; i + VL <= valid; i += VL) {
+        vf e = exp_v((load(row + i) - max) * scale);
+        store(row + i, e);
+        sum += e;
+    }
+    if (i < valid) {
+        vf e = exp_v((load_tail(row + i, valid - i) - max) * scale);
+        store_tail(row + i, e, valid - i);
+        sum += load_tail(row + i, valid - i);
+    }
+    for (i = valid; i < n; i++)
+        row[i] = 0;
+    return (float)lanes(sum);
+}
+
+static void scale_row(float *x, int64_t n, float factor)
+{
+    for (int64_t i = 0; i < n; i++)
+        x[i] *= factor;
+}
+
+static double sum_of_squares(const float *x, int64_t n, float mean)
+{
+    vf a = splat(0), b = splat(0);
+    int64_t i = 0;
+    for (; i + 2 * VL <= n; i += 2 * VL) {
+        vf u = load(x + i) - mean, v = load(x + i + VL) - mean;
+        a += u * u;
+        b += v * v;
+    }
+    double sum = lanes(a) + lanes(b);
+    for (; i < n; i++)
+        sum += ((double)x[i] - (double)mean) * ((double)x[i] - (double)mean);
+    return sum;
+}
+
+static float rms_factor(const float *x, int64_t n, float eps)
+{
+    return (float)(1 / sqrt(sum_of_squares(x, n, 0) / (double)n + (double)eps));
+}
+
+static void rms_norm(float *out, const float *x, const float *w, const float *scale, int64_t n,
+                     float eps)
+{
+    float factor = rms_factor(x, n, eps);
+    if (scale)
+        for (int64_t i = 0; i < n; i++)
+            out[i] = x[i] * factor * w[i] * scale[i];
+    else
+        for (int64_t i = 0; i < n; i++)
+            out[i] = x[i] * factor * w[i];
+}
+
+static void add_rms_norm(float *x, const float *y, const float *w, const float *gate, int64_t n,
+                         float eps)
+{
+    float factor = rms_factor(y, n, eps);
+    if (gate)
+        for (int64_t i = 0; i < n; i++)
+            x[i] += y[i] * factor * w[i] * gate[i];
+    else
+        for (int64_t i = 0; i < n; i++)
+            x[i] += y[i] * factor * w[i];
+}
+
+static void layer_norm(float *out, const float *x, const float *scale, int64_t n, float eps)
+{
+    vf sum = splat(0);
+    int64_t i = 0;
+    for (; i + VL <= n; i += VL)
+        sum += load(x + i);
+    double total = lanes(sum);
+    for (; i < n; i++)
+        total += (double)x[i];
+    float mean = (float)(total / (double)n);
+    float factor = (float)(1 / sqrt(sum_of_squares(x, n, mean) / (double)n + (double)eps));
+    for (i = 0; i < n; i++)
+        out[i] = (x[i] - mean) * factor * scale[i];
+}
+
+static void rope(float *x, const float *cosine, const float *sine, int64_t n, nn_rope_pairs pairs)
+{
+    if (pairs == NN_ROPE_INTERLEAVED) {
+        for (int64_t i = 0; i < n / 2; i++) {
+            float re = x[2 * i], im = x[2 * i + 1];
+            x[2 * i] = re * cosine[i] - im * sine[i];
+            x[2 * i + 1] = re * sine[i] + im * cosine[i];
+        }
+        return;
+    }
+    float *low = x, *high = x + n / 2;
+    for (int64_t i = 0; i < n / 2; i++) {
+        float re = low[i], im = high[i];
+        low[i] = re * cosine[i] - im * sine[i];
+        high[i] = re * sine[i] + im * cosine[i];
+    }
+}
+
+static void silu(float *out, const float *x, int64_t n)
+{
+    int64_t i = 0;
+    for (; i + VL <= n; i += VL)
+        store(out + i, silu_v(load(x + i)));
+    if (i < n)
+        store_tail(out + i, silu_v(load_tail(x + i, n - i)), n - i);
+}
+
+static void swiglu(float *gate, const float *up, int64_t n)
+{
+    int64_t i = 0;
+    for (; i + VL <= n; i += VL)
+        store(gate + i, silu_v(load(gate + i)) * load(up + i));
+    if (i < n)
+        store_tail(gate + i, silu_v(load_tail(gate + i, n - i)) * load_tail(up + i, n - i), n - i);
+}
+
+static void add(float *x, const float *y, int64_t n)
+{
+    for (int64_t i = 0; i < n; i++)
+        x[i] += y[i];
+}
+
+static void channel_sums(double *sum, double *squares, const float *x, int64_t pixels,
+                         int64_t channels)
+{
+    for (int64_t p = 0; p < pixels; p++, x += channels)
+        for (int64_t c = 0; c < channels; c++) {
+            double v = (double)x[c];
+            sum[c] += v;
+            squares[c] += v * v;
+        }
+}
+
+static void channel_affine(float *out, const float *x, const float *factor, const float *offset,
+                           int64_t pixels, int64_t channels, bool with_silu)
+{
+    for (int64_t p = 0; p < pixels; p++, x += channels, out += channels) {
+        for (int64_t c = 0; c < channels; c++)
+            out[c] = x[c] * factor[c] + offset[c];
+        if (with_silu)
+            silu(out, out, channels);
+    }
+}
+
+extern const cpu_kernels KERNEL_TABLE;
+const cpu_kernels KERNEL_TABLE = {
+    .name = KERNEL_NAME,
+    .mr = MR,
+    .nr = NR,
+    .tile = tile,
+    .pack = pack,
+    .pack_columns = pack_columns,
+    .round_bf16 = round_bf16,
+    .softmax = softmax,
+    .scale = scale_row,
+    .rms_norm = rms_norm,
+    .add_rms_norm = add_rms_norm,
+    .layer_norm = layer_norm,
+    .rope = rope,
+    .silu = silu,
+    .swiglu = swiglu,
+    .add = add,
+    .channel_sums = channel_sums,
+    .channel_affine = channel_affine,
+};

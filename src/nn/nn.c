@@ -1,0 +1,369 @@
+/* Checks the arguments of every operation and hands it to the device. */
+#include "nn/nn_internal.h"
+
+#include "core/mem.h"
+
+#include <inttypes.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+
+/* ---- The context ---------------------------------------------------------------------------- */
+
+ct_status nn_create(nn **out, const nn_params *params, ct_error *error)
+{
+    *out = NULL;
+    nn *c = mem_zero_array(params->allocator, 1, sizeof *c);
+    if (!c)
+        return error_memory(error, sizeof *c, "the network context");
+    c->params = *params;
+    c->device = &nn_cpu_device;
+    if (params->dry) {
+        c->capacity = SIZE_MAX;
+    } else {
+        c->capacity = params->arena_bytes;
+        c->arena = mem_alloc_aligned(params->allocator, params->arena_bytes);
+        if (!c->arena) {
+            mem_free(params->allocator, c);
+            return error_memory(error, params->arena_bytes,
+                                "activations (a smaller picture needs less)");
+        }
+    }
+    *out = c;
+    return CT_OK;
+}
+
+void nn_free(nn *c)
+{
+    if (!c)
+        return;
+    mem_free_aligned(c->params.allocator, c->arena);
+    mem_free(c->params.allocator, c);
+}
+
+void nn_reset(nn *c)
+{
+    c->error = (ct_error){0};
+    c->used = 0;
+}
+
+ct_status nn_status(const nn *c, ct_error *error)
+{
+    if (c->error.code != CT_OK && error)
+        *error = c->error;
+    return c->error.code;
+}
+
+void nn_fail(nn *c, ct_status status, const char *format, ...)
+{
+    if (c->error.code != CT_OK)
+        return;
+    char text[sizeof c->error.message];
+    va_list args;
+    va_start(args, format);
+    vsnprintf(text, sizeof text, format, args);
+    va_end(args);
+    error_set(&c->error, status, "%s", text);
+}
+
+bool nn_stopped(nn *c)
+{
+    if (c->error.code == CT_OK && c->params.cancel && c->params.cancel(c->params.cancel_user))
+        nn_fail(c, CT_ECANCELLED, "cancelled");
+    return c->error.code != CT_OK;
+}
+
+bool nn_is_dry(const nn *c)
+{
+    return c->params.dry;
+}
+
+size_t nn_peak(const nn *c)
+{
+    return c->peak;
+}
+
+/* ---- Memory ----------------------------------------------------------------------------------- */
+
+size_t nn_mark(const nn *c)
+{
+    return c->used;
+}
+
+void nn_release(nn *c, size_t mark)
+{
+    c->used = mark;
+}
+
+void *nn_scratch(nn *c, size_t count, size_t size)
+{
+    if (c->error.code != CT_OK)
+        return NULL;
+    size_t bytes, end;
+    if (!size_mul(count, size, &bytes) || !size_add(bytes, MEM_PAD + MEM_ALIGN - 1, &bytes) ||
+        !size_add(c->used, bytes & ~(size_t)(MEM_ALIGN - 1), &end)) {
+        nn_fail(c, CT_ENOMEM, "a tensor of %zu times %zu bytes is too large", count, size);
+        return NULL;
+    }
+    if (end > c->capacity) {
+        nn_fail(c, CT_EINTERNAL, "the memory plan was too small: %zu of %zu bytes", end,
+                c->capacity);
+        return NULL;
+    }
+    void *at = c->arena ? c->arena + c->used : NULL;
+    c->used = end;
+    if (c->used > c->peak)
+        c->peak = c->used;
+    return at;
+}
+
+static nn_tensor new_tensor(nn *c, int rank, int64_t n0, int64_t n1, int64_t n2)
+{
+    nn_tensor t = {.rank = rank, .n = {n0, n1, n2, 1}};
+    size_t count = 1;
+    for (int i = 0; i < rank; i++)
+        if (t.n[i] < 1 || !size_mul(count, (size_t)t.n[i], &count)) {
+            nn_fail(c, CT_EINTERNAL, "new tensor: size %" PRId64 " is not possible", t.n[i]);
+            return t;
+        }
+    t.data = nn_scratch(c, count, sizeof(float));
+    return t;
+}
+
+nn_tensor nn_new1(nn *c, int64_t n0)
+{
+    return new_tensor(c, 1, n0, 1, 1);
+}
+
+nn_tensor nn_new2(nn *c, int64_t n0, int64_t n1)
+{
+    return new_tensor(c, 2, n0, n1, 1);
+}
+
+nn_tensor nn_new3(nn *c, int64_t n0, int64_t n1, int64_t n2)
+{
+    return new_tensor(c, 3, n0, n1, n2);
+}
+
+int64_t nn_count(const nn_tensor *t)
+{
+    int64_t count = 1;
+    for (int i = 0; i < t->rank; i++)
+        count *= t->n[i];
+    return count;
+}
+
+nn_tensor nn_rows(const nn_tensor *t, int64_t first, int64_t count)
+{
+    nn_tensor rows = {.rank = 2, .n = {count, t->n[1], 1, 1}};
+    if (t->data)
+        rows.data = t->data + first * t->n[1];
+    return rows;
+}
+
+nn_tensor nn_as2(nn *c, const nn_tensor *t, int64_t n0, int64_t n1)
+{
+    if (n0 * n1 != nn_count(t))
+        nn_fail(c, CT_EINTERNAL, "as2: %" PRId64 " x %" PRId64 " is not the size of the tensor", n0,
+                n1);
+    return (nn_tensor){.rank = 2, .n = {n0, n1, 1, 1}, .data = t->data};
+}
+
+/* ---- Checks ------------------------------------------------------------------------------------- */
+
+/* False when the operation must not run. condition is what the operation expects; text says it. */
+static bool require(nn *c, bool condition, const char *operation, const nn_weight *w,
+                    const char *text)
+{
+    if (nn_stopped(c))
+        return false;
+    if (!condition)
+        nn_fail(c, CT_EINTERNAL, "%s%s%s: expected %s", operation, w && w->name ? " with " : "",
+                w && w->name ? w->name : "", text);
+    return condition;
+}
+
+static bool is_matrix(const nn_tensor *t, int64_t rows, int64_t columns)
+{
+    return t->rank == 2 && t->n[0] == rows && t->n[1] == columns;
+}
+
+static bool same_shape(const nn_tensor *a, const nn_tensor *b)
+{
+    return a->rank == b->rank && !memcmp(a->n, b->n, sizeof a->n);
+}
+
+static bool is_vector(const nn_weight *w, int64_t n)
+{
+    return nn_has(w) && w->rank == 1 && w->n[0] == n;
+}
+
+static bool is_row(const nn_tensor *t, int64_t n)
+{
+    return !t || nn_count(t) == n;
+}
+
+/* ---- Movement ----------------------------------------------------------------------------------- */
+
+void nn_upload(nn *c, const nn_tensor *t, const float *data, int64_t count)
+{
+    if (require(c, count == nn_count(t), "upload", NULL, "as many numbers as the tensor has") &&
+        !c->params.dry)
+        memcpy(t->data, data, (size_t)count * sizeof(float));
+}
+
+void nn_download(nn *c, const nn_tensor *t, float *data, int64_t count)
+{
+    if (require(c, count == nn_count(t), "download", NULL, "as many numbers as the tensor has") &&
+        !c->params.dry)
+        memcpy(data, t->data, (size_t)count * sizeof(float));
+}
+
+void nn_copy(nn *c, const nn_tensor *out, const nn_tensor *x)
+{
+    if (require(c, nn_count(out) == nn_count(x), "copy", NULL, "equal sizes") && !c->params.dry)
+        memmove(out->data, x->data, (size_t)nn_count(x) * sizeof(float));
+}
+
+void nn_trace_tensor(nn *c, const nn_tensor *t, const char *format, ...)
+{
+    if (!c->params.trace || c->params.dry || c->error.code != CT_OK)
+        return;
+    char name[256];
+    va_list args;
+    va_start(args, format);
+    vsnprintf(name, sizeof name, format, args);
+    va_end(args);
+    c->params.trace->tensor(c->params.trace->user, name, t);
+}
+
+/* ---- Operations --------------------------------------------------------------------------------- */
+
+void nn_embed(nn *c, const nn_tensor *out, const nn_weight *w, const int32_t *ids, int64_t count)
+{
+    bool fits = w->rank == 2 && nn_has(w) && is_matrix(out, count, w->n[1]);
+    for (int64_t i = 0; fits && i < count; i++)
+        fits = ids[i] >= 0 && ids[i] < w->n[0];
+    if (require(c, fits, "embed", w, "out [S, D], w [V, D], ids below V"))
+        c->device->embed(c, out, w, ids);
+}
+
+void nn_fill_rows(nn *c, const nn_tensor *out, const nn_weight *w)
+{
+    bool fits = out->rank == 2 && nn_has(w) && w->n[w->rank - 1] == out->n[1] &&
+                (w->rank == 1 || (w->rank == 2 && w->n[0] == 1));
+    if (require(c, fits, "fill_rows", w, "out [S, D], w [D]"))
+        c->device->fill_rows(c, out, w);
+}
+
+void nn_linear(nn *c, const nn_tensor *out, const nn_tensor *x, const nn_weight *w,
+               const nn_weight *bias)
+{
+    bool fits = nn_has(w) && w->rank == 2 && x->rank == 2 && x->n[1] == w->n[1] &&
+                is_matrix(out, x->n[0], w->n[0]) && (!bias || is_vector(bias, w->n[0]));
+    if (require(c, fits, "linear", w, "out [M, N], x [M, K], w [N, K], bias [N]"))
+        c->device->linear(c, out, x, w, bias);
+}
+
+void nn_rms_norm(nn *c, const nn_tensor *out, const nn_tensor *x, const nn_weight *w, double eps,
+                 const nn_tensor *scale)
+{
+    bool fits = x->rank == 2 && same_shape(out, x) && is_vector(w, x->n[1]) &&
+                is_row(scale, x->n[1]);
+    if (require(c, fits, "rms_norm", w, "out and x [M, D], w [D], scale [D]"))
+        c->device->rms_norm(c, out, x, w, (float)eps, scale);
+}
+
+void nn_add_rms_norm(nn *c, const nn_tensor *x, const nn_tensor *y, const nn_weight *w, double eps,
+                     const nn_tensor *gate)
+{
+    bool fits = x->rank == 2 && same_shape(x, y) && is_vector(w, x->n[1]) && is_row(gate, x->n[1]);
+    if (require(c, fits, "add_rms_norm", w, "x and y [M, D], w [D], gate [D]"))
+        c->device->add_rms_norm(c, x, y, w, (float)eps, gate);
+}
+
+void nn_layer_norm(nn *c, const nn_tensor *out, const nn_tensor *x, double eps,
+                   const nn_tensor *scale)
+{
+    bool fits = x->rank == 2 && same_shape(out, x) && scale && is_row(scale, x->n[1]);
+    if (require(c, fits, "layer_norm", NULL, "out and x [M, D], scale [D]"))
+        c->device->layer_norm(c, out, x, (float)eps, scale);
+}
+
+void nn_head_norm_rope(nn *c, const nn_tensor *x, int heads, const nn_weight *w, double eps,
+                       const nn_tensor *cosine, const nn_tensor *sine, nn_rope_pairs pairs)
+{
+    bool fits = x->rank == 2 && heads > 0 && x->n[1] % heads == 0;
+    int64_t dim = fits ? x->n[1] / heads : 0;
+    fits = fits && dim % 2 == 0 && (!w || is_vector(w, dim)) &&
+           is_matrix(cosine, x->n[0], dim / 2) && same_shape(cosine, sine);
+    if (require(c, fits, "head_norm_rope", w, "x [S, H*D], w [D], cosine and sine [S, D/2]"))
+        c->device->head_norm_rope(c, x, heads, w, (float)eps, cosine, sine, pairs);
+}
+
+void nn_attention(nn *c, const nn_tensor *out, const nn_tensor *q, const nn_tensor *k,
+                  const nn_tensor *v, int heads, int kv_heads, bool causal)
+{
+    bool fits = heads > 0 && kv_heads > 0 && heads % kv_heads == 0 && q->rank == 2 &&
+                q->n[1] % heads == 0 && same_shape(out, q) && same_shape(k, v) && k->rank == 2 &&
+                k->n[1] == q->n[1] / heads * kv_heads && (!causal || q->n[0] == k->n[0]);
+    if (require(c, fits, "attention", NULL, "q and out [Sq, H*D], k and v [Sk, G*D]"))
+        c->device->attention(c, out, q, k, v, heads, kv_heads, causal);
+}
+
+void nn_swiglu(nn *c, const nn_tensor *gate, const nn_tensor *up)
+{
+    if (require(c, same_shape(gate, up), "swiglu", NULL, "equal shapes"))
+        c->device->swiglu(c, gate, up);
+}
+
+void nn_silu(nn *c, const nn_tensor *out, const nn_tensor *x)
+{
+    if (require(c, same_shape(out, x), "silu", NULL, "equal shapes"))
+        c->device->silu(c, out, x);
+}
+
+void nn_tanh(nn *c, const nn_tensor *x)
+{
+    if (require(c, true, "tanh", NULL, ""))
+        c->device->tanh(c, x);
+}
+
+void nn_add_scalar(nn *c, const nn_tensor *x, double value)
+{
+    if (require(c, true, "add_scalar", NULL, ""))
+        c->device->add_scalar(c, x, (float)value);
+}
+
+void nn_add(nn *c, const nn_tensor *x, const nn_tensor *y)
+{
+    if (require(c, same_shape(x, y), "add", NULL, "equal shapes"))
+        c->device->add(c, x, y);
+}
+
+void nn_conv2d(nn *c, const nn_tensor *out, const nn_tensor *x, const nn_weight *w,
+               const nn_weight *bias, const nn_conv *params)
+{
+    nn_conv p = params ? *params : (nn_conv){0};
+    if (p.stride == 0)
+        p.stride = 1;
+    bool fits = nn_has(w) && w->rank == 4 && w->n[2] == w->n[3] && (w->n[2] == 1 || w->n[2] == 3) &&
+                x->rank == 3 && out->rank == 3 && x->n[2] == w->n[1] && out->n[2] == w->n[0] &&
+                is_vector(bias, w->n[0]) && (p.stride == 1 || p.stride == 2);
+    for (int i = 0; fits && i < 2; i++) {
+        int64_t in = x->n[i] * (p.upsample ? 2 : 1), kernel = w->n[2];
+        int64_t pad = p.pad_bottom_right ? kernel / 2 : 2 * (kernel / 2);
+        fits = in + pad >= kernel && out->n[i] == (in + pad - kernel) / p.stride + 1;
+    }
+    if (require(c, fits, "conv2d", w, "x [H, W, I], w [O, I, k, k], bias [O], out to match"))
+        c->device->conv2d(c, out, x, w, bias, &p);
+}
+
+void nn_group_norm(nn *c, const nn_tensor *out, const nn_tensor *x, const nn_weight *w,
+                   const nn_weight *b, int groups, double eps, bool silu)
+{
+    bool fits = x->rank == 3 && same_shape(out, x) && is_vector(w, x->n[2]) &&
+                is_vector(b, x->n[2]) && groups > 0 && x->n[2] % groups == 0;
+    if (require(c, fits, "group_norm", w, "out and x [H, W, C], w and b [C], C = groups * n"))
+        c->device->group_norm(c, out, x, w, b, groups, (float)eps, silu);
+}

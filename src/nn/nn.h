@@ -1,0 +1,167 @@
+/* The one header that models see: tensors, weights and the operations of a network.
+ *
+ * A network is written once, as straight-line C on these functions. It never learns how a number is
+ * stored in a file, how many threads there are, or which kernels run.
+ *
+ * Errors stick: operations return nothing; the first failure (shape, memory, cancel) is kept in the
+ * nn with the operation's name, later operations do nothing, and the caller looks once at the end
+ * (nn_status). So a cancelled job stops within one operation.
+ *
+ * A dry run (nn_init with dry = true) executes the same calls without touching data: it validates
+ * every shape and finds the peak of memory, which is then allocated once for the real run.
+ *
+ * All activations are float32, row-major. A picture inside a network is [height, width, channels].
+ */
+#ifndef NN_NN_H
+#define NN_NN_H
+
+#include "core/dtype.h"
+#include "core/error.h"
+#include "core/threads.h"
+
+#define NN_MAX_RANK 4
+
+typedef struct nn_tensor {
+    int rank;
+    int64_t n[NN_MAX_RANK];
+    float *data; /* NULL in a dry run; models do not look at it */
+} nn_tensor;
+
+/* A weight as the file has it: row-major, of type F32, F16 or BF16, at any alignment. It is read in
+ * place and converted while a kernel packs it. data NULL: no such weight. */
+typedef struct nn_weight {
+    const char *name;
+    dtype type;
+    int rank;
+    int64_t n[NN_MAX_RANK];
+    const void *data;
+} nn_weight;
+
+static inline bool nn_has(const nn_weight *w)
+{
+    return w && w->data;
+}
+
+/* Receives named tensors while a network runs; used for traces. */
+typedef struct nn_trace {
+    void *user;
+    void (*tensor)(void *user, const char *name, const nn_tensor *value);
+} nn_trace;
+
+typedef struct nn_params {
+    const ct_allocator *allocator;
+    pool *threads;
+    const struct cpu_kernels *kernels;
+    bool dry;
+    bool bf16;            /* round the operands of products to bfloat16 */
+    size_t arena_bytes;   /* for a real run: what the dry run found */
+    const nn_trace *trace; /* may be NULL */
+    bool (*cancel)(void *user); /* may be NULL */
+    void *cancel_user;
+} nn_params;
+
+typedef struct nn nn;
+
+ct_status nn_create(nn **out, const nn_params *params, ct_error *error);
+void nn_free(nn *c); /* NULL is allowed */
+
+/* Forgets the failure and all tensors, for the next run. */
+void nn_reset(nn *c);
+/* The sticky status; copies the message to error when it is not CT_OK. */
+ct_status nn_status(const nn *c, ct_error *error);
+/* Makes a failure stick, unless there is one already. */
+void nn_fail(nn *c, ct_status status, const char *format, ...) CORE_PRINTF(3, 4);
+/* True when an operation would do nothing, because of a failure. Asks the cancel callback. */
+bool nn_stopped(nn *c);
+bool nn_is_dry(const nn *c);
+/* The most bytes that were in use at once. */
+size_t nn_peak(const nn *c);
+
+/* Memory for activations: a stack. What was made after a mark goes with its release. */
+size_t nn_mark(const nn *c);
+void nn_release(nn *c, size_t mark);
+nn_tensor nn_new1(nn *c, int64_t n0);
+nn_tensor nn_new2(nn *c, int64_t n0, int64_t n1);
+nn_tensor nn_new3(nn *c, int64_t n0, int64_t n1, int64_t n2);
+
+/* Rows first .. first+count-1 of a matrix; the same memory. */
+nn_tensor nn_rows(const nn_tensor *t, int64_t first, int64_t count);
+/* The same memory as a matrix of [n0, n1]. */
+nn_tensor nn_as2(nn *c, const nn_tensor *t, int64_t n0, int64_t n1);
+int64_t nn_count(const nn_tensor *t);
+
+/* Host memory to a tensor and back; count must be that of the tensor. */
+void nn_upload(nn *c, const nn_tensor *t, const float *data, int64_t count);
+void nn_download(nn *c, const nn_tensor *t, float *data, int64_t count);
+/* out = x, same number of elements; the two may overlap. */
+void nn_copy(nn *c, const nn_tensor *out, const nn_tensor *x);
+/* Hands the tensor to the trace, if there is one. */
+void nn_trace_tensor(nn *c, const nn_tensor *t, const char *format, ...) CORE_PRINTF(3, 4);
+
+/* ---- Operations. out may be the same tensor as x where it says "in place". ---------------------- */
+
+/* out [S, D] = rows ids[0..S-1] of w [V, D]. */
+void nn_embed(nn *c, const nn_tensor *out, const nn_weight *w, const int32_t *ids, int64_t count);
+
+/* Every row of out [S, D] = w, a weight of D elements. */
+void nn_fill_rows(nn *c, const nn_tensor *out, const nn_weight *w);
+
+/* out [M, N] = x [M, K] w^T + bias; w [N, K], bias [N] or none (NULL). */
+void nn_linear(nn *c, const nn_tensor *out, const nn_tensor *x, const nn_weight *w,
+               const nn_weight *bias);
+
+/* out [M, D] = x / sqrt(mean(x^2) + eps) * w, then times scale [D] if that is given. In place. */
+void nn_rms_norm(nn *c, const nn_tensor *out, const nn_tensor *x, const nn_weight *w, double eps,
+                 const nn_tensor *scale);
+
+/* x [M, D] += gate [D] * rms_norm(y, w, eps); without gate: factor 1. */
+void nn_add_rms_norm(nn *c, const nn_tensor *x, const nn_tensor *y, const nn_weight *w, double eps,
+                     const nn_tensor *gate);
+
+/* out [M, D] = (x - mean) / sqrt(var + eps) * scale [D]. In place. */
+void nn_layer_norm(nn *c, const nn_tensor *out, const nn_tensor *x, double eps,
+                   const nn_tensor *scale);
+
+typedef enum nn_rope_pairs {
+    NN_ROPE_INTERLEAVED, /* features (2k, 2k+1) are one complex number: the diffusion transformers */
+    NN_ROPE_HALVES       /* features (k, k + D/2): Qwen and its relatives */
+} nn_rope_pairs;
+
+/* In place on x [S, H*D]: RMSNorm with w [D] over each head (none if w is NULL), then rotation by
+ * the angles whose cosine and sine are given, [S, D/2]. */
+void nn_head_norm_rope(nn *c, const nn_tensor *x, int heads, const nn_weight *w, double eps,
+                       const nn_tensor *cosine, const nn_tensor *sine, nn_rope_pairs pairs);
+
+/* out [Sq, H*D] = softmax(q k^T / sqrt(D)) v for each head; q [Sq, H*D], k and v [Sk, G*D] where G
+ * divides H (grouped queries: head h uses h / (H/G)). causal: query i sees keys 0..i (Sq = Sk). */
+void nn_attention(nn *c, const nn_tensor *out, const nn_tensor *q, const nn_tensor *k,
+                  const nn_tensor *v, int heads, int kv_heads, bool causal);
+
+/* gate = silu(gate) * up, both [M, F]. */
+void nn_swiglu(nn *c, const nn_tensor *gate, const nn_tensor *up);
+/* out = x / (1 + exp(-x)). In place. */
+void nn_silu(nn *c, const nn_tensor *out, const nn_tensor *x);
+/* x = tanh(x). */
+void nn_tanh(nn *c, const nn_tensor *x);
+/* x = x + value. */
+void nn_add_scalar(nn *c, const nn_tensor *x, double value);
+/* x += y. */
+void nn_add(nn *c, const nn_tensor *x, const nn_tensor *y);
+
+typedef struct nn_conv {
+    int stride;             /* 1 or 2; 0 counts as 1 */
+    bool pad_bottom_right;  /* zeros only below and to the right (stride 2 of the VAE encoder);
+                             * otherwise kernel/2 zeros on every side */
+    bool upsample;          /* the input is first doubled in both directions, nearest neighbour */
+} nn_conv;
+
+/* out [Ho, Wo, O] = convolution of x [H, W, I] with w [O, I, k, k] (k = 1 or 3) plus bias [O]. */
+void nn_conv2d(nn *c, const nn_tensor *out, const nn_tensor *x, const nn_weight *w,
+               const nn_weight *bias, const nn_conv *params);
+
+/* out = (x - mean) / sqrt(var + eps) * w + b for each of the groups of channels of x [H, W, C] over
+ * all pixels, then SiLU if asked for. In place. */
+void nn_group_norm(nn *c, const nn_tensor *out, const nn_tensor *x, const nn_weight *w,
+                   const nn_weight *b, int groups, double eps, bool silu);
+
+#endif

@@ -1,0 +1,85 @@
+/* ct_context: threads, kernels, callbacks, allocator. */
+#include "core/mem.h"
+#include "pipeline/internal.h"
+
+#include <stdarg.h>
+#include <stdio.h>
+
+#define STRING2(x) #x
+#define STRING(x) STRING2(x)
+
+const char *ct_version(void)
+{
+    return STRING(CT_VERSION_MAJOR) "." STRING(CT_VERSION_MINOR) "." STRING(CT_VERSION_PATCH);
+}
+
+void ct_context_params_init(ct_context_params *params)
+{
+    *params = (ct_context_params){.struct_size = sizeof *params};
+}
+
+ct_status ct_context_create(const ct_context_params *params, ct_context **out, ct_error *error)
+{
+    if (!out)
+        return error_set(error, CT_EINVAL, "ct_context_create: out is NULL");
+    *out = NULL;
+    ct_context_params p;
+    ct_context_params_init(&p);
+    if (params) {
+        if (params->struct_size != sizeof p)
+            return error_set(error, CT_EINVAL,
+                             "ct_context_create: call ct_context_params_init first");
+        p = *params;
+    }
+    bool custom = p.allocator.alloc || p.allocator.free;
+    if (custom && (!p.allocator.alloc || !p.allocator.free))
+        return error_set(error, CT_EINVAL,
+                         "ct_context_create: an allocator needs both alloc and free");
+    ct_allocator allocator = custom ? p.allocator : mem_default;
+    ct_context *c = mem_zero_array(&allocator, 1, sizeof *c);
+    if (!c)
+        return error_memory(error, sizeof *c, "the context");
+    c->allocator = allocator;
+    c->callbacks = p.callbacks;
+    ct_status status = cpu_kernels_choose(&c->kernels, p.cpu, error);
+    if (status == CT_OK)
+        status = pool_create(&c->threads, &c->allocator, p.threads, error);
+    if (status != CT_OK) {
+        ct_context_free(&c);
+        return status;
+    }
+    *out = c;
+    return CT_OK;
+}
+
+void ct_context_free(ct_context **context)
+{
+    if (!context || !*context)
+        return;
+    ct_allocator allocator = (*context)->allocator;
+    pool_free((*context)->threads);
+    mem_free(&allocator, *context);
+    *context = NULL;
+}
+
+int ct_context_threads(const ct_context *context)
+{
+    return pool_threads(context->threads);
+}
+
+const char *ct_context_cpu(const ct_context *context)
+{
+    return context->kernels->name;
+}
+
+void log_message(const ct_callbacks *callbacks, ct_log_level level, const char *format, ...)
+{
+    if (!callbacks->log)
+        return;
+    char text[1024];
+    va_list args;
+    va_start(args, format);
+    vsnprintf(text, sizeof text, format, args);
+    va_end(args);
+    callbacks->log(callbacks->user, level, text);
+}

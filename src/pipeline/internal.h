@@ -1,0 +1,51 @@
+/* What the files of the pipeline share: the objects behind the handles of calotype.h. */
+#ifndef PIPELINE_INTERNAL_H
+#define PIPELINE_INTERNAL_H
+
+#include "core/error.h"
+#include "core/threads.h"
+#include "io/fingerprint.h"
+#include "models/qwen3.h"
+#include "models/vae_kl.h"
+#include "models/zimage.h"
+#include "nn/cpu/kernels.h"
+#include "sampling/flow_match.h"
+#include "text/tokenizer.h"
+
+struct ct_context {
+    ct_allocator allocator;
+    ct_callbacks callbacks;
+    pool *threads;
+    const cpu_kernels *kernels;
+};
+
+struct ct_model {
+    ct_context *context;
+    const ct_allocator *allocator;
+    char *directory;
+    tokenizer *tokenizer;
+    qwen3 *text_encoder;
+    zimage *transformer;
+    vae_kl *vae;
+    flow_match scheduler;
+    ct_model_info info;
+    ct_component_info components[3];
+    char hash[FINGERPRINT_DIGITS + 1];
+};
+
+struct ct_image {
+    ct_allocator allocator;
+    int width, height;
+    uint8_t *pixels;
+    uint64_t seed;
+    char *recipe_json, *recipe_text;
+};
+
+/* A new image with memory for its pixels. */
+ct_status image_create(ct_image **out, const ct_allocator *a, int width, int height,
+                       ct_error *error);
+
+void log_message(const ct_callbacks *callbacks, ct_log_level level, const char *format, ...)
+    CORE_PRINTF(3, 4);
+
+#endif

@@ -1,0 +1,307 @@
+/* ct_job_create: every parameter is checked, every default filled in, the prompt tokenized and the
+ * memory taken, before any work starts. */
+#include "pipeline/job.h"
+
+#include "core/file.h"
+#include "core/mem.h"
+#include "core/memory_info.h"
+
+#include <inttypes.h>
+#include <math.h>
+#include <string.h>
+
+#define MAX_STEPS 1000
+#define MAX_GUIDANCE 1000.0
+#define MAX_PROMPT_BYTES (1 << 20)
+
+void ct_generate_params_init(ct_generate_params *params)
+{
+    *params = (ct_generate_params){.struct_size = sizeof *params,
+                                    .guidance = CT_GUIDANCE_DEFAULT,
+                                    .cfg_truncation = 1};
+}
+
+/* ---- Size, steps, guidance --------------------------------------------------------------------------- */
+
+static ct_status check_side(const ct_model *m, const char *name, int value, int64_t most,
+                            ct_error *error)
+{
+    int multiple = m->info.size_multiple;
+    if (value < multiple || value > most) {
+        return error_set(error, CT_EINVAL, "%s %d is out of range: this model makes %d to %" PRId64
+                                           " pixels",
+                         name, value, multiple, most);
+    }
+    int below = value / multiple * multiple, above = below + multiple;
+    if (value != below)
+        return error_set(error, CT_EINVAL,
+                         "%s %d is not a multiple of %d; near sizes are %d and %d", name, value,
+                         multiple, below, above <= most ? above : below);
+    return CT_OK;
+}
+
+static ct_status resolve_size(ct_job *job, const ct_generate_params *p, ct_error *error)
+{
+    const ct_model *m = job->model;
+    const int factor = vae_kl_factor(m->vae);
+    int64_t most[2];
+    for (int i = 0; i < 2; i++) {
+        most[i] = zimage_max_side(m->transformer, i) * factor;
+        if (most[i] > 32768)
+            most[i] = 32768;
+    }
+    job->info.width = p->width ? p->width : m->info.default_width;
+    job->info.height = p->height ? p->height : m->info.default_height;
+    ct_status status = check_side(m, "width", job->info.width, most[1], error);
+    if (status == CT_OK)
+        status = check_side(m, "height", job->info.height, most[0], error);
+    job->latent_height = job->info.height / factor;
+    job->latent_width = job->info.width / factor;
+    job->latent_count = m->transformer->channels * job->latent_height * job->latent_width;
+    return status;
+}
+
+static ct_status resolve_numbers(ct_job *job, const ct_generate_params *p, ct_error *error)
+{
+    const ct_model_info *info = &job->model->info;
+    ct_job_info *j = &job->info;
+    if (p->steps < 0 || p->steps > MAX_STEPS)
+        return error_set(error, CT_EINVAL, "steps is %d; it must be 1 to %d, or 0 for the model's own",
+                         p->steps, MAX_STEPS);
+    bool default_guidance = p->guidance == CT_GUIDANCE_DEFAULT;
+    if (!default_guidance && !(p->guidance >= 0 && p->guidance <= MAX_GUIDANCE))
+        return error_set(error, CT_EINVAL, "guidance is %g; it must be 0 (off) to %g", p->guidance,
+                         MAX_GUIDANCE);
+    if (!(p->cfg_truncation >= 0 && p->cfg_truncation <= 1))
+        return error_set(error, CT_EINVAL, "cfg_truncation is %g; it must be 0 to 1", p->cfg_truncation);
+    if (p->shift != 0 && !(p->shift >= 0.01 && p->shift <= 100))
+        return error_set(error, CT_EINVAL, "shift is %g; it must be 0.01 to 100, or 0 for the model's "
+                                           "own",
+                         p->shift);
+    if (p->precision < CT_PRECISION_AUTO || p->precision > CT_PRECISION_BF16)
+        return error_set(error, CT_EINVAL, "precision has the unknown value %d", (int)p->precision);
+    if (p->rng != CT_RNG_TORCH)
+        return error_set(error, CT_EINVAL, "rng has the unknown value %d", (int)p->rng);
+    j->steps = p->steps ? p->steps : info->default_steps;
+    j->guidance = default_guidance ? info->default_guidance : p->guidance;
+    j->cfg_scale = j->guidance + 1;
+    j->shift = p->shift != 0 ? p->shift : info->default_shift;
+    j->scheduler = "FlowMatchEulerDiscreteScheduler";
+    j->precision = p->precision == CT_PRECISION_AUTO ? CT_PRECISION_FP32 : p->precision;
+    job->cfg_normalization = p->cfg_normalization;
+    job->cfg_truncation = p->cfg_truncation;
+    job->trace_modules = p->trace_modules;
+    job->seed = p->seed;
+    return CT_OK;
+}
+
+/* ---- Prompts -------------------------------------------------------------------------------------------- */
+
+static ct_status set_prompt(ct_job *job, prompt *out, const char *text, const char *name,
+                            ct_error *error)
+{
+    const ct_model *m = job->model;
+    const ct_allocator *a = job->allocator;
+    size_t length = strlen(text);
+    if (length > MAX_PROMPT_BYTES)
+        return error_set(error, CT_EINVAL, "the %s has %zu bytes; at most %d are read", name, length,
+                         MAX_PROMPT_BYTES);
+    size_t valid = utf8_valid_length(text, length);
+    if (valid != length)
+        return error_set(error, CT_EINVAL,
+                         "the %s is not valid UTF-8 at byte %zu; save or type it as UTF-8", name,
+                         valid);
+    char *framed = chat_frame(a, text, true);
+    out->text = mem_strdup(a, text);
+    if (!framed || !out->text) {
+        mem_free(a, framed);
+        return error_memory(error, length, "the prompt");
+    }
+    size_t count = 0;
+    ct_status status = tokenizer_encode(m->tokenizer, framed, strlen(framed), &out->ids, &count,
+                                        error);
+    mem_free(a, framed);
+    if (status != CT_OK)
+        return status;
+    /* As the reference: the tail goes, with the end of the frame. */
+    out->truncated = count > (size_t)m->info.max_prompt_tokens;
+    out->count = out->truncated ? m->info.max_prompt_tokens : (int64_t)count;
+    if (out->truncated)
+        log_message(&job->callbacks, CT_LOG_WARNING,
+                    "the %s has %zu tokens; only the first %d are used", name, count,
+                    m->info.max_prompt_tokens);
+    return CT_OK;
+}
+
+static ct_status resolve_prompts(ct_job *job, const ct_generate_params *p, ct_error *error)
+{
+    if (!p->prompt)
+        return error_set(error, CT_EINVAL, "a prompt is required");
+    ct_status status = set_prompt(job, &job->positive, p->prompt, "prompt", error);
+    const bool guided = job->info.guidance > 0;
+    if (status == CT_OK && guided)
+        status = set_prompt(job, &job->negative, p->negative_prompt ? p->negative_prompt : "",
+                            "negative prompt", error);
+    if (status == CT_OK && !guided && p->negative_prompt && p->negative_prompt[0])
+        log_message(&job->callbacks, CT_LOG_WARNING,
+                    "guidance is off, so the negative prompt has no effect");
+    job->info.prompt_tokens = (int)job->positive.count;
+    job->info.negative_tokens = (int)job->negative.count;
+    job->info.prompt_truncated = job->positive.truncated;
+    job->info.negative_truncated = job->negative.truncated;
+    return status;
+}
+
+/* ---- Files, schedule, memory ----------------------------------------------------------------------------- */
+
+static ct_status resolve_paths(ct_job *job, const ct_generate_params *p, ct_error *error)
+{
+    const char *from[] = {p->noise_path, p->trace_path};
+    char **to[] = {&job->noise_path, &job->trace_path};
+    for (int i = 0; i < 2; i++) {
+        if (!from[i])
+            continue;
+        *to[i] = mem_strdup(job->allocator, from[i]);
+        if (!*to[i])
+            return error_memory(error, strlen(from[i]), "a path");
+    }
+    return p->trace_path ? ct_output_check(p->trace_path, error) : CT_OK;
+}
+
+static ct_status prepare_schedule(ct_job *job, ct_error *error)
+{
+    flow_match f = job->model->scheduler;
+    const int steps = job->info.steps;
+    job->sigmas = mem_array(job->allocator, (size_t)steps + 1, sizeof(float));
+    job->times = mem_array(job->allocator, (size_t)steps, sizeof(float));
+    if (!job->sigmas || !job->times)
+        return error_memory(error, (size_t)steps * sizeof(float), "the schedule");
+    f.shift = job->info.shift;
+    flow_match_sigmas(&f, steps, (double)(job->latent_height / 2 * (job->latent_width / 2)),
+                      job->sigmas);
+    const float scale = (float)f.train_timesteps;
+    for (int i = 0; i < steps; i++)
+        job->times[i] = (1000.0f - job->sigmas[i] * scale) / 1000.0f;
+    for (int i = 0; i < steps; i++)
+        job->info.evaluations += job_guides(job, i) ? 2 : 1;
+    return CT_OK;
+}
+
+bool job_guides(const ct_job *job, int step)
+{
+    return job->info.guidance > 0 && (double)job->times[step] <= job->cfg_truncation;
+}
+
+static nn_params network_params(const ct_job *job)
+{
+    const ct_context *context = job->model->context;
+    return (nn_params){.allocator = job->allocator,
+                       .threads = context->threads,
+                       .kernels = context->kernels,
+                       .bf16 = job->info.precision == CT_PRECISION_BF16,
+                       .trace = job->trace_modules ? &job->trace.hook : NULL,
+                       .cancel = job->callbacks.cancel,
+                       .cancel_user = job->callbacks.user};
+}
+
+/* A dry run finds the peak; then all of it is taken. */
+static ct_status plan_memory(ct_job *job, ct_error *error)
+{
+    nn_params params = network_params(job);
+    params.dry = true;
+    params.cancel = NULL;
+    nn *dry = NULL;
+    ct_status status = nn_create(&dry, &params, error);
+    if (status != CT_OK)
+        return status;
+    job_execute(job, dry, 0);
+    status = nn_status(dry, error);
+    size_t peak = nn_peak(dry);
+    nn_free(dry);
+    if (status != CT_OK)
+        return status;
+    size_t pixels = (size_t)job->info.width * (size_t)job->info.height;
+    size_t planes = 3 * (size_t)job->latent_count + 3 * pixels;
+    job->info.activation_bytes = peak + planes * sizeof(float);
+    uint64_t available = memory_available();
+    if (job->info.activation_bytes > available)
+        return error_set(error, CT_ENOMEM,
+                         "a picture of %d x %d needs %.1f GiB of memory besides the weights, but "
+                         "%.1f GiB are available; choose a smaller size",
+                         job->info.width, job->info.height,
+                         (double)job->info.activation_bytes / 1073741824.0,
+                         (double)available / 1073741824.0);
+    job->latents = mem_array(job->allocator, planes, sizeof(float));
+    if (!job->latents)
+        return error_memory(error, planes * sizeof(float), "the latents and the picture");
+    job->guided = job->latents + job->latent_count;
+    job->other = job->guided + job->latent_count;
+    job->picture = job->other + job->latent_count;
+    params = network_params(job);
+    params.arena_bytes = peak;
+    return nn_create(&job->network, &params, error);
+}
+
+ct_status ct_job_create(ct_model *model, const ct_generate_params *params, ct_job **out,
+                        ct_error *error)
+{
+    if (!model || !params || !out)
+        return error_set(error, CT_EINVAL, "ct_job_create: an argument is NULL");
+    *out = NULL;
+    if (params->struct_size != sizeof *params)
+        return error_set(error, CT_EINVAL, "ct_job_create: call ct_generate_params_init first");
+    const ct_allocator *a = model->allocator;
+    ct_job *job = mem_zero_array(a, 1, sizeof *job);
+    if (!job)
+        return error_memory(error, sizeof *job, "the job");
+    job->model = model;
+    job->allocator = a;
+    job->callbacks = params->callbacks ? *params->callbacks : model->context->callbacks;
+    ct_status status = resolve_size(job, params, error);
+    if (status == CT_OK)
+        status = resolve_numbers(job, params, error);
+    if (status == CT_OK)
+        status = resolve_prompts(job, params, error);
+    if (status == CT_OK)
+        status = resolve_paths(job, params, error);
+    if (status == CT_OK)
+        status = prepare_schedule(job, error);
+    if (status == CT_OK)
+        status = plan_memory(job, error);
+    if (status != CT_OK) {
+        ct_job_free(&job);
+        return status;
+    }
+    *out = job;
+    return CT_OK;
+}
+
+static void free_prompt(const ct_allocator *a, prompt *p)
+{
+    mem_free(a, p->text);
+    mem_free(a, p->ids);
+    mem_free(a, p->features);
+}
+
+void ct_job_free(ct_job **job)
+{
+    if (!job || !*job)
+        return;
+    ct_job *j = *job;
+    const ct_allocator *a = j->allocator;
+    nn_free(j->network);
+    free_prompt(a, &j->positive);
+    free_prompt(a, &j->negative);
+    mem_free(a, j->noise_path);
+    mem_free(a, j->trace_path);
+    mem_free(a, j->sigmas);
+    mem_free(a, j->times);
+    mem_free(a, j->latents);
+    mem_free(a, j);
+    *job = NULL;
+}
+
+const ct_job_info *ct_job_get_info(const ct_job *job)
+{
+    return &job->info;
+}

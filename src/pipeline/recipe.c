@@ -1,0 +1,167 @@
+#include "pipeline/recipe.h"
+#include "io/jsonwrite.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <string.h>
+
+#define MAXIMUM ((size_t)8 << 20)
+#define HASH_DIGITS 10 /* how much of a model's hash stable-diffusion-webui shows */
+
+static void write_seed(json_writer *w, uint64_t seed)
+{
+    if (seed <= (uint64_t)1 << 53) {
+        json_write_unsigned(w, seed);
+        return;
+    }
+    char digits[24];
+    snprintf(digits, sizeof digits, "%" PRIu64, seed);
+    json_write_string(w, digits);
+}
+
+static void member_string(json_writer *w, const char *key, const char *value)
+{
+    json_write_key(w, key);
+    json_write_string(w, value);
+}
+
+static void member_integer(json_writer *w, const char *key, int value)
+{
+    json_write_key(w, key);
+    json_write_integer(w, value);
+}
+
+static void member_number(json_writer *w, const char *key, double value)
+{
+    json_write_key(w, key);
+    json_write_number(w, value);
+}
+
+char *recipe_json(const ct_allocator *a, const recipe *r)
+{
+    strbuf s;
+    strbuf_init(&s, a, MAXIMUM);
+    json_writer w;
+    json_write_init(&w, &s);
+    json_write_object(&w);
+    member_string(&w, "calotype", r->version);
+    member_string(&w, "prompt", r->prompt);
+    member_string(&w, "negative_prompt", r->negative);
+    json_write_key(&w, "seed");
+    write_seed(&w, r->seed);
+    member_integer(&w, "width", r->width);
+    member_integer(&w, "height", r->height);
+    member_integer(&w, "steps", r->steps);
+    member_integer(&w, "evaluations", r->evaluations);
+    member_number(&w, "guidance", r->guidance);
+    member_number(&w, "cfg_scale", r->cfg_scale);
+    json_write_key(&w, "cfg_normalization");
+    json_write_boolean(&w, r->cfg_normalization);
+    member_number(&w, "shift", r->shift);
+    member_string(&w, "scheduler", r->scheduler);
+    member_string(&w, "precision", r->precision);
+    member_string(&w, "rng", r->rng);
+    member_string(&w, "model", r->model_name);
+    member_string(&w, "model_hash", r->model_hash);
+    member_string(&w, "model_class", r->model_class);
+    member_string(&w, "cpu", r->cpu);
+    json_write_object_end(&w);
+    return strbuf_take(&s);
+}
+
+/* ---- The text form ---- */
+
+static bool is_space(char c)
+{
+    return c == ' ' || (c >= '\t' && c <= '\r');
+}
+
+/* stable-diffusion-webui quotes values that hold a comma, a colon or a newline, and reads
+ *     \s*(\w[\w \-/]+):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)
+ * Quotes around a value and spaces at its ends would be lost on the way: they are quoted, too. */
+static bool needs_quotes(const char *value)
+{
+    size_t length = strlen(value);
+    return strpbrk(value, ",:\n\r\"") || is_space(value[0]) || is_space(value[length - 1]);
+}
+
+/* An empty value would stop that program's parser, so its key is left out. */
+static void add_field(strbuf *s, const char *key, const char *value)
+{
+    if (!value || !*value)
+        return;
+    if (s->length && s->data[s->length - 1] != '\n')
+        strbuf_puts(s, ", ");
+    strbuf_puts(s, key);
+    strbuf_puts(s, ": ");
+    if (needs_quotes(value))
+        json_quote(s, value, strlen(value));
+    else
+        strbuf_puts(s, value);
+}
+
+static void add_integer(strbuf *s, const char *key, int value)
+{
+    char text[16];
+    snprintf(text, sizeof text, "%d", value);
+    add_field(s, key, text);
+}
+
+static void add_number(strbuf *s, const char *key, double value)
+{
+    char text[JSON_NUMBER_SIZE];
+    json_number_text(text, value);
+    add_field(s, key, text);
+}
+
+/* Sampler and schedule under the names of stable-diffusion-webui and ComfyUI. The sigmas of
+ * FlowMatchEulerDiscreteScheduler are theirs of the schedule "Simple" with the same shift. */
+static void add_sampler(strbuf *s, const char *scheduler)
+{
+    if (!strcmp(scheduler, "FlowMatchEulerDiscreteScheduler")) {
+        add_field(s, "Sampler", "Euler");
+        add_field(s, "Schedule type", "Simple");
+    } else {
+        add_field(s, "Sampler", scheduler);
+    }
+}
+
+static void add_fields(strbuf *s, const recipe *r)
+{
+    char text[64];
+    add_integer(s, "Steps", r->steps);
+    add_sampler(s, r->scheduler);
+    add_number(s, "CFG scale", r->cfg_scale);
+    snprintf(text, sizeof text, "%" PRIu64, r->seed);
+    add_field(s, "Seed", text);
+    snprintf(text, sizeof text, "%dx%d", r->width, r->height);
+    add_field(s, "Size", text);
+    snprintf(text, sizeof text, "%.*s", HASH_DIGITS, r->model_hash);
+    add_field(s, "Model hash", text);
+    add_field(s, "Model", r->model_name);
+    add_number(s, "Shift", r->shift);
+    if (r->cfg_normalization)
+        add_field(s, "CFG normalization", "True");
+    /* That program's name for torch.randn on the processor. */
+    add_field(s, "RNG", !strcmp(r->rng, "torch") ? "CPU" : r->rng);
+    add_field(s, "Precision", r->precision);
+    snprintf(text, sizeof text, "calotype %.40s", r->version);
+    add_field(s, "Version", text);
+}
+
+char *recipe_text(const ct_allocator *a, const recipe *r)
+{
+    strbuf s;
+    strbuf_init(&s, a, MAXIMUM);
+    strbuf_puts(&s, r->prompt);
+    if (r->negative && *r->negative) {
+        strbuf_puts(&s, "\nNegative prompt: ");
+        strbuf_puts(&s, r->negative);
+    }
+    strbuf_puts(&s, "\n");
+    add_fields(&s, r);
+    /* The original strips the whole text: without a prompt it begins with "Steps". */
+    if (strbuf_ok(&s) && s.data[0] == '\n')
+        memmove(s.data, s.data + 1, s.length--);
+    return strbuf_take(&s);
+}

@@ -1,0 +1,325 @@
+/* ct_job_run: the way of the data. prompt -> features -> noise -> steps -> latents -> picture */
+#include "core/clock.h"
+#include "core/mem.h"
+#include "pipeline/job.h"
+#include "pipeline/recipe.h"
+#include "sampling/guidance.h"
+#include "sampling/rng.h"
+
+#include <inttypes.h>
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+/* ---- Progress ------------------------------------------------------------------------------------------ */
+
+static void report(ct_job *job, const nn *c, ct_stage stage, int step, int steps,
+                   const ct_latents *preview)
+{
+    if (nn_is_dry(c) || !job->callbacks.progress)
+        return;
+    double now = clock_seconds();
+    if (step == 0)
+        job->stage_began = now;
+    ct_progress p = {stage,
+                     step,
+                     steps,
+                     now - job->stage_began,
+                     now - job->began,
+                     preview};
+    job->callbacks.progress(job->callbacks.user, &p);
+}
+
+typedef struct unit_counter {
+    ct_job *job;
+    nn *network;
+    ct_stage stage;
+    int done, all;
+} unit_counter;
+
+static void unit_done(void *user, int unit)
+{
+    (void)unit;
+    unit_counter *u = user;
+    if (!nn_stopped(u->network))
+        report(u->job, u->network, u->stage, ++u->done, u->all, NULL);
+}
+
+/* ---- Prompt to features ---------------------------------------------------------------------------------- */
+
+static void encode_prompt(ct_job *job, nn *c, prompt *p, unit_counter *units)
+{
+    const qwen3 *encoder = job->model->text_encoder;
+    const int64_t size = p->count * encoder->hidden;
+    size_t mark = nn_mark(c);
+    nn_tensor features = qwen3_forward(c, encoder, p->ids, p->count, unit_done, units);
+    if (!nn_is_dry(c) && !nn_stopped(c)) {
+        p->features = mem_array(job->allocator, (size_t)size, sizeof(float));
+        if (!p->features)
+            nn_fail(c, CT_ENOMEM, "out of memory: %" PRId64 " bytes for the prompt's features",
+                    size * (int64_t)sizeof(float));
+        else
+            nn_download(c, &features, p->features, size);
+    }
+    nn_release(c, mark);
+}
+
+static void encode_prompts(ct_job *job, nn *c)
+{
+    prompt *prompts[] = {&job->positive, &job->negative};
+    static const char *const names[] = {"prompt", "negative"};
+    const int64_t hidden = job->model->text_encoder->hidden;
+    const int count = job->info.guidance > 0 ? 2 : 1;
+    const int layers = job->model->text_encoder->used_layers;
+    unit_counter units = {job, c, CT_STAGE_ENCODE, 0, count * layers};
+    if (!job->positive.features)
+        report(job, c, CT_STAGE_ENCODE, 0, units.all, NULL);
+    for (int i = 0; i < count && !nn_stopped(c); i++) {
+        prompt *p = prompts[i];
+        job->trace.active = i == 0;
+        if (!p->features) /* a job encodes once for all its seeds */
+            encode_prompt(job, c, p, &units);
+        if (!p->features)
+            continue;
+        char name[32];
+        snprintf(name, sizeof name, "%s.ids", names[i]);
+        trace_ids(&job->trace, name, p->ids, p->count);
+        snprintf(name, sizeof name, "%s.features", names[i]);
+        trace_floats(&job->trace, name, 2, (const int64_t[]){p->count, hidden}, p->features);
+    }
+    job->trace.active = false;
+}
+
+/* ---- Noise --------------------------------------------------------------------------------------------------- */
+
+static void read_noise(ct_job *job, nn *c)
+{
+    ct_error error;
+    weights *file = NULL;
+    const int64_t shape[] = {job->model->transformer->channels, job->latent_height,
+                             job->latent_width};
+    if (weights_open_file(&file, job->allocator, job->noise_path, &error) != CT_OK) {
+        nn_fail(c, error.code, "%s", error.message);
+        return;
+    }
+    const weight_view *v = weights_find(file, "noise");
+    /* A leading batch of one is allowed. */
+    const int64_t *n = v && v->rank == 4 && v->shape[0] == 1 ? v->shape + 1 : v ? v->shape : NULL;
+    int rank = v ? (int)(v->rank - (n - v->shape)) : 0;
+    if (!v)
+        nn_fail(c, CT_ENOTFOUND, "%s has no tensor named \"noise\"", job->noise_path);
+    else if (!dtype_is_float(v->type) || rank != 3 || memcmp(n, shape, sizeof shape) != 0)
+        nn_fail(c, CT_EFORMAT,
+                "%s: the tensor \"noise\" must be F32, F16 or BF16 with shape [%" PRId64 ", %" PRId64
+                ", %" PRId64 "] for this size",
+                job->noise_path, shape[0], shape[1], shape[2]);
+    else
+        dtype_to_float(job->latents, v->data, v->type, (size_t)job->latent_count);
+    weights_close(file);
+}
+
+static void trace_latents(ct_job *job, const char *name, const float *data)
+{
+    const int64_t shape[] = {job->model->transformer->channels, job->latent_height,
+                             job->latent_width};
+    trace_floats(&job->trace, name, 3, shape, data);
+}
+
+static void draw_noise(ct_job *job, nn *c, uint64_t seed)
+{
+    if (nn_is_dry(c) || nn_stopped(c))
+        return;
+    if (job->noise_path) {
+        read_noise(job, c);
+    } else {
+        torch_generator g;
+        torch_seed(&g, seed);
+        torch_randn(&g, job->latents, job->latent_count);
+    }
+    trace_latents(job, "noise", job->latents);
+    trace_floats(&job->trace, "sigmas", 1, (const int64_t[]){job->info.steps + 1}, job->sigmas);
+}
+
+/* ---- Steps ----------------------------------------------------------------------------------------------------- */
+
+/* The velocity of one step in job->guided: the network estimates its negative. */
+static void evaluate(ct_job *job, nn *c, const zimage_schedule *schedule, int step,
+                     const zimage_caption *positive, const zimage_caption *negative)
+{
+    const zimage *m = job->model->transformer;
+    char name[48];
+    job->trace.active = step == 0;
+    zimage_forward(c, m, schedule, step, positive, job->latents, job->guided);
+    job->trace.active = false;
+    if (negative)
+        zimage_forward(c, m, schedule, step, negative, job->latents, job->other);
+    if (nn_is_dry(c) || nn_stopped(c))
+        return;
+    snprintf(name, sizeof name, "step.%02d.model_output", step);
+    trace_latents(job, name, job->guided);
+    if (negative) {
+        snprintf(name, sizeof name, "step.%02d.negative_output", step);
+        trace_latents(job, name, job->other);
+        guidance_combine(job->guided, job->other, job->latent_count, job->info.guidance,
+                         job->cfg_normalization);
+    }
+    for (int64_t i = 0; i < job->latent_count; i++)
+        job->guided[i] = -job->guided[i];
+}
+
+static void denoise(ct_job *job, nn *c)
+{
+    const zimage *m = job->model->transformer;
+    const int steps = job->info.steps;
+    const bool guided = job->info.guidance > 0;
+    size_t mark = nn_mark(c);
+    report(job, c, CT_STAGE_DENOISE, 0, steps, NULL);
+    job->trace.active = true;
+    zimage_schedule schedule = zimage_prepare_schedule(c, m, job->times, steps);
+    zimage_caption positive = zimage_prepare_caption(
+        c, m, job->positive.features, job->positive.count, job->latent_height, job->latent_width);
+    job->trace.active = false;
+    zimage_caption negative = {0};
+    if (guided)
+        negative = zimage_prepare_caption(c, m, job->negative.features, job->negative.count,
+                                          job->latent_height, job->latent_width);
+    for (int step = 0; step < steps && !nn_stopped(c); step++) {
+        evaluate(job, c, &schedule, step, &positive, job_guides(job, step) ? &negative : NULL);
+        if (nn_is_dry(c))
+            break; /* every step takes the same memory */
+        if (nn_stopped(c))
+            break;
+        flow_match_step(job->latents, job->guided, job->latent_count, job->sigmas[step],
+                        job->sigmas[step + 1]);
+        char name[48];
+        snprintf(name, sizeof name, "step.%02d.latents", step);
+        trace_latents(job, name, job->latents);
+        const ct_latents preview = {job->latents, (int)m->channels, (int)job->latent_height,
+                                    (int)job->latent_width};
+        report(job, c, CT_STAGE_DENOISE, step + 1, steps, &preview);
+    }
+    nn_release(c, mark);
+}
+
+/* ---- Picture --------------------------------------------------------------------------------------------------- */
+
+static void decode(ct_job *job, nn *c)
+{
+    const vae_kl *vae = job->model->vae;
+    unit_counter units = {job, c, CT_STAGE_DECODE, 0, vae_kl_decode_units(vae)};
+    report(job, c, CT_STAGE_DECODE, 0, units.all, NULL);
+    if (!nn_is_dry(c) && !nn_stopped(c))
+        trace_latents(job, "latents", job->latents);
+    job->trace.active = true;
+    vae_kl_decode(c, vae, job->latents, job->latent_height, job->latent_width, job->picture,
+                  unit_done, &units);
+    job->trace.active = false;
+}
+
+void job_execute(ct_job *job, nn *c, uint64_t seed)
+{
+    encode_prompts(job, c);
+    draw_noise(job, c, seed);
+    denoise(job, c);
+    decode(job, c);
+}
+
+/* -1..1 to 0..1 in job->picture, and to bytes as the reference rounds them: half to even. */
+static void finish_picture(ct_job *job, ct_image *image)
+{
+    const int64_t pixels = (int64_t)job->info.width * job->info.height;
+    int64_t broken = 0;
+    for (int64_t i = 0; i < 3 * pixels; i++) {
+        float v = job->picture[i] * 0.5f + 0.5f;
+        broken += v != v;
+        v = v >= 0 ? v : 0; /* also NaN */
+        v = v <= 1 ? v : 1;
+        job->picture[i] = v;
+        image->pixels[i % pixels * 3 + i / pixels] = (uint8_t)rintf(v * 255.0f);
+    }
+    if (broken)
+        log_message(&job->callbacks, CT_LOG_WARNING,
+                    "the picture has %" PRId64 " values that are not numbers: the weights or the "
+                    "noise are damaged",
+                    broken);
+    const int64_t shape[] = {3, job->info.height, job->info.width};
+    trace_floats(&job->trace, "image", 3, shape, job->picture);
+}
+
+static ct_status add_recipe(const ct_job *job, ct_image *image, ct_error *error)
+{
+    const ct_model_info *info = &job->model->info;
+    const ct_job_info *j = &job->info;
+    recipe r = {
+        .prompt = job->positive.text,
+        .negative = j->guidance > 0 ? job->negative.text : NULL,
+        .seed = image->seed,
+        .width = j->width,
+        .height = j->height,
+        .steps = j->steps,
+        .evaluations = j->evaluations,
+        .guidance = j->guidance,
+        .cfg_scale = j->cfg_scale,
+        .cfg_normalization = job->cfg_normalization,
+        .shift = j->shift,
+        .scheduler = j->scheduler,
+        .precision = j->precision == CT_PRECISION_BF16 ? "bf16" : "fp32",
+        .rng = job->noise_path ? "file" : "torch",
+        .model_name = info->name,
+        .model_hash = info->hash,
+        .model_class = info->class_name,
+        .version = ct_version(),
+        .cpu = job->model->context->kernels->name,
+    };
+    image->recipe_json = recipe_json(job->allocator, &r);
+    image->recipe_text = recipe_text(job->allocator, &r);
+    if (!image->recipe_json || !image->recipe_text)
+        return error_memory(error, 4096, "the recipe");
+    return CT_OK;
+}
+
+ct_status ct_job_run(ct_job *job, uint64_t seed, ct_image **out, ct_error *error)
+{
+    if (!job || !out)
+        return error_set(error, CT_EINVAL, "ct_job_run: an argument is NULL");
+    *out = NULL;
+    ct_status status = trace_open(&job->trace, job->allocator, job->trace_path, job->trace_modules,
+                                  error);
+    if (status != CT_OK)
+        return status;
+    nn_reset(job->network);
+    job->began = clock_seconds();
+    job_execute(job, job->network, seed);
+    status = nn_status(job->network, error);
+    ct_image *image = NULL;
+    if (status == CT_OK)
+        status = image_create(&image, job->allocator, job->info.width, job->info.height, error);
+    if (status == CT_OK) {
+        image->seed = seed;
+        finish_picture(job, image);
+        status = add_recipe(job, image, error);
+    }
+    if (status == CT_OK)
+        status = trace_commit(&job->trace, error);
+    if (status != CT_OK) {
+        trace_abort(&job->trace);
+        ct_image_free(&image);
+        return status;
+    }
+    *out = image;
+    return CT_OK;
+}
+
+ct_status ct_generate(ct_model *model, const ct_generate_params *params, ct_image **out,
+                      ct_error *error)
+{
+    if (!out)
+        return error_set(error, CT_EINVAL, "ct_generate: out is NULL");
+    *out = NULL;
+    ct_job *job = NULL;
+    ct_status status = ct_job_create(model, params, &job, error);
+    if (status == CT_OK)
+        status = ct_job_run(job, job->seed, out, error);
+    ct_job_free(&job);
+    return status;
+}

@@ -1,0 +1,104 @@
+/* The algorithms are those of PyTorch's aten/src/ATen/native/cpu/DistributionTemplates.h and
+ * aten/src/ATen/core/MT19937RNGEngine.h, re-implemented from their description. */
+#include "sampling/rng.h"
+
+#include <math.h>
+
+#define N 624
+#define M 397
+#define BLOCK 16
+#define TWO_PI 6.283185307179586
+
+/* ---- MT19937 (Matsumoto and Nishimura, 1998) ------------------------------------------------------- */
+
+void torch_seed(torch_generator *g, uint64_t seed)
+{
+    *g = (torch_generator){.used = N};
+    g->state[0] = (uint32_t)seed; /* torch keeps the lower half only */
+    for (uint32_t i = 1; i < N; i++)
+        g->state[i] = 1812433253u * (g->state[i - 1] ^ (g->state[i - 1] >> 30)) + i;
+}
+
+static uint32_t twist(uint32_t high, uint32_t low)
+{
+    uint32_t mixed = (high & 0x80000000u) | (low & 0x7fffffffu);
+    return (mixed >> 1) ^ (low & 1u ? 0x9908b0dfu : 0u);
+}
+
+static void next_state(torch_generator *g)
+{
+    for (int i = 0; i < N; i++)
+        g->state[i] = g->state[(i + M) % N] ^ twist(g->state[i], g->state[(i + 1) % N]);
+    g->used = 0;
+}
+
+static uint32_t random32(torch_generator *g)
+{
+    if (g->used == N)
+        next_state(g);
+    uint32_t y = g->state[g->used++];
+    y ^= y >> 11;
+    y ^= (y << 7) & 0x9d2c5680u;
+    y ^= (y << 15) & 0xefc60000u;
+    return y ^ (y >> 18);
+}
+
+/* ---- Normal numbers ---------------------------------------------------------------------------------- */
+
+/* 24 random bits in [0, 1). */
+static float uniform24(torch_generator *g)
+{
+    return (float)(random32(g) & 0xffffffu) * 0x1p-24f;
+}
+
+/* 53 random bits in [0, 1); the first draw is the upper half. */
+static double uniform53(torch_generator *g)
+{
+    uint64_t high = random32(g);
+    uint64_t bits = high << 32 | random32(g);
+    return (double)(bits & ((UINT64_C(1) << 53) - 1)) * 0x1p-53;
+}
+
+/* Draws of fewer than 16 numbers go one by one in double, two for every pair of uniforms. */
+static double small_normal(torch_generator *g)
+{
+    if (g->has_saved) {
+        g->has_saved = false;
+        return g->saved;
+    }
+    double angle = TWO_PI * uniform53(g);
+    double radius = sqrt(-2 * log1p(-uniform53(g)));
+    g->saved = radius * sin(angle);
+    g->has_saved = true;
+    return radius * cos(angle);
+}
+
+/* Larger draws go in blocks of 16: the first half of the uniforms gives radii, the second angles. */
+static void transform_block(float *x)
+{
+    for (int i = 0; i < BLOCK / 2; i++) {
+        float radius = sqrtf(-2 * logf(1 - x[i]));
+        float angle = (float)TWO_PI * x[i + BLOCK / 2];
+        x[i] = radius * cosf(angle);
+        x[i + BLOCK / 2] = radius * sinf(angle);
+    }
+}
+
+void torch_randn(torch_generator *g, float *out, int64_t n)
+{
+    if (n < BLOCK) {
+        for (int64_t i = 0; i < n; i++)
+            out[i] = (float)small_normal(g);
+        return;
+    }
+    for (int64_t i = 0; i < n; i++)
+        out[i] = uniform24(g);
+    for (int64_t i = 0; i + BLOCK <= n; i += BLOCK)
+        transform_block(out + i);
+    if (n % BLOCK) {
+        /* The last 16 are drawn anew, over some that were done already. */
+        for (int64_t i = n - BLOCK; i < n; i++)
+            out[i] = uniform24(g);
+        transform_block(out + n - BLOCK);
+    }
+}

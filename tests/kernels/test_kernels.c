@@ -1,0 +1,365 @@
+/* Every kernel of every instruction set against the definition (kernels_reference.c), on random
+ * numbers and awkward sizes, with guards around what is written. With --bench: their speed.
+ *
+ * The seed is printed; give it as SEED in the environment to repeat a failure. */
+#include "test_support.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/clock.h"
+#include "core/mem.h"
+#include "nn/cpu/kernels.h"
+
+#define GUARD 64
+#define GUARD_VALUE 12345.678f
+
+static uint64_t seed = 1;
+
+static uint32_t random32(void)
+{
+    seed = seed * 6364136223846793005u + 1442695040888963407u;
+    return (uint32_t)(seed >> 33);
+}
+
+static int64_t random_between(int64_t low, int64_t high)
+{
+    return low + random32() % (high - low + 1);
+}
+
+/* Uniform in -range..range. */
+static float random_float(float range)
+{
+    return ((float)random32() / 1073741824.0f - 1.0f) * range;
+}
+
+/* n floats between guards; freed by guarded_free, which checks them. */
+static float *guarded(int64_t n, float range)
+{
+    float *block = malloc((size_t)(n + 2 * GUARD) * sizeof(float));
+    assert_non_null(block);
+    for (int64_t i = 0; i < n + 2 * GUARD; i++)
+        block[i] = i < GUARD || i >= n + GUARD ? GUARD_VALUE : random_float(range);
+    return block + GUARD;
+}
+
+static void guarded_free(float *p, int64_t n)
+{
+    for (int i = 0; i < GUARD; i++)
+        if (p[-1 - i] != GUARD_VALUE || p[n + i] != GUARD_VALUE)
+            fail_msg("a kernel wrote outside its output");
+    free(p - GUARD);
+}
+
+static float *guarded_copy(const float *from, int64_t n)
+{
+    float *p = guarded(n, 0);
+    memcpy(p, from, (size_t)n * sizeof(float));
+    return p;
+}
+
+static void compare(const char *kernel, const cpu_kernels *k, const float *got, const float *want,
+                    int64_t n, double bound)
+{
+    double error = 0, norm = 0;
+    for (int64_t i = 0; i < n; i++) {
+        double d = (double)got[i] - (double)want[i];
+        error += d * d;
+        norm += (double)want[i] * (double)want[i];
+    }
+    if (!(error <= bound * bound * norm))
+        fail_msg("%s of %s: relative L2 %.2e for %lld numbers, bound %.0e", kernel, k->name,
+                 sqrt(error / norm), (long long)n, bound);
+}
+
+static const cpu_kernels *definition(void)
+{
+    return cpu_kernels_all[0];
+}
+
+/* Calls check for every table that can run here, the definition itself included. */
+static void each_table(void (*check)(const cpu_kernels *k))
+{
+    for (int i = 0; cpu_kernels_all[i]; i++)
+        if (cpu_kernels_usable(cpu_kernels_all[i]))
+            for (int round = 0; round < 20; round++)
+                check(cpu_kernels_all[i]);
+}
+
+/* The tile has another shape in each table, so it is compared with the sum in the header. */
+static void check_tile(const cpu_kernels *k)
+{
+    const int mr = k->mr, nr = k->nr, taps = (int)random_between(1, 9);
+    const int64_t length = random_between(1, 150), ldc = nr + random_between(0, 5);
+    const bool accumulate = random32() & 1, with_bias = random32() & 1;
+    float *input[9 * KERNEL_MAX_MR];
+    const float *rows[9 * KERNEL_MAX_MR];
+    for (int i = 0; i < taps * mr; i++)
+        rows[i] = input[i] = guarded(length, 1);
+    float *panel = guarded(taps * length * nr, 1), *bias = guarded(nr, 1);
+    float *c = guarded(mr * ldc, 1), *want = guarded_copy(c, mr * ldc);
+    for (int m = 0; m < mr; m++)
+        for (int n = 0; n < nr; n++) {
+            double sum = accumulate ? (double)c[m * ldc + n] : with_bias ? (double)bias[n] : 0;
+            for (int t = 0; t < taps; t++)
+                for (int64_t i = 0; i < length; i++)
+                    sum += (double)rows[t * mr + m][i] * (double)panel[(t * length + i) * nr + n];
+            want[m * ldc + n] = (float)sum;
+        }
+    k->tile(taps, length, rows, panel, with_bias ? bias : NULL, accumulate, c, ldc);
+    compare("tile", k, c, want, mr * ldc, 1e-6);
+    for (int i = 0; i < taps * mr; i++)
+        guarded_free(input[i], length);
+    guarded_free(panel, taps * length * nr);
+    guarded_free(bias, nr);
+    guarded_free(c, mr * ldc);
+    guarded_free(want, mr * ldc);
+}
+
+static float bf16_of(float x)
+{
+    return bf16_to_float(bf16_from_float(x));
+}
+
+static void check_pack(const cpu_kernels *k)
+{
+    static const dtype types[] = {DTYPE_F32, DTYPE_F16, DTYPE_BF16};
+    const dtype type = types[random32() % 3];
+    const int64_t length = random_between(1, 200), k_stride = random32() & 1 ? 1 : 9;
+    const int64_t row_stride = length * k_stride + random_between(0, 3);
+    const int count = (int)random_between(1, k->nr);
+    const bool bf16 = random32() & 1;
+    const size_t size = dtype_size(type), bytes = (size_t)(count * row_stride) * size + 1;
+    unsigned char *block = malloc(bytes), *w = block + 1; /* unaligned, as files may be */
+    assert_non_null(block);
+    for (size_t i = 0; i + 1 < bytes; i += size)
+        if (type == DTYPE_F32) {
+            float x = random_float(2);
+            memcpy(w + i, &x, 4);
+        } else {
+            uint16_t h = (uint16_t)(random32() & 0xbfff); /* finite in either format */
+            memcpy(w + i, &h, 2);
+        }
+    float *panel = guarded(length * k->nr, 1);
+    k->pack(panel, w, type, row_stride, k_stride, count, length, bf16);
+    for (int64_t i = 0; i < length; i++)
+        for (int n = 0; n < k->nr; n++) {
+            float want = 0;
+            if (n < count)
+                dtype_to_float(&want, w + (size_t)(n * row_stride + i * k_stride) * size, type, 1);
+            assert_true(panel[i * k->nr + n] == (bf16 ? bf16_of(want) : want));
+        }
+    guarded_free(panel, length * k->nr);
+    free(block);
+}
+
+static void check_pack_columns(const cpu_kernels *k)
+{
+    const int64_t length = random_between(1, 90), stride = k->nr + random_between(0, 9);
+    const int count = (int)random_between(1, k->nr);
+    const bool bf16 = random32() & 1;
+    float *v = guarded(length * stride, 1), *panel = guarded(length * k->nr, 1);
+    k->pack_columns(panel, v, stride, count, length, bf16);
+    for (int64_t i = 0; i < length; i++)
+        for (int n = 0; n < k->nr; n++) {
+            float want = n < count ? v[i * stride + n] : 0;
+            assert_true(panel[i * k->nr + n] == (bf16 ? bf16_of(want) : want));
+        }
+    guarded_free(v, length * stride);
+    guarded_free(panel, length * k->nr);
+}
+
+static void check_round_bf16(const cpu_kernels *k)
+{
+    static const uint32_t special[] = {0x7fc00000u, 0x7f800000u, 0xff800000u, 0x3f808000u,
+                                       0x3f818000u, 0x3f807fffu, 0x80000000u, 0x00000001u};
+    float x[8 + 37], out[8 + 37];
+    memcpy(x, special, sizeof special);
+    for (int i = 8; i < 8 + 37; i++)
+        x[i] = random_float(1e10f);
+    k->round_bf16(out, x, 8 + 37);
+    for (int i = 0; i < 8 + 37; i++)
+        assert_true(out[i] == bf16_of(x[i]) || (isnan(out[i]) && isnan(x[i])));
+}
+
+static void check_softmax(const cpu_kernels *k)
+{
+    const int64_t n = random_between(1, 300), valid = random_between(1, n);
+    float *row = guarded(n, 30), *want = guarded_copy(row, n);
+    float scale = 0.01f + (float)(random32() % 100) / 100;
+    float sum = k->softmax(row, valid, n, scale);
+    float want_sum = definition()->softmax(want, valid, n, scale);
+    compare("softmax", k, row, want, n, 1e-6);
+    compare("softmax sum", k, &sum, &want_sum, 1, 1e-6);
+    guarded_free(row, n);
+    guarded_free(want, n);
+}
+
+static void check_norms(const cpu_kernels *k)
+{
+    const int64_t n = random_between(1, 500);
+    float *x = guarded(n, 3), *w = guarded(n, 2), *s = guarded(n, 2), *y = guarded(n, 1);
+    float *got = guarded_copy(y, n), *want = guarded_copy(y, n);
+    const float *scale = random32() & 1 ? s : NULL;
+    k->rms_norm(got, x, w, scale, n, 1e-5f);
+    definition()->rms_norm(want, x, w, scale, n, 1e-5f);
+    compare("rms_norm", k, got, want, n, 1e-6);
+    k->add_rms_norm(got, x, w, scale, n, 1e-5f);
+    definition()->add_rms_norm(want, x, w, scale, n, 1e-5f);
+    compare("add_rms_norm", k, got, want, n, 1e-6);
+    k->layer_norm(got, x, s, n, 1e-6f);
+    definition()->layer_norm(want, x, s, n, 1e-6f);
+    if (n > 1) /* of one number the norm is 0, and all digits are rounding */
+        compare("layer_norm", k, got, want, n, 2e-6);
+    guarded_free(x, n);
+    guarded_free(w, n);
+    guarded_free(s, n);
+    guarded_free(y, n);
+    guarded_free(got, n);
+    guarded_free(want, n);
+}
+
+static void check_rope(const cpu_kernels *k)
+{
+    const int64_t n = 2 * random_between(1, 70);
+    nn_rope_pairs pairs = random32() & 1 ? NN_ROPE_HALVES : NN_ROPE_INTERLEAVED;
+    float *cosine = guarded(n / 2, 1), *sine = guarded(n / 2, 1);
+    float *got = guarded(n, 1), *want = guarded_copy(got, n);
+    k->rope(got, cosine, sine, n, pairs);
+    definition()->rope(want, cosine, sine, n, pairs);
+    compare("rope", k, got, want, n, 1e-6);
+    guarded_free(cosine, n / 2);
+    guarded_free(sine, n / 2);
+    guarded_free(got, n);
+    guarded_free(want, n);
+}
+
+static void check_pointwise(const cpu_kernels *k)
+{
+    const int64_t n = random_between(1, 300);
+    float *x = guarded(n, 100), *y = guarded(n, 2);
+    x[0] = -1e30f;
+    float *got = guarded_copy(x, n), *want = guarded_copy(x, n);
+    k->silu(got, x, n);
+    definition()->silu(want, x, n);
+    compare("silu", k, got, want, n, 1e-6);
+    memcpy(got, x, (size_t)n * sizeof(float));
+    memcpy(want, x, (size_t)n * sizeof(float));
+    k->swiglu(got, y, n);
+    definition()->swiglu(want, y, n);
+    compare("swiglu", k, got, want, n, 1e-6);
+    k->add(got, y, n);
+    definition()->add(want, y, n);
+    compare("add", k, got, want, n, 1e-6);
+    k->scale(got, n, 0.3f);
+    definition()->scale(want, n, 0.3f);
+    compare("scale", k, got, want, n, 1e-6);
+    guarded_free(x, n);
+    guarded_free(y, n);
+    guarded_free(got, n);
+    guarded_free(want, n);
+}
+
+static void check_channels(const cpu_kernels *k)
+{
+    const int64_t pixels = random_between(1, 40), channels = random_between(1, 70);
+    const int64_t n = pixels * channels;
+    const bool silu = random32() & 1;
+    float *x = guarded(n, 3), *factor = guarded(channels, 2), *offset = guarded(channels, 2);
+    float *got = guarded(n, 1), *want = guarded_copy(got, n);
+    double sums[2][2][70] = {{{0}}};
+    k->channel_sums(sums[0][0], sums[0][1], x, pixels, channels);
+    definition()->channel_sums(sums[1][0], sums[1][1], x, pixels, channels);
+    for (int64_t c = 0; c < channels; c++)
+        for (int i = 0; i < 2; i++)
+            assert_true(fabs(sums[0][i][c] - sums[1][i][c]) <= 1e-12 * (1 + sums[1][1][c]));
+    k->channel_affine(got, x, factor, offset, pixels, channels, silu);
+    definition()->channel_affine(want, x, factor, offset, pixels, channels, silu);
+    compare("channel_affine", k, got, want, n, 1e-6);
+    guarded_free(x, n);
+    guarded_free(factor, channels);
+    guarded_free(offset, channels);
+    guarded_free(got, n);
+    guarded_free(want, n);
+}
+
+static void test_kernels(void **state)
+{
+    void (*check)(const cpu_kernels *) = *state;
+    each_table(check);
+}
+
+/* Nothing that a table claims to have may be missing from the checks above. */
+static void test_tables(void **state)
+{
+    (void)state;
+    const cpu_kernels *best = NULL;
+    ct_error error;
+    assert_int_equal(cpu_kernels_choose(&best, NULL, &error), CT_OK);
+    assert_true(cpu_kernels_usable(best));
+    for (int i = 0; cpu_kernels_all[i]; i++) {
+        const cpu_kernels *k = cpu_kernels_all[i];
+        assert_true(k->mr <= KERNEL_MAX_MR && k->nr <= KERNEL_MAX_NR && 48 % k->mr == 0);
+        ct_status status = cpu_kernels_choose(&best, k->name, &error);
+        assert_int_equal(status, cpu_kernels_usable(k) ? CT_OK : CT_EUNSUPPORTED);
+    }
+    assert_int_equal(cpu_kernels_choose(&best, "abacus", &error), CT_EINVAL);
+    assert_non_null(strstr(error.message, "abacus"));
+}
+
+/* ---- Speed -------------------------------------------------------------------------------------------- */
+
+/* Products of the tile that are independent of memory: the machine's peak for these instructions. */
+static void bench_tile(const cpu_kernels *k, int64_t length)
+{
+    float *rows_data = guarded(k->mr * length, 1), *panel = guarded(length * k->nr, 1);
+    float c[KERNEL_MAX_MR * KERNEL_MAX_NR] = {0};
+    const float *rows[KERNEL_MAX_MR];
+    for (int i = 0; i < k->mr; i++)
+        rows[i] = rows_data + i * length;
+    int64_t calls = 0;
+    double start = clock_seconds(), seconds;
+    do {
+        for (int i = 0; i < 1000; i++)
+            k->tile(1, length, rows, panel, NULL, false, c, k->nr);
+        calls += 1000;
+        seconds = clock_seconds() - start;
+    } while (seconds < 0.3);
+    double flops = 2.0 * (double)(calls * length * k->mr * k->nr);
+    printf("%-10s tile %d x %-2d, %4lld products: %7.1f GFLOP/s on one thread\n", k->name, k->mr,
+           k->nr, (long long)length, flops / seconds * 1e-9);
+    guarded_free(rows_data, k->mr * length);
+    guarded_free(panel, length * k->nr);
+}
+
+int main(int argc, char **argv)
+{
+    if (argc > 1 && !strcmp(argv[1], "--bench")) {
+        for (int i = 0; cpu_kernels_all[i]; i++)
+            if (cpu_kernels_usable(cpu_kernels_all[i])) {
+                bench_tile(cpu_kernels_all[i], 128);
+                bench_tile(cpu_kernels_all[i], 512);
+            }
+        return 0;
+    }
+    if (getenv("SEED"))
+        seed = strtoull(getenv("SEED"), NULL, 10);
+    else
+        seed = (uint64_t)(clock_seconds() * 1e6);
+    fprintf(stderr, "# SEED=%llu\n", (unsigned long long)seed);
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_tables),
+        {"tile", test_kernels, NULL, NULL, (void *)check_tile},
+        {"pack", test_kernels, NULL, NULL, (void *)check_pack},
+        {"pack_columns", test_kernels, NULL, NULL, (void *)check_pack_columns},
+        {"round_bf16", test_kernels, NULL, NULL, (void *)check_round_bf16},
+        {"softmax", test_kernels, NULL, NULL, (void *)check_softmax},
+        {"norms", test_kernels, NULL, NULL, (void *)check_norms},
+        {"rope", test_kernels, NULL, NULL, (void *)check_rope},
+        {"pointwise", test_kernels, NULL, NULL, (void *)check_pointwise},
+        {"channels", test_kernels, NULL, NULL, (void *)check_channels},
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

@@ -1,0 +1,332 @@
+/* Whole runs and every module against the reference (diffusers in float32): the recorded tensors in
+ * tests/fixtures, made by tools/reference/make_fixtures.py.
+ *
+ * Bounds are relative L2. Float32 rounds each operation to 6e-8; a block is a chain of some ten sums
+ * of a few hundred terms, whose rounding errors add like a random walk, so a module that follows the
+ * reference stays near 1e-6 and any wrong formula is above 1e-3. 1e-5 for a module and 1e-4 for a
+ * run leave a factor of about ten to either side. */
+#include "test_support.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/mem.h"
+#include "core/threads.h"
+#include "io/weights.h"
+#include "models/vae_kl.h"
+#include "nn/cpu/kernels.h"
+
+#define MODULE_BOUND 1e-5
+#define RUN_BOUND 1e-4
+
+static const char *const runs[] = {"turbo/small",     "turbo/wide",
+                                   "base/guided",     "base/normalized",
+                                   "base/truncated_guidance", "base/truncated_prompt",
+                                   "head128/tall"};
+enum { RUNS = sizeof runs / sizeof *runs };
+
+static weights *open_run(const char *run)
+{
+    char name[128];
+    snprintf(name, sizeof name, "%s.safetensors", run);
+    weights *w = NULL;
+    ct_error error;
+    test_ok(weights_open_file(&w, &mem_default, test_fixture(name), &error), &error);
+    return w;
+}
+
+static double number(const weights *w, const char *key)
+{
+    const char *text = weights_metadata(w, key);
+    assert_non_null(text);
+    return strtod(text, NULL);
+}
+
+static ct_generate_params run_params(const weights *w)
+{
+    ct_generate_params p;
+    ct_generate_params_init(&p);
+    p.prompt = weights_metadata(w, "prompt");
+    p.negative_prompt = weights_metadata(w, "negative_prompt");
+    p.width = (int)number(w, "width");
+    p.height = (int)number(w, "height");
+    p.steps = (int)number(w, "steps");
+    p.seed = strtoull(weights_metadata(w, "seed"), NULL, 10);
+    p.guidance = number(w, "guidance_scale");
+    p.cfg_truncation = number(w, "cfg_truncation");
+    p.cfg_normalization = !strcmp(weights_metadata(w, "cfg_normalization"), "true");
+    p.precision = CT_PRECISION_FP32;
+    return p;
+}
+
+static ct_image *generate(const char *run, const ct_generate_params *p, const char *cpu, int threads)
+{
+    char name[128];
+    snprintf(name, sizeof name, "%.*s/model", (int)strcspn(run, "/"), run);
+    ct_context_params cp;
+    ct_context_params_init(&cp);
+    cp.cpu = cpu;
+    cp.threads = threads;
+    ct_context *context = NULL;
+    ct_model *model = NULL;
+    ct_image *image = NULL;
+    ct_error error;
+    test_ok(ct_context_create(&cp, &context, &error), &error);
+    test_ok(ct_model_load(context, test_fixture(name), &model, &error), &error);
+    test_ok(ct_generate(model, p, &image, &error), &error);
+    ct_model_free(&model);
+    ct_context_free(&context);
+    return image;
+}
+
+static double difference(const float *x, const float *truth, size_t n)
+{
+    double error = 0, norm = 0;
+    for (size_t i = 0; i < n; i++) {
+        error += ((double)x[i] - (double)truth[i]) * ((double)x[i] - (double)truth[i]);
+        norm += (double)truth[i] * (double)truth[i];
+    }
+    return sqrt(error / (norm > 0 ? norm : 1));
+}
+
+/* Elements of the recorded tensor that we have too. The final layer is recorded for all tokens; ours
+ * is not computed for those of the caption, which come last. */
+static size_t common_size(const weight_view *truth, const weight_view *ours)
+{
+    if (strcmp(truth->name, "transformer.final_layer") != 0)
+        assert_int_equal(truth->bytes, ours->bytes);
+    return ours->bytes / 4;
+}
+
+static void compare_tensor(const weight_view *truth, const weight_view *ours)
+{
+    if (truth->type == DTYPE_I32) {
+        assert_int_equal(truth->bytes, ours->bytes);
+        assert_memory_equal(truth->data, ours->data, truth->bytes);
+        return;
+    }
+    size_t n = common_size(truth, ours);
+    double d = difference((const float *)ours->data, (const float *)truth->data, n);
+    /* Names of the run as a whole; all others are modules of the first step. */
+    bool whole = !strncmp(truth->name, "step.", 5) || !strcmp(truth->name, "latents") ||
+                 !strcmp(truth->name, "image") || !strncmp(truth->name, "vae.", 4);
+    if (!(d <= (whole ? RUN_BOUND : MODULE_BOUND)))
+        fail_msg("%s: relative L2 %.2e", truth->name, d);
+}
+
+static void compare_pixels(const ct_image *image, const weight_view *truth)
+{
+    const uint8_t *pixels = ct_image_pixels(image);
+    assert_int_equal(truth->bytes, ct_image_width(image) * ct_image_height(image) * 3);
+    for (size_t i = 0; i < truth->bytes; i++)
+        if (abs((int)pixels[i] - (int)truth->data[i]) > 1)
+            fail_msg("pixel byte %zu is %d, the reference has %d", i, pixels[i], truth->data[i]);
+}
+
+/* Not traced: the norm before the decoder's last convolution, because it is one pass with SiLU. */
+static bool is_untraced(const char *name)
+{
+    return !strcmp(name, "vae.decoder.conv_norm_out") || !strcmp(name, "transformer.t_embedder");
+}
+
+static void compare_run(const char *run, const char *cpu)
+{
+    test_folder folder;
+    test_folder_create(&folder);
+    weights *truth = open_run(run), *ours = NULL;
+    ct_generate_params p = run_params(truth);
+    p.trace_path = test_path(&folder, "trace.safetensors");
+    p.trace_modules = true;
+    ct_image *image = generate(run, &p, cpu, 2);
+    ct_error error;
+    test_ok(weights_open_file(&ours, &mem_default, p.trace_path, &error), &error);
+    for (size_t i = 0; i < weights_count(truth); i++) {
+        const weight_view *v = weights_at(truth, i);
+        if (!strcmp(v->name, "image.u8")) {
+            compare_pixels(image, v);
+            continue;
+        }
+        const weight_view *mine = weights_find(ours, v->name);
+        if (!mine && is_untraced(v->name))
+            continue;
+        if (!mine)
+            fail_msg("%s: the trace has no %s", run, v->name);
+        compare_tensor(v, mine);
+    }
+    ct_image_free(&image);
+    weights_close(ours);
+    weights_close(truth);
+    test_folder_remove(&folder);
+}
+
+static void test_runs(void **state)
+{
+    (void)state;
+    for (int i = 0; i < RUNS; i++)
+        compare_run(runs[i], NULL);
+}
+
+/* The definition and every instruction set that this processor has. */
+static void test_every_kernel_set(void **state)
+{
+    (void)state;
+    for (int i = 0; cpu_kernels_all[i]; i++)
+        if (cpu_kernels_usable(cpu_kernels_all[i])) {
+            compare_run("turbo/small", cpu_kernels_all[i]->name);
+            compare_run("base/normalized", cpu_kernels_all[i]->name);
+        }
+}
+
+static void test_threads_change_nothing(void **state)
+{
+    (void)state;
+    weights *truth = open_run("turbo/wide");
+    ct_generate_params p = run_params(truth);
+    test_folder folder;
+    test_folder_create(&folder);
+    unsigned char *first = NULL;
+    size_t first_size = 0;
+    static const int threads[] = {1, 2, 3, 7};
+    for (int i = 0; i < 4; i++) {
+        p.trace_path = test_path(&folder, "trace.safetensors");
+        p.trace_modules = true;
+        ct_image *image = generate("turbo/wide", &p, NULL, threads[i]);
+        size_t size;
+        unsigned char *bytes = test_read_file(p.trace_path, &size);
+        if (first) {
+            assert_int_equal(size, first_size);
+            assert_memory_equal(bytes, first, size);
+            free(bytes);
+        } else {
+            first = bytes;
+            first_size = size;
+        }
+        ct_image_free(&image);
+    }
+    free(first);
+    weights_close(truth);
+    test_folder_remove(&folder);
+}
+
+/* Our bf16 mode rounds less than the reference's (sums stay in float32), so its error against
+ * float32 must be at most 1.2 times that of the reference's own bf16 run. */
+static void test_bf16_bound(void **state)
+{
+    (void)state;
+    weights *truth = open_run("turbo/wide"), *rounded = open_run("turbo/wide_bf16"), *ours = NULL;
+    test_folder folder;
+    test_folder_create(&folder);
+    ct_generate_params p = run_params(truth);
+    p.precision = CT_PRECISION_BF16;
+    p.trace_path = test_path(&folder, "trace.safetensors");
+    ct_image *image = generate("turbo/wide", &p, NULL, 2);
+    ct_error error;
+    test_ok(weights_open_file(&ours, &mem_default, p.trace_path, &error), &error);
+    static const char *const names[][2] = {{"latents", "bf16.latents"}, {"image", "bf16.image"}};
+    for (int i = 0; i < 2; i++) {
+        const weight_view *exact = weights_find(truth, names[i][0]);
+        const weight_view *theirs = weights_find(rounded, names[i][1]);
+        const weight_view *mine = weights_find(ours, names[i][0]);
+        size_t n = exact->bytes / 4;
+        double their_error = difference((const float *)theirs->data, (const float *)exact->data, n);
+        double my_error = difference((const float *)mine->data, (const float *)exact->data, n);
+        if (!(my_error > 0 && my_error <= 1.2 * their_error))
+            fail_msg("%s: error %.3e, the reference in bf16 has %.3e", names[i][0], my_error,
+                     their_error);
+    }
+    ct_image_free(&image);
+    weights_close(ours);
+    weights_close(rounded);
+    weights_close(truth);
+    test_folder_remove(&folder);
+}
+
+/* ---- The encoder, which no pipeline of this version calls ------------------------------------------- */
+
+typedef struct encode_check {
+    const weights *truth;
+    int compared;
+} encode_check;
+
+static void compare_stage(void *user, const char *name, const nn_tensor *value)
+{
+    encode_check *check = user;
+    const weight_view *v = weights_find(check->truth, name);
+    if (!v)
+        return;
+    const float *truth = (const float *)v->data;
+    int64_t pixels = value->n[0] * value->n[1], channels = value->n[2];
+    double error = 0, norm = 0;
+    assert_int_equal(v->bytes / 4, pixels * channels);
+    for (int64_t i = 0; i < pixels; i++)
+        for (int64_t c = 0; c < channels; c++) {
+            double t = (double)truth[c * pixels + i];
+            double d = (double)value->data[i * channels + c] - t;
+            error += d * d;
+            norm += t * t;
+        }
+    if (!(sqrt(error / norm) <= MODULE_BOUND))
+        fail_msg("%s: relative L2 %.2e", name, sqrt(error / norm));
+    check->compared++;
+}
+
+static void encode_run(const char *model)
+{
+    char name[128];
+    ct_error error;
+    snprintf(name, sizeof name, "%s/model/vae", model);
+    vae_kl *vae = NULL;
+    pool *threads = NULL;
+    test_ok(vae_kl_load(&vae, &mem_default, test_fixture(name), &error), &error);
+    test_ok(pool_create(&threads, &mem_default, 2, &error), &error);
+    snprintf(name, sizeof name, "%s/encode", model);
+    weights *truth = open_run(name);
+    const weight_view *input = weights_find(truth, "vae.encode.input");
+    const weight_view *moments = weights_find(truth, "vae.encode.moments");
+    float *out = malloc(moments->bytes);
+    assert_non_null(out);
+
+    encode_check check = {truth, 0};
+    nn_trace trace = {&check, compare_stage};
+    nn_params params = {.allocator = &mem_default, .threads = threads, .dry = true};
+    cpu_kernels_choose(&params.kernels, NULL, NULL);
+    for (int dry = 1; dry >= 0; dry--) {
+        nn *c = NULL;
+        params.dry = dry;
+        params.trace = &trace;
+        test_ok(nn_create(&c, &params, &error), &error);
+        vae_kl_encode(c, vae, (const float *)input->data, input->shape[1], input->shape[2], out);
+        test_ok(nn_status(c, &error), &error);
+        params.arena_bytes = nn_peak(c);
+        nn_free(c);
+    }
+    double d = difference(out, (const float *)moments->data, moments->bytes / 4);
+    if (!(d <= MODULE_BOUND))
+        fail_msg("%s: moments, relative L2 %.2e", model, d);
+    assert_true(check.compared >= 4);
+    free(out);
+    weights_close(truth);
+    pool_free(threads);
+    vae_kl_free(vae);
+}
+
+static void test_encoder(void **state)
+{
+    (void)state;
+    encode_run("turbo");
+    encode_run("head128");
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_runs),
+        cmocka_unit_test(test_every_kernel_set),
+        cmocka_unit_test(test_threads_change_nothing),
+        cmocka_unit_test(test_bf16_bound),
+        cmocka_unit_test(test_encoder),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
