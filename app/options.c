@@ -119,7 +119,7 @@ const option_info option_table[OPTION_COUNT] = {
         .name = "threads", .letter = 't', .kind = OPTION_KIND_INTEGER, .metavar = "N",
         .group = OPTION_GROUP_MACHINE, .commands = GENERATE,
         .min = 1, .max = 1024,
-        .help = "the picture does not depend on it",
+        .help = "how many; the picture does not depend on it",
         .fallback = "all processors",
         .elsewhere = "jobs",
     },
@@ -465,8 +465,8 @@ static ct_status take_value(arguments *a, const option_info *info, const char *l
     if (is_option(r, *value))
         return error_set(error, CT_EINVAL,
                          "%s needs a value, but \"%.60s\" behind it is an option; write "
-                         "%s=%.60s if it is meant as the value",
-                         label, *value, label, *value);
+                         "--%s=%.60s if it is meant as the value",
+                         label, *value, info->name, *value);
     a->next++;
     return CT_OK;
 }
@@ -506,8 +506,8 @@ static ct_status parse_short(arguments *a, const char *text, ct_error *error)
                            : error_set(error, CT_EINVAL, "unknown option %s", label);
         const char *value = NULL;
         if (info->kind != OPTION_KIND_FLAG) {
-            value = letter + 1;
-            ct_status status = *value ? CT_OK : take_value(a, info, label, &value, error);
+            value = letter[1] == '=' ? letter + 2 : letter + 1;
+            ct_status status = letter[1] ? CT_OK : take_value(a, info, label, &value, error);
             if (status != CT_OK)
                 return status;
         }

@@ -125,8 +125,8 @@ typedef struct options_request {
 
 void options_init(options *o);
 
-/* Reads a command line: --name value, --name=value, -n value, -nvalue, flags joined as in -qv, and
- * -- before arguments that begin with a dash. Checks conflicts and required options too. Stops at
+/* Reads a command line: --name value, --name=value, -n value, -nvalue, -n=value, flags joined as
+ * in -qv, and -- before arguments that begin with a dash. Checks conflicts and required options too. Stops at
  * --help. Fails with CT_EINVAL. */
 ct_status options_parse(options *o, const options_request *request, ct_error *error);
 

@@ -49,12 +49,12 @@ static void bash_value(const option_info *info)
     bash_pattern(info);
     fputs(") ", stdout);
     if (info->kind == OPTION_KIND_DIRECTORY)
-        fputs("_calotype_paths -d", stdout);
+        fputs("_calotype_paths -d; ", stdout);
     else if (info->kind == OPTION_KIND_FILE)
-        fputs("_calotype_paths -f", stdout);
+        fputs("_calotype_paths -f; ", stdout);
     else if (info->words)
-        printf("_calotype_words \"%s\"", info->words);
-    puts("; return ;;");
+        printf("_calotype_words \"%s\"; ", info->words);
+    puts("return ;;");
 }
 
 static void bash_command(const command *c)
@@ -64,8 +64,8 @@ static void bash_command(const command *c)
     for (const option_info *info; (info = next_option(c, &id));)
         if (takes_value(info))
             bash_value(info);
-    puts("        esac\n"
-         "        if [[ $cur == -* ]]; then");
+    puts("        esac");
+    printf("        if [[ $cur == -*%s ]]; then\n", c->max_arguments ? "" : " || -z $cur");
     fputs("            _calotype_words \"", stdout);
     id = OPTION_NONE;
     for (const option_info *info; (info = next_option(c, &id));) {

@@ -1,6 +1,8 @@
 #include "cli/events.h"
 #include "cli/members.h"
 
+#include <math.h>
+
 static const char *precision_name(ct_precision precision)
 {
     switch (precision) {
@@ -9,6 +11,12 @@ static const char *precision_name(ct_precision precision)
     case CT_PRECISION_BF16: return "bf16";
     }
     return "unknown";
+}
+
+/* Digits below a microsecond mean nothing. */
+static void member_seconds(json_writer *w, const char *key, double seconds)
+{
+    member_number(w, key, round(seconds * 1e6) / 1e6);
 }
 
 static void open_event(json_writer *w, strbuf *s, const char *event)
@@ -86,8 +94,8 @@ void events_progress(FILE *out, int picture, const ct_progress *news)
     member_string(&w, "stage", progress_stage_name(news->stage));
     member_integer(&w, "step", news->step);
     member_integer(&w, "steps", news->steps);
-    member_number(&w, "stage_seconds", news->stage_seconds);
-    member_number(&w, "seconds", news->total_seconds);
+    member_seconds(&w, "stage_seconds", news->stage_seconds);
+    member_seconds(&w, "seconds", news->total_seconds);
     members_close(out, &w, &s);
 }
 
@@ -115,8 +123,8 @@ void events_image(FILE *out, const finished *done)
     json_write_key(&w, "seconds");
     json_write_object(&w);
     for (int stage = 0; stage < PROGRESS_STAGES; stage++)
-        member_number(&w, progress_stage_name((ct_stage)stage), done->progress->seconds[stage]);
-    member_number(&w, "total", done->seconds);
+        member_seconds(&w, progress_stage_name((ct_stage)stage), done->progress->seconds[stage]);
+    member_seconds(&w, "total", done->seconds);
     json_write_object_end(&w);
     member_raw(&w, "recipe", ct_image_recipe_json(done->image));
     members_close(out, &w, &s);
@@ -139,6 +147,6 @@ void events_done(FILE *out, int pictures, double seconds)
     json_writer w;
     open_event(&w, &s, "done");
     member_integer(&w, "images", pictures);
-    member_number(&w, "seconds", seconds);
+    member_seconds(&w, "seconds", seconds);
     members_close(out, &w, &s);
 }

@@ -61,6 +61,18 @@ static void add_text(paragraph *p, const char *text)
     }
 }
 
+/* "auto, fp32, bf16" */
+static void join_words(char *out, size_t size, const char *words)
+{
+    size_t at = 0;
+    for (; *words && at + 2 < size; words++) {
+        if (*words == ' ')
+            out[at++] = ',';
+        out[at++] = *words;
+    }
+    out[at] = 0;
+}
+
 /* "1 to 1000; default: the model's own", or nothing. */
 static void limits_text(char *out, size_t size, const option_info *info)
 {
@@ -68,7 +80,7 @@ static void limits_text(char *out, size_t size, const option_info *info)
     if (info->kind == OPTION_KIND_INTEGER || info->kind == OPTION_KIND_NUMBER)
         snprintf(range, sizeof range, "%.10g to %.10g", info->min, info->max);
     else if (info->kind == OPTION_KIND_CHOICE)
-        snprintf(range, sizeof range, "%s", info->words);
+        join_words(range, sizeof range, info->words);
     if (info->fallback)
         snprintf(fallback, sizeof fallback, "default: %s", info->fallback);
     if (info->environment)

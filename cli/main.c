@@ -85,9 +85,7 @@ static int run(report *r, int argc, char **argv)
         return run_command(r, c, argc - 2, argv + 2);
     ct_error error;
     help_unknown_command(name, &error);
-    r->command = "help";
-    int status = report_error(r, &error);
-    return status;
+    return report_error(r, &error);
 }
 
 int main(int argc, char **argv)

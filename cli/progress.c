@@ -51,7 +51,7 @@ static void add_bar(strbuf *s, const progress *p, int width)
     strbuf_puts(s, p->terminal->utf8 ? "│" : "]");
 }
 
-/* "3/8  0.51 s/step  2.54 s left": steps only, speed and time left once a step was timed. */
+/* "12/36  0.31 s", or "3/8  0.51 s/step  2.54 s left" once a step of the sampler was timed. */
 static void add_numbers(strbuf *s, const progress *p, double now)
 {
     char text[FORMAT_SIZE];
@@ -60,6 +60,8 @@ static void add_numbers(strbuf *s, const progress *p, double now)
         strbuf_printf(s, "  %s", format_duration(text, now - p->stage_began));
         return;
     }
+    if (p->step >= p->steps)
+        strbuf_printf(s, "  %s", format_duration(text, p->step_ended - p->stage_began));
     double each = (p->step_ended - p->stage_began) / p->step;
     double left = each * (p->steps - p->step) - (now - p->step_ended);
     strbuf_printf(s, "  %s/step", format_duration(text, each));
@@ -86,7 +88,8 @@ static void draw(progress *p, double now)
             add_bar(&line, p, bar > BAR_MAXIMUM ? BAR_MAXIMUM : bar);
             strbuf_printf(&line, "  %s", right.data);
         } else {
-            strbuf_printf(&line, "%.*s", columns, right.data);
+            strbuf_printf(&line, "%.*s", columns, left.data);
+            strbuf_printf(&line, "%.*s", columns - (int)line.length, right.data);
         }
         if (strbuf_ok(&line))
             terminal_draw(p->terminal, line.data);

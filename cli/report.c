@@ -270,7 +270,8 @@ int report_error(report *r, const ct_error *error)
         fprintf(stderr, " (%d of %d pictures are finished)", r->progress.picture - 1,
                 r->progress.pictures);
     fputs("\n", stderr);
-    if (error->code == CT_EINVAL && r->command)
-        fprintf(stderr, "see \"calotype %s --help\"\n", r->command);
+    if (error->code == CT_EINVAL)
+        fprintf(stderr, "see \"calotype %s%s\"\n", r->command ? r->command : "help",
+                r->command ? " --help" : "");
     return exit_status(error);
 }

@@ -17,7 +17,7 @@ typedef struct report {
     report_mode mode;
     bool progress_events; /* with REPORT_JSON */
     int verbosity;        /* 0: warnings, 1: also information, 2: everything */
-    const char *command;  /* for the hint after a mistake in the options; NULL: none */
+    const char *command;  /* whose help is named after a mistake; NULL: that of all */
     terminal out, err;
     progress progress;
 } report;

@@ -239,8 +239,10 @@ static void check_rope(const cpu_kernels *k)
 static void check_pointwise(const cpu_kernels *k)
 {
     const int64_t n = random_between(1, 300);
-    float *x = guarded(n, 100), *y = guarded(n, 2);
-    x[0] = -1e30f;
+    float *x = guarded(n, 80), *y = guarded(n, 2);
+    float far = -1e30f;
+    k->silu(&far, &far, 1);
+    assert_true(fabsf(far) < 1e-30f);
     float *got = guarded_copy(x, n), *want = guarded_copy(x, n);
     k->silu(got, x, n);
     definition()->silu(want, x, n);

@@ -34,7 +34,10 @@ static inline void store(float *p, vf v)
 
 static inline vf splat(float x)
 {
-    return (vf){0} + x;
+    vf v;
+    for (int i = 0; i < VL; i++)
+        v[i] = x;
+    return v;
 }
 
 /* The last n < VL elements of a row; zeros behind them. */
@@ -90,8 +93,10 @@ static inline vf exp_v(vf x)
     return p * (vf)power;
 }
 
+/* Below -88 exp(-x) ends, and with it the fall of silu towards 0. */
 static inline vf silu_v(vf x)
 {
+    x = select(x < splat(-88), splat(-88), x);
     return x / (exp_v(-x) + 1.0f);
 }
 
@@ -128,7 +133,7 @@ static void tile(int taps, int64_t k, const float *const *rows, const float *pan
             panel += NR;
             UNROLL
             for (int m = 0; m < MR; m++) {
-                vf a = splat(row[m][i]);
+                float a = row[m][i];
                 UNROLL
                 for (int v = 0; v < NV; v++)
                     sum[m][v] += a * b[v];
