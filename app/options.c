@@ -34,7 +34,7 @@ const option_info option_table[OPTION_COUNT] = {
         .name = "output", .letter = 'o', .kind = OPTION_KIND_FILE, .metavar = "FILE.png",
         .group = OPTION_GROUP_MAIN, .commands = GENERATE, .required = GENERATE,
         .help = "where the picture goes, with its recipe inside; further pictures of a batch go "
-                "to FILE_2.png, FILE_3.png, ...",
+                "to FILE_2.png, FILE_3.png and so on",
         .elsewhere = "out output-path",
     },
 
@@ -78,7 +78,7 @@ const option_info option_table[OPTION_COUNT] = {
         .name = "batch-count", .letter = 'b', .kind = OPTION_KIND_INTEGER, .metavar = "N",
         .group = OPTION_GROUP_PICTURE, .commands = GENERATE,
         .min = 1, .max = 100000,
-        .help = "so many pictures, with seeds SEED, SEED+1, ...",
+        .help = "so many pictures, with seeds SEED, SEED+1 and so on",
         .fallback = "1",
         .elsewhere = "batch batch-size count num-images num-images-per-prompt",
     },

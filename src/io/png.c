@@ -2,10 +2,7 @@
  * changes between setjmp and a jump lives in a struct of the caller, and the functions that call
  * setjmp only pass its address on. */
 
-/* libpng has a type of the same name as ours; it is used under another name here. */
-#define png_text libpng_text
 #include <png.h>
-#undef png_text
 
 #include "core/file.h"
 #include "core/mem.h"
@@ -105,7 +102,7 @@ static void encode_text(strbuf *out, const char *text, bool *latin1)
 
 /* The UTF-8 of a text chunk, whose compression tells tEXt and zTXt from iTXt. NULL when memory is
  * short. */
-static char *decode_text(const ct_allocator *a, const libpng_text *chunk)
+static char *decode_text(const ct_allocator *a, const png_text *chunk)
 {
     bool latin1 = chunk->compression < PNG_ITXT_COMPRESSION_NONE;
     const char *text = chunk->text ? chunk->text : "";
@@ -132,7 +129,7 @@ static char *decode_text(const ct_allocator *a, const libpng_text *chunk)
 typedef struct png_writer {
     png_common common;
     file_output out;
-    libpng_text *chunks;
+    png_text *chunks;
     strbuf *buffers; /* behind the chunks */
     int text_count;
     const uint8_t *rgb;
@@ -186,7 +183,7 @@ static bool encode_safely(png_writer *w)
     return done && !c->out_of_memory;
 }
 
-static ct_status prepare_texts(png_writer *w, const char *path, const png_text *texts,
+static ct_status prepare_texts(png_writer *w, const char *path, const png_note *texts,
                                ct_error *error)
 {
     const ct_allocator *a = w->common.allocator;
@@ -205,7 +202,7 @@ static ct_status prepare_texts(png_writer *w, const char *path, const png_text *
         encode_text(&w->buffers[i], texts[i].text, &latin1);
         if (!strbuf_ok(&w->buffers[i]))
             return error_memory(error, 4 * strlen(texts[i].text), "a text in a PNG");
-        w->chunks[i] = (libpng_text){
+        w->chunks[i] = (png_text){
             .compression = latin1 ? PNG_TEXT_COMPRESSION_NONE : PNG_ITXT_COMPRESSION_NONE,
             .key = (char *)(uintptr_t)texts[i].key,
             .text = w->buffers[i].data,
@@ -217,7 +214,7 @@ static ct_status prepare_texts(png_writer *w, const char *path, const png_text *
     return CT_OK;
 }
 
-static ct_status write_picture(png_writer *w, const char *path, const png_text *texts,
+static ct_status write_picture(png_writer *w, const char *path, const png_note *texts,
                                ct_error *error)
 {
     ct_status status = prepare_texts(w, path, texts, error);
@@ -237,7 +234,7 @@ static ct_status write_picture(png_writer *w, const char *path, const png_text *
 }
 
 ct_status png_write(const ct_allocator *a, const char *path, const uint8_t *rgb, int width,
-                    int height, const png_text *texts, int text_count, ct_error *error)
+                    int height, const png_note *texts, int text_count, ct_error *error)
 {
     if (width < 1 || height < 1 || text_count < 0)
         return error_set(error, CT_EINVAL, "cannot write %s: a picture of %d x %d pixels", path,
@@ -329,7 +326,7 @@ static void set_transformations(png_structp png, png_infop info)
 
 static void keep_texts(png_reader *r)
 {
-    libpng_text *chunks = NULL;
+    png_text *chunks = NULL;
     int count = png_get_text(r->common.png, r->common.info, &chunks, NULL);
     for (int i = 0; i < count; i++)
         for (int k = 0; k < r->key_count; k++) {

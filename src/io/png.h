@@ -4,14 +4,14 @@
 
 #include "core/error.h"
 
-typedef struct png_text {
+typedef struct png_note {
     const char *key;  /* 1..79 Latin-1 characters */
     const char *text; /* UTF-8. Written as tEXt when it is Latin-1, as iTXt otherwise */
-} png_text;
+} png_note;
 
 /* Writes 8-bit RGB rows without gaps, atomically. */
 ct_status png_write(const ct_allocator *a, const char *path, const uint8_t *rgb, int width,
-                    int height, const png_text *texts, int text_count, ct_error *error);
+                    int height, const png_note *texts, int text_count, ct_error *error);
 
 /* Reads any PNG as 8-bit RGB, alpha over white. Refuses sides above 32768 and more than 2^28 pixels
  * before anything of that size is allocated. rgb is freed with mem_free. For each of the wanted

@@ -75,7 +75,7 @@ ct_status ct_image_save(const ct_image *image, const char *path, ct_error *error
 {
     if (!image || !path)
         return error_set(error, CT_EINVAL, "ct_image_save: image or path is NULL");
-    const png_text texts[] = {{KEY_TEXT, image->recipe_text}, {KEY_JSON, image->recipe_json}};
+    const png_note texts[] = {{KEY_TEXT, image->recipe_text}, {KEY_JSON, image->recipe_json}};
     int count = image->recipe_json && image->recipe_text ? 2 : 0;
     return png_write(&image->allocator, path, image->pixels, image->width, image->height, texts,
                      count, error);

@@ -71,14 +71,14 @@ ct_status flow_match_read(flow_match *f, const ct_allocator *a, const char *dire
     return status;
 }
 
-/* torch.linspace in float32: from both ends towards the middle. */
+/* torch.linspace in float32: from both ends towards the middle, with fused multiply-add. */
 static float ladder(int steps, int i)
 {
     float end = (float)(1.0 / steps);
     if (steps == 1)
         return 1;
     float step = (end - 1.0f) / (float)(steps - 1);
-    return i < steps / 2 ? 1.0f + step * (float)i : end - step * (float)(steps - 1 - i);
+    return i < steps / 2 ? fmaf(step, (float)i, 1.0f) : fmaf(-step, (float)(steps - 1 - i), end);
 }
 
 void flow_match_sigmas(const flow_match *f, int steps, double length, float *sigmas)

@@ -1,10 +1,5 @@
 /* The table of options and its parser. */
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-
-#include <cmocka.h>
+#include "test_support.h"
 
 #include "app/number.h"
 #include "app/options.h"

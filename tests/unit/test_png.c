@@ -340,7 +340,7 @@ static void keeps_texts(void **state)
     const char *path = test_path(&folder, "a.png");
     const uint8_t rgb[3] = {1, 2, 3};
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
-        png_text texts[] = {{"parameters", cases[i].text}};
+        png_note texts[] = {{"parameters", cases[i].text}};
         ct_error error;
         test_ok(png_write(&mem_default, path, rgb, 1, 1, texts, 1, &error), &error);
         size_t size;
@@ -393,7 +393,7 @@ static void refuses_bad_output(void **state)
     const char *path = test_path(&folder, "a.png");
     static const char *const bad[] = {"", " a", "a ", "a  b", "caf\xc3\xa9", "a\n"};
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++)
-        test_error(png_write(&mem_default, path, rgb, 1, 1, &(png_text){bad[i], "x"}, 1, &error),
+        test_error(png_write(&mem_default, path, rgb, 1, 1, &(png_note){bad[i], "x"}, 1, &error),
                    CT_EINVAL, &error, "cannot be the key");
     test_error(png_write(&mem_default, path, rgb, 0, 1, NULL, 0, &error), CT_EINVAL, &error,
                "0 x 1");
@@ -496,7 +496,7 @@ typedef struct job {
 static ct_status write_once(const ct_allocator *a, void *user, ct_error *error)
 {
     const job *j = user;
-    const png_text texts[] = {{"calotype", "{}"}, {"parameters", "\xe4\xb8\xad"}};
+    const png_note texts[] = {{"calotype", "{}"}, {"parameters", "\xe4\xb8\xad"}};
     return png_write(a, j->path, j->rgb, 40, 30, texts, 2, error);
 }
 

@@ -72,7 +72,7 @@ static void check_sigmas(const json_value *entry)
     assert_int_equal(json_size(truth), steps + 1);
     flow_match_sigmas(&f, (int)steps, 256, sigmas);
     for (int64_t i = 0; i <= steps; i++)
-        if (!(fabsf(sigmas[i] - number_at(truth, (size_t)i)) <= 2 * 5.97e-8f))
+        if (sigmas[i] != number_at(truth, (size_t)i))
             fail_msg("shift %g, %lld steps: sigma %lld is %.9g, diffusers has %.9g", shift,
                      (long long)steps, (long long)i, (double)sigmas[i],
                      (double)number_at(truth, (size_t)i));

@@ -1,0 +1,584 @@
+#!/usr/bin/env python3
+"""The command line, as a person and as a program see it.
+
+CALOTYPE names the program, CT_FIXTURES the folder of the fixtures."""
+
+import fcntl
+import json
+import os
+import pty
+import re
+import select
+import shutil
+import signal
+import struct
+import subprocess
+import tempfile
+import termios
+import time
+import unittest
+import zlib
+
+PROGRAM = os.environ["CALOTYPE"]
+MODEL = os.path.join(os.environ["CT_FIXTURES"], "turbo", "model")
+SIZE = ["--size", "32x16", "--steps", "2"]
+ESCAPES = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
+
+
+def environment(**changes):
+    env = {k: v for k, v in os.environ.items()
+           if k not in ("CALOTYPE_CPU", "NO_COLOR", "LC_ALL", "LC_CTYPE", "LANG")}
+    env.update(changes)
+    return env
+
+
+def run(*args, text_in="", env=None):
+    return subprocess.run([PROGRAM, *args], input=text_in, capture_output=True, text=True,
+                          encoding="utf-8", env=env or environment(), timeout=300)
+
+
+def png_chunks(path):
+    """Yields (type, data), with every checksum verified."""
+    with open(path, "rb") as file:
+        data = file.read()
+    assert data[:8] == b"\x89PNG\r\n\x1a\n", "no PNG signature"
+    at = 8
+    while at < len(data):
+        length, kind = struct.unpack(">I4s", data[at:at + 8])
+        body = data[at + 8:at + 8 + length]
+        crc, = struct.unpack(">I", data[at + 8 + length:at + 12 + length])
+        assert crc == zlib.crc32(kind + body), "wrong checksum"
+        yield kind, body
+        at += 12 + length
+
+
+def png_size(path):
+    for kind, body in png_chunks(path):
+        if kind == b"IHDR":
+            return struct.unpack(">II", body[:8])
+    return None
+
+
+def png_texts(path):
+    """All text chunks as {key: text}."""
+    texts = {}
+    for kind, body in png_chunks(path):
+        if kind == b"tEXt":
+            key, text = body.split(b"\0", 1)
+            texts[key.decode("latin-1")] = text.decode("latin-1")
+        elif kind == b"zTXt":
+            key, rest = body.split(b"\0", 1)
+            texts[key.decode("latin-1")] = zlib.decompress(rest[1:]).decode("latin-1")
+        elif kind == b"iTXt":
+            key, rest = body.split(b"\0", 1)
+            compressed = rest[0]
+            _, _, text = rest[2:].split(b"\0", 2)
+            texts[key.decode("latin-1")] = (
+                zlib.decompress(text) if compressed else text).decode("utf-8")
+    return texts
+
+
+class Folder(unittest.TestCase):
+    """A test in a new folder of its own."""
+
+    def setUp(self):
+        self.folder = tempfile.mkdtemp(prefix="calotype-cli-")
+        self.addCleanup(shutil.rmtree, self.folder, True)
+
+    def path(self, name):
+        return os.path.join(self.folder, name)
+
+    def generate(self, *args, prompt="a red fox", out="out.png", **more):
+        return run("generate", "-m", MODEL, "-p", prompt, "-o", self.path(out), *SIZE, *args,
+                   **more)
+
+    def made(self, *args, **more):
+        result = self.generate(*args, **more)
+        self.assertEqual(result.returncode, 0, result.stderr + result.stdout)
+        return result
+
+    def refused(self, result, status, *parts):
+        self.assertEqual(result.returncode, status, result.stderr)
+        self.assertEqual(result.stdout, "")
+        self.assertTrue(result.stderr.startswith("calotype: error: "), result.stderr)
+        for part in parts:
+            self.assertIn(part, result.stderr)
+        self.assertEqual(os.listdir(self.folder), [])
+
+
+class Help(unittest.TestCase):
+    COMMANDS = ("generate", "info", "completions", "help")
+
+    def test_nothing(self):
+        result = run()
+        self.assertEqual(result.returncode, 2)
+        self.assertEqual(result.stdout, "")
+        self.assertIn("Usage", result.stderr)
+
+    def test_version(self):
+        for name in ("--version", "-V"):
+            result = run(name)
+            self.assertEqual(result.returncode, 0)
+            self.assertRegex(result.stdout, r"^calotype \d+\.\d+\.\d+\n$")
+
+    def test_overview(self):
+        texts = {run(name).stdout for name in ("help", "--help", "-h")}
+        self.assertEqual(len(texts), 1)
+        text = texts.pop()
+        for command in self.COMMANDS:
+            self.assertIn(f"\n  {command} ", text)
+
+    def test_commands(self):
+        for command in self.COMMANDS:
+            first, second = run("help", command), run(command, "--help")
+            self.assertEqual(first.returncode, 0)
+            self.assertEqual(first.stderr, "")
+            self.assertEqual(first.stdout, second.stdout)
+            self.assertIn(f"calotype {command}", first.stdout)
+            for line in first.stdout.splitlines():
+                self.assertLessEqual(len(line), 100)
+
+    def test_relation_of_scales(self):
+        text = " ".join(run("help", "generate").stdout.split())
+        self.assertIn("S = G + 1", text)
+        self.assertIn("neg + S * (pos - neg)", text)
+
+    def test_unknown_command(self):
+        result = run("genrate")
+        self.assertEqual(result.returncode, 2)
+        self.assertIn("did you mean generate?", result.stderr)
+        self.assertIn("a command comes first", run("-p", "x").stderr)
+        self.assertEqual(run("help", "nothing").returncode, 2)
+
+    def test_full_disk(self):
+        if not os.path.exists("/dev/full"):
+            self.skipTest("no /dev/full")
+        with open("/dev/full", "w") as full:
+            result = subprocess.run([PROGRAM, "help"], stdout=full, stderr=subprocess.PIPE)
+        self.assertEqual(result.returncode, 1)
+        self.assertIn(b"standard output", result.stderr)
+
+
+class Mistakes(Folder):
+    def test_options(self):
+        for args, part in (
+                (["--stpes", "3"], "did you mean --steps?"),
+                (["--steps", "0"], "1 to 1000"),
+                (["--steps", "many"], '"many" is not a whole number'),
+                (["--guidance", "1", "--cfg-scale", "2"], "cannot be given together"),
+                (["--cfg-scale", "0.5"], "out of range"),
+                (["--precision", "fp61"], "auto fp32 bf16"),
+                (["--steps"], "needs a value"),
+                (["--trace-modules"], "needs --trace"),
+                (["-b", "2", "--trace", "x"], "--trace records one picture"),
+                (["-b", "2", "--noise", "x"], "would be the same"),
+                (["fox"], "unexpected argument")):
+            with self.subTest(args=args):
+                self.refused(self.generate(*args), 2, part, 'see "calotype generate --help"')
+
+    def test_required(self):
+        self.refused(run("generate", "-p", "x"), 2, "--model", "--output")
+
+    def test_sizes_of_the_model(self):
+        self.refused(self.generate("--size", "33x16"), 2, "33")
+
+    def test_model(self):
+        result = run("generate", "-m", self.path("none"), "-p", "x", "-o", self.path("o.png"))
+        self.refused(result, 1, self.path("none"))
+
+    def test_output_is_checked_first(self):
+        missing = os.path.join("missing", "out.png")
+        for out, status in ((missing, 1), (".", 1), ("out.jpg", 2), ("out.WEBP", 2)):
+            result = run("generate", "-m", "/no/such/model", "-p", "x", "-o", self.path(out))
+            self.refused(result, status, out)
+        self.refused(run("generate", "-m", MODEL, "-p", "x", "-o", "-"), 2, "--output")
+
+    def test_each_output_of_a_batch_is_checked_first(self):
+        os.mkdir(self.path("out_2.png"))
+        result = self.generate("-b", "2")
+        self.assertEqual(result.returncode, 1)
+        self.assertIn("out_2.png", result.stderr)
+        self.assertEqual(os.listdir(self.folder), ["out_2.png"])
+
+    def test_kernels(self):
+        self.assertNotEqual(self.generate("--cpu", "abacus").returncode, 0)
+        env = environment(CALOTYPE_CPU="abacus")
+        self.refused(self.generate(env=env), 2, "abacus")
+
+    def test_json(self):
+        for args in (["--json", "--steps", "x"], ["--steps", "x", "--json"]):
+            result = self.generate(*args)
+            self.assertEqual(result.returncode, 2)
+            self.assertEqual(result.stderr, "")
+            event = json.loads(result.stdout)
+            self.assertEqual(event["event"], "error")
+            self.assertEqual((event["code"], event["name"]), (-1, "invalid argument"))
+
+
+class Generate(Folder):
+    def test_plan_and_result(self):
+        result = self.made("-s", "42")
+        self.assertEqual(result.stdout, f"{self.path('out.png')} seed 42\n")
+        for part in ("a red fox", "32x16", "2, shift", "42", "evaluations", "thread", "kernels",
+                     "encode", "denoise", "decode", "in all"):
+            self.assertIn(part, result.stderr)
+        self.assertNotIn("\r", result.stderr)
+        self.assertNotIn("\x1b", result.stderr)
+        self.assertEqual(png_size(self.path("out.png")), (32, 16))
+        self.assertEqual(os.listdir(self.folder), ["out.png"])
+
+    def test_recipe_is_in_the_picture(self):
+        self.made("-s", "42", prompt="ein Fuchs, größer als 🦊")
+        texts = png_texts(self.path("out.png"))
+        recipe = json.loads(texts["calotype"])
+        self.assertIn("ein Fuchs, größer als 🦊", json.dumps(recipe, ensure_ascii=False))
+        self.assertIn("42", json.dumps(recipe))
+        self.assertIn("ein Fuchs, größer als 🦊", texts["parameters"])
+        self.assertIn("Seed: 42", texts["parameters"])
+        self.assertNotIn(self.folder, json.dumps(texts))
+
+    def test_seed_decides(self):
+        def pixels(*args):
+            self.made("-q", *args)
+            return [body for kind, body in png_chunks(self.path("out.png")) if kind == b"IDAT"]
+        self.assertEqual(pixels("-s", "1"), pixels("-s", "1", "-t", "1"))
+        self.assertNotEqual(pixels("-s", "1"), pixels("-s", "2"))
+
+    def test_random_seed_is_told(self):
+        seeds = set()
+        for args in ([], ["-s", "-1"], ["--seed=-1"]):
+            result = self.made("-q", *args)
+            seeds.add(re.fullmatch(r".*out\.png seed (\d+)\n", result.stdout).group(1))
+        self.assertEqual(len(seeds), 3)
+
+    def test_quiet(self):
+        result = self.made("-q", "-s", "18446744073709551615")
+        self.assertEqual(result.stderr, "")
+        self.assertEqual(result.stdout, f"{self.path('out.png')} seed 18446744073709551615\n")
+
+    def test_batch(self):
+        result = self.made("-q", "-b", "3", "-s", "7")
+        names = ["out.png", "out_2.png", "out_3.png"]
+        self.assertEqual(sorted(os.listdir(self.folder)), names)
+        self.assertEqual(result.stdout, "".join(f"{self.path(name)} seed {7 + i}\n"
+                                                for i, name in enumerate(names)))
+        self.made("-q", "-s", "9", out="single.png")
+        self.assertEqual(list(png_chunks(self.path("single.png"))),
+                         list(png_chunks(self.path("out_3.png"))))
+
+    def test_batch_names(self):
+        self.made("-q", "-b", "2", out="a.b.png")
+        self.made("-q", "-b", "2", out="plain")
+        self.assertEqual(sorted(os.listdir(self.folder)),
+                         ["a.b.png", "a.b_2.png", "plain", "plain_2"])
+
+    def test_prompt_from_standard_input(self):
+        self.made("-q", prompt="-", text_in="a fox\nin snow\n")
+        self.assertIn("a fox\\nin snow", png_texts(self.path("out.png"))["calotype"])
+        self.assertNotIn("snow\\n", png_texts(self.path("out.png"))["calotype"])
+        self.made("-q", prompt="-", text_in="")
+        self.assertEqual(self.generate(prompt="-", text_in="a\0b").returncode, 2)
+
+    def test_long_prompt_warns(self):
+        result = self.made("--json", prompt="fox " * 600)
+        events = [json.loads(line) for line in result.stdout.splitlines()]
+        self.assertTrue(events[0]["prompt_truncated"])
+        self.assertIn("warning", [event["event"] for event in events])
+
+    def test_verbose(self):
+        quiet, verbose = self.made("-s", "1"), self.made("-s", "1", "-vv")
+        self.assertGreaterEqual(len(verbose.stderr.splitlines()), len(quiet.stderr.splitlines()))
+
+    def test_odd_names(self):
+        name = "a b\tc'\"é.png"
+        self.made("-q", out=name)
+        self.assertEqual(os.listdir(self.folder), [name])
+
+
+class Events(Folder):
+    def events(self, *args, **more):
+        result = self.made("--json", *args, **more)
+        self.assertEqual(result.stderr, "")
+        return [json.loads(line) for line in result.stdout.splitlines()]
+
+    def test_order_and_members(self):
+        events = self.events("-s", "5", "-n", "ugly", "-W", "48")
+        kinds = [event["event"] for event in events]
+        self.assertEqual((kinds[0], kinds[-2], kinds[-1]), ("start", "image", "done"))
+        start, image = events[0], events[-2]
+        self.assertEqual((start["width"], start["height"], start["steps"]), (48, 16, 2))
+        self.assertEqual((start["seed"], start["seed_random"]), (5, False))
+        self.assertEqual((start["prompt"], start["negative_prompt"]), ("a red fox", "ugly"))
+        self.assertEqual(start["paths"], [self.path("out.png")])
+        self.assertRegex(start["model"]["hash"], "^[0-9a-f]{32}$")
+        self.assertEqual((image["path"], image["seed"]), (self.path("out.png"), 5))
+        self.assertEqual((image["width"], image["height"]), (48, 16))
+        self.assertEqual(set(image["seconds"]), {"encode", "denoise", "decode", "total"})
+        self.assertEqual(image["recipe"], json.loads(png_texts(self.path("out.png"))["calotype"]))
+        self.assertEqual(events[-1]["images"], 1)
+
+    def test_progress(self):
+        progress = [e for e in self.events() if e["event"] == "progress"]
+        self.assertEqual(list(dict.fromkeys(e["stage"] for e in progress)),
+                         ["encode", "denoise", "decode"])
+        for stage in ("encode", "denoise", "decode"):
+            steps = [e["step"] for e in progress if e["stage"] == stage]
+            self.assertEqual(steps, sorted(steps))
+            last = [e for e in progress if e["stage"] == stage][-1]
+            self.assertEqual(last["step"], last["steps"])
+        denoise = [e for e in progress if e["stage"] == "denoise"]
+        self.assertEqual(denoise[-1]["steps"], 2)
+        seconds = [e["seconds"] for e in progress]
+        self.assertEqual(seconds, sorted(seconds))
+
+    def test_quiet_leaves_progress_out(self):
+        self.assertEqual([e["event"] for e in self.events("-q")], ["start", "image", "done"])
+
+    def test_batch(self):
+        images = [e for e in self.events("-b", "2", "-s", "18446744073709551615")
+                  if e["event"] == "image"]
+        self.assertEqual([e["seed"] for e in images], [2 ** 64 - 1, 0])
+        self.assertEqual([e["image"] for e in images], [1, 2])
+
+    def test_scales(self):
+        off = self.events("-q")[0]
+        self.assertEqual((off["guidance"], off["cfg_scale"]), (0.0, 1.0))
+        on = self.events("-q", "--cfg-scale", "4.1")[0]
+        self.assertEqual((on["guidance"], on["cfg_scale"]), (3.1, 4.1))
+        same = self.events("-q", "--guidance", "3.1")[0]
+        self.assertEqual((same["guidance"], same["cfg_scale"]), (3.1, 4.1))
+        self.assertEqual(on["evaluations"], 2 * off["evaluations"])
+        self.assertEqual(self.events("-q", "--cfg-scale", "1")[0]["guidance"], 0.0)
+
+    def test_settings(self):
+        start = self.events("-q", "--precision", "bf16", "-t", "3", "--shift", "1.5", "--cpu",
+                            "baseline", "--cfg-normalization", "--rng", "torch")[0]
+        self.assertEqual((start["precision"], start["threads"], start["shift"], start["cpu"]),
+                         ("bf16", 3, 1.5, "baseline"))
+        self.assertTrue(start["cfg_normalization"])
+        env = environment(CALOTYPE_CPU="baseline")
+        self.assertEqual(self.events("-q", env=env)[0]["cpu"], "baseline")
+        env = environment(CALOTYPE_CPU="abacus")
+        self.assertEqual(self.events("-q", "--cpu", "baseline", env=env)[0]["cpu"], "baseline")
+
+    def test_failure(self):
+        result = run("generate", "--json", "-m", self.path("none"), "-p", "x", "-o",
+                     self.path("out.png"))
+        self.assertEqual((result.returncode, result.stderr), (1, ""))
+        event = json.loads(result.stdout)
+        self.assertEqual(event["event"], "error")
+        self.assertLess(event["code"], 0)
+
+
+class Info(Folder):
+    def test_model(self):
+        result = run("info", MODEL)
+        self.assertEqual(result.returncode, 0, result.stderr)
+        for part in ("Z-Image Turbo", "ZImagePipeline", "text_encoder", "transformer", "vae",
+                     "model.safetensors", "hash", "defaults"):
+            self.assertIn(part, result.stdout)
+
+    def test_model_json(self):
+        result = run("info", "--json", MODEL)
+        self.assertEqual(result.stdout.count("\n"), 1)
+        info = json.loads(result.stdout)
+        self.assertEqual((info["kind"], info["family"], info["variant"]),
+                         ("model", "Z-Image", "Turbo"))
+        self.assertEqual(info["parameters"], sum(c["parameters"] for c in info["components"]))
+        for component in info["components"]:
+            for file in component["files"]:
+                self.assertEqual(file["bytes"], os.path.getsize(file["path"]))
+        self.assertEqual(set(info["defaults"]), {"width", "height", "steps", "guidance", "shift"})
+
+    def test_picture(self):
+        self.made("-q", "-s", "42")
+        result = run("info", self.path("out.png"))
+        self.assertEqual(result.returncode, 0, result.stderr)
+        for part in ("out.png", "32x16", "a red fox", "42"):
+            self.assertIn(part, result.stdout)
+        info = json.loads(run("info", "--json", self.path("out.png")).stdout)
+        self.assertEqual((info["kind"], info["width"], info["height"]), ("picture", 32, 16))
+        self.assertEqual(info["recipe"], json.loads(png_texts(self.path("out.png"))["calotype"]))
+
+    def write_png(self, name, texts=()):
+        """A picture of one pixel."""
+        def chunk(kind, body):
+            return (struct.pack(">I", len(body)) + kind + body
+                    + struct.pack(">I", zlib.crc32(kind + body)))
+        with open(self.path(name), "wb") as file:
+            file.write(b"\x89PNG\r\n\x1a\n"
+                       + chunk(b"IHDR", struct.pack(">IIBBBBB", 1, 1, 8, 2, 0, 0, 0)))
+            for key, text in texts:
+                file.write(chunk(b"tEXt", key + b"\0" + text))
+            file.write(chunk(b"IDAT", zlib.compress(b"\0abc")) + chunk(b"IEND", b""))
+
+    def test_foreign_picture(self):
+        self.write_png("plain.png")
+        self.assertIn("no recipe", run("info", self.path("plain.png")).stdout)
+        self.assertIsNone(json.loads(run("info", "--json", self.path("plain.png")).stdout)["recipe"])
+        self.write_png("webui.png", [(b"parameters", b"a fox\nSteps: 20, Seed: 1")])
+        self.assertIn("Steps: 20", run("info", self.path("webui.png")).stdout)
+
+    def test_hostile_picture(self):
+        self.write_png("bad.png", [(b"calotype", b'{"a":1}\n{"event":"done"}'),
+                                   (b"parameters", b"x\x1b[2Jy")])
+        self.assertNotIn("\x1b", run("info", self.path("bad.png")).stdout)
+        result = run("info", "--json", self.path("bad.png"))
+        if result.returncode == 0:
+            self.assertEqual(result.stdout.count("\n"), 1)
+            json.loads(result.stdout)
+
+    def test_mistakes(self):
+        for args, status in (([self.path("none")], 1), ([], 2), ([MODEL, MODEL], 2),
+                             ([self.folder], 1), ([__file__], 1), ([MODEL, "--steps", "3"], 2)):
+            result = run("info", *args)
+            self.assertEqual(result.returncode, status, args)
+            self.assertEqual(result.stdout, "")
+            self.assertIn("calotype: error: ", result.stderr)
+
+
+class Completions(Folder):
+    def complete(self, *words):
+        """What bash proposes for the last word; words are those that bash makes of the line."""
+        script = self.path("completion.bash")
+        with open(script, "w") as file:
+            file.write(run("completions", "bash").stdout)
+        program = ('source "$1"; shift; COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); '
+                   '_calotype; printf "%s\\n" "${COMPREPLY[@]}"')
+        result = subprocess.run(["bash", "--norc", "-c", program, "bash", script, "calotype",
+                                 *words], capture_output=True, text=True, cwd=self.folder)
+        self.assertEqual(result.returncode, 0, result.stderr)
+        return result.stdout.split("\n")[:-1]
+
+    def test_bash(self):
+        if not shutil.which("bash"):
+            self.skipTest("no bash")
+        self.assertEqual(self.complete("gen"), ["generate"])
+        self.assertEqual(self.complete("generate", "--cfg"), ["--cfg-scale", "--cfg-normalization"])
+        self.assertEqual(self.complete("generate", "--precision", "b"), ["bf16"])
+        self.assertEqual(self.complete("generate", "--precision", "=", "fp"), ["fp32"])
+        self.assertEqual(self.complete("generate", "--precision", "="), ["auto", "fp32", "bf16"])
+        self.assertEqual(self.complete("generate", "--prompt", "-"), [""])
+        self.assertEqual(self.complete("completions", ""), ["bash", "zsh", "fish"])
+        os.mkdir(self.path("model a"))
+        with open(self.path("mod.png"), "w"):
+            pass
+        self.assertEqual(self.complete("generate", "-m", "mod"), ["model a"])
+        self.assertEqual(sorted(self.complete("info", "mod")), ["mod.png", "model a"])
+
+    def test_all_options_are_there(self):
+        options = set(re.findall(r"--[a-z][a-z-]+", run("help", "generate").stdout))
+        for shell in ("bash", "zsh", "fish"):
+            result = run("completions", shell)
+            self.assertEqual(result.returncode, 0)
+            for option in options:
+                self.assertIn(option[2:], result.stdout, shell)
+
+    def test_syntax(self):
+        for shell in ("bash", "zsh", "fish"):
+            if not shutil.which(shell):
+                continue
+            script = self.path(shell)
+            with open(script, "w") as file:
+                file.write(run("completions", shell).stdout)
+            result = subprocess.run([shell, "-n", script], capture_output=True, text=True)
+            self.assertEqual((result.returncode, result.stderr), (0, ""))
+
+    def test_mistakes(self):
+        self.refused(run("completions", "csh"), 2, "bash, zsh and fish")
+        self.refused(run("completions"), 2, "bash|zsh|fish")
+
+
+class Screen(Folder):
+    """The progress bar, on a terminal."""
+
+    def watch(self, *args, env=None, columns=80, when_running=None):
+        """Runs with all streams on a terminal; returns (exit status, text)."""
+        pid, terminal = pty.fork()
+        if pid == 0:
+            fcntl.ioctl(0, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+            os.execve(PROGRAM, [PROGRAM, "generate", "-m", MODEL, "-p", "a red fox", "-o",
+                                self.path("out.png"), *args], env)
+        text = b""
+        deadline = time.monotonic() + 300
+        while time.monotonic() < deadline:
+            if not select.select([terminal], [], [], 1)[0]:
+                continue
+            try:
+                block = os.read(terminal, 65536)
+            except OSError:
+                break
+            if not block:
+                break
+            text += block
+            if when_running and b"denoise" in text:
+                when_running(pid, terminal)
+                when_running = None
+        os.close(terminal)
+        _, status = os.waitpid(pid, 0)
+        return os.waitstatus_to_exitcode(status), text.decode("utf-8")
+
+    @staticmethod
+    def shown(text):
+        """The lines that remain on the screen: a line that is redrawn keeps its last form."""
+        lines = []
+        for line in text.replace("\r\n", "\n").split("\n"):
+            lines.append(ESCAPES.sub("", line.split("\r\x1b[K")[-1]))
+        return lines
+
+    def test_bar(self):
+        env = environment(TERM="xterm", LC_ALL="C.UTF-8")
+        status, text = self.watch(*SIZE, "-s", "42", env=env)
+        self.assertEqual(status, 0, text)
+        self.assertIn("\r\x1b[K", text)
+        self.assertIn("█", text)
+        self.assertIn("\x1b[1m", text)
+        lines = self.shown(text)
+        self.assertEqual([line for line in lines if "█" in line or "/step" in line], [])
+        self.assertEqual(lines[-2:], [f"{self.path('out.png')} seed 42", ""])
+        for frame in re.split(r"\r\x1b\[K|\n", text):
+            if "│" in frame:
+                self.assertLess(len(ESCAPES.sub("", frame)), 80)
+
+    def test_plain_terminals(self):
+        status, text = self.watch(*SIZE, env=environment(TERM="xterm", LC_ALL="C", NO_COLOR="1"))
+        self.assertEqual(status, 0, text)
+        self.assertIn("[###", text)
+        self.assertEqual(set(ESCAPES.findall(text)), {"\x1b[K"})
+        text.encode("ascii")
+        status, text = self.watch(*SIZE, env=environment(TERM="dumb", LC_ALL="C.UTF-8"))
+        self.assertEqual(status, 0, text)
+        self.assertNotIn("\x1b", text)
+
+    def test_narrow_terminal(self):
+        env = environment(TERM="xterm", LC_ALL="C.UTF-8")
+        status, text = self.watch(*SIZE, env=env, columns=30)
+        self.assertEqual(status, 0, text)
+        for frame in text.split("\r\x1b[K")[1:]:
+            self.assertLess(len(ESCAPES.sub("", frame.split("\r\n")[0])), 30)
+
+    def test_interrupt(self):
+        env = environment(TERM="xterm", LC_ALL="C.UTF-8")
+        status, text = self.watch("--steps", "1000", "--size", "64x64", env=env,
+                                  when_running=lambda pid, terminal: os.write(terminal, b"\x03"))
+        self.assertEqual(status, 130, text)
+        self.assertEqual(self.shown(text)[-2:], ["calotype: cancelled", ""])
+        self.assertEqual(os.listdir(self.folder), [])
+
+    def test_interrupt_with_json(self):
+        process = subprocess.Popen([PROGRAM, "generate", "-m", MODEL, "-p", "x", "-o",
+                                    self.path("out.png"), "--json", "--steps", "1000"],
+                                   stdout=subprocess.PIPE, text=True, env=environment())
+        for line in process.stdout:
+            if json.loads(line).get("stage") == "denoise":
+                break
+        process.send_signal(signal.SIGINT)
+        last = [json.loads(line) for line in process.stdout][-1]
+        process.stdout.close()
+        self.assertEqual(process.wait(), 130)
+        self.assertEqual((last["event"], last["code"]), ("error", -7))
+        self.assertEqual(os.listdir(self.folder), [])
+
+
+if __name__ == "__main__":
+    unittest.main()
