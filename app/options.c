@@ -284,8 +284,7 @@ static ct_status set_number(option_value *value, const option_info *info, const 
     return CT_OK;
 }
 
-static ct_status set_seed(option_value *value, const char *label, const char *text,
-                          ct_error *error)
+static ct_status set_seed(option_value *value, const char *label, const char *text, ct_error *error)
 {
     value->random = !strcmp(text, "-1");
     if (value->random)
@@ -552,7 +551,10 @@ static ct_status check_required(const options *o, const options_request *request
     size_t at = 0;
     for (int i = 0; i < count && at < sizeof list; i++)
         at += (size_t)snprintf(list + at, sizeof list - at, "%s--%s",
-                               i == 0 ? "" : i + 1 < count ? ", " : " and ", missing[i]);
+                               i == 0          ? ""
+                               : i + 1 < count ? ", "
+                                               : " and ",
+                               missing[i]);
     return error_set(error, CT_EINVAL, "\"calotype %s\" needs %s", request->command, list);
 }
 

@@ -72,20 +72,20 @@ typedef enum option_group {
 #define OPTION_FOR_ALL 15u
 
 typedef struct option_info {
-    const char *name;        /* of the long form, without the dashes */
-    char letter;             /* of the short form, or 0 */
+    const char *name; /* of the long form, without the dashes */
+    char letter;      /* of the short form, or 0 */
     option_kind kind;
-    const char *metavar;     /* what stands for the value in the help; NULL for a flag */
+    const char *metavar; /* what stands for the value in the help; NULL for a flag */
     option_group group;
-    unsigned commands;       /* OPTION_FOR_... */
-    unsigned required;       /* those of the commands that cannot do without it */
-    const char *help;        /* without a full stop */
-    const char *fallback;    /* what happens when it is not given, in words; NULL: not worth a word */
-    double min, max;         /* of INTEGER and NUMBER, and of the sides of a SIZE */
-    const char *words;       /* separated by blanks; NULL: none */
+    unsigned commands;    /* OPTION_FOR_... */
+    unsigned required;    /* those of the commands that cannot do without it */
+    const char *help;     /* without a full stop */
+    const char *fallback; /* what happens when it is not given, in words; NULL: not worth a word */
+    double min, max;      /* of INTEGER and NUMBER, and of the sides of a SIZE */
+    const char *words;    /* separated by blanks; NULL: none */
     const char *environment; /* a variable that gives the value when the option does not; or NULL */
-    const char *elsewhere;   /* names that other programs have for it, separated by blanks; or NULL */
-    option_id conflict;      /* an option that cannot be given together with this one */
+    const char *elsewhere; /* names that other programs have for it, separated by blanks; or NULL */
+    option_id conflict;    /* an option that cannot be given together with this one */
 } option_info;
 
 /* Indexed by option_id; entry 0 is empty. */

@@ -7,7 +7,8 @@ static const char generate_details[] =
     "  calotype generate -m models/emoji-256 -p \"a red apple\" -o apple.png\n"
     "  calotype generate -m models/emoji-256 -p \"a sleeping fox\" -o fox.png --seed 42 -b 4\n"
     "  calotype generate -m models/Z-Image-Turbo -p - -o out.png --size 1024x768 < prompt.txt\n"
-    "  calotype generate -m models/Z-Image -p \"a lighthouse\" -n \"blurry\" -o out.png --guidance 4\n"
+    "  calotype generate -m models/Z-Image -p \"a lighthouse\" -n \"blurry\" -o out.png --guidance "
+    "4\n"
     "\n"
     "A size that is not given is the model's own; so is a width or a height given alone.\n"
     "Ctrl-C stops after the layer that is being computed; pictures that are finished are kept.\n"
@@ -27,21 +28,35 @@ static const char completions_details[] =
     "  calotype completions fish > ~/.config/fish/completions/calotype.fish\n";
 
 const command command_table[] = {
-    {.name = "generate", .bit = OPTION_FOR_GENERATE,
+    {.name = "generate",
+     .bit = OPTION_FOR_GENERATE,
      .summary = "make pictures from a prompt",
-     .details = generate_details, .run = generate_run},
-    {.name = "info", .bit = OPTION_FOR_INFO,
-     .arguments = "PATH", .min_arguments = 1, .max_arguments = 1,
+     .details = generate_details,
+     .run = generate_run},
+    {.name = "info",
+     .bit = OPTION_FOR_INFO,
+     .arguments = "PATH",
+     .min_arguments = 1,
+     .max_arguments = 1,
      .summary = "tell about a model (a directory) or a picture (a PNG file)",
-     .details = info_details, .run = info_run},
-    {.name = "completions", .bit = OPTION_FOR_COMPLETIONS,
-     .arguments = "bash|zsh|fish", .min_arguments = 1, .max_arguments = 1,
+     .details = info_details,
+     .run = info_run},
+    {.name = "completions",
+     .bit = OPTION_FOR_COMPLETIONS,
+     .arguments = "bash|zsh|fish",
+     .min_arguments = 1,
+     .max_arguments = 1,
      .words = "bash zsh fish",
      .summary = "print the completions for a shell",
-     .details = completions_details, .run = completions_run},
-    {.name = "help", .bit = OPTION_FOR_HELP,
-     .arguments = "[COMMAND]", .max_arguments = 1, .words = "generate info completions help",
-     .summary = "show the help of a command", .run = help_run},
+     .details = completions_details,
+     .run = completions_run},
+    {.name = "help",
+     .bit = OPTION_FOR_HELP,
+     .arguments = "[COMMAND]",
+     .max_arguments = 1,
+     .words = "generate info completions help",
+     .summary = "show the help of a command",
+     .run = help_run},
     {.name = NULL},
 };
 

@@ -259,8 +259,10 @@ int completions_run(const options *o, report *r)
         print_fish();
     else {
         ct_error error;
-        error_set(&error, CT_EINVAL, "no completions for \"%.60s\"; there are some for bash, zsh "
-                  "and fish", shell);
+        error_set(&error, CT_EINVAL,
+                  "no completions for \"%.60s\"; there are some for bash, zsh "
+                  "and fish",
+                  shell);
         return report_error(r, &error);
     }
     return EXIT_OK;

@@ -66,7 +66,7 @@ void events_start(FILE *out, const work_plan *plan)
     add_model(&w, plan->model);
     member_string(&w, "prompt", plan->params->prompt);
     member_string(&w, "negative_prompt",
-               plan->params->negative_prompt ? plan->params->negative_prompt : "");
+                  plan->params->negative_prompt ? plan->params->negative_prompt : "");
     add_job(&w, plan->job);
     member_boolean(&w, "cfg_normalization", plan->params->cfg_normalization);
     member_string(&w, "rng", "torch");
@@ -74,7 +74,7 @@ void events_start(FILE *out, const work_plan *plan)
     member_string(&w, "trace", plan->params->trace_path);
     member_integer(&w, "threads", ct_context_threads(plan->context));
     member_string(&w, "cpu", ct_context_cpu(plan->context));
-    member_unsigned(&w, "seed", plan->seed);
+    member_seed(&w, "seed", plan->seed);
     member_boolean(&w, "seed_random", plan->seed_random);
     member_integer(&w, "images", plan->pictures);
     json_write_key(&w, "paths");
@@ -117,7 +117,7 @@ void events_image(FILE *out, const finished *done)
     open_event(&w, &s, "image");
     member_integer(&w, "image", done->number);
     member_string(&w, "path", done->path);
-    member_unsigned(&w, "seed", ct_image_seed(done->image));
+    member_seed(&w, "seed", ct_image_seed(done->image));
     member_integer(&w, "width", ct_image_width(done->image));
     member_integer(&w, "height", ct_image_height(done->image));
     json_write_key(&w, "seconds");

@@ -1,6 +1,6 @@
 /* The JSON lines of --json: one object on a line, each with a member "event":
  *
- *     start     all settings, with every default filled in
+ *     start     all settings, with every default filled in; the first line but for "log"
  *     progress  image, stage ("encode", "denoise", "decode"), step, steps, stage_seconds, seconds
  *     warning   message
  *     log       level ("info", "debug"), message; only with --verbose
@@ -33,9 +33,9 @@ typedef struct work_plan {
 typedef struct finished {
     const ct_image *image;
     const char *path;
-    int number;                /* 1..pictures */
-    const progress *progress;  /* the times of its stages */
-    double seconds;            /* in all, with the writing of the file */
+    int number;               /* 1..pictures */
+    const progress *progress; /* the times of its stages */
+    double seconds;           /* in all, with the writing of the file */
 } finished;
 
 void events_start(FILE *out, const work_plan *plan);

@@ -7,8 +7,10 @@ const char *format_duration(char out[FORMAT_SIZE], double seconds)
 {
     if (!(seconds > 0)) /* also for a NaN */
         seconds = 0;
-    /* The limits are those where rounding would show ten, sixty or sixty minutes. */
-    if (seconds < 9.995)
+    /* The limits are those where rounding would show 100 ms, 10 s, 60 s or 60 minutes. */
+    if (seconds < 0.0995)
+        snprintf(out, FORMAT_SIZE, "%.0f ms", seconds * 1000);
+    else if (seconds < 9.995)
         snprintf(out, FORMAT_SIZE, "%.2f s", seconds);
     else if (seconds < 59.95)
         snprintf(out, FORMAT_SIZE, "%.1f s", seconds);
@@ -26,7 +28,10 @@ const char *format_duration(char out[FORMAT_SIZE], double seconds)
 /* Three digits and a unit; the value is below 1000 in all units but the last. */
 static const char *with_unit(char out[FORMAT_SIZE], double value, const char *unit)
 {
-    snprintf(out, FORMAT_SIZE, value < 9.995 ? "%.2f %s" : value < 99.95 ? "%.1f %s" : "%.0f %s",
+    snprintf(out, FORMAT_SIZE,
+             value < 9.995   ? "%.2f %s"
+             : value < 99.95 ? "%.1f %s"
+                             : "%.0f %s",
              value, unit);
     return out;
 }

@@ -7,7 +7,7 @@
 
 #define FORMAT_SIZE 40
 
-/* "0.31 s", "12.3 s", "2 min 05 s", "1 h 02 min" */
+/* "53 ms", "0.31 s", "12.3 s", "2 min 05 s", "1 h 02 min" */
 const char *format_duration(char out[FORMAT_SIZE], double seconds);
 /* "812 bytes", "1.5 MiB" */
 const char *format_bytes(char out[FORMAT_SIZE], uint64_t bytes);

@@ -6,7 +6,6 @@
 #include "core/strbuf.h"
 
 #include <errno.h>
-#include <inttypes.h>
 #include <math.h>
 #include <string.h>
 #include <sys/random.h>
@@ -91,8 +90,10 @@ static ct_status choose_seed(work *w, ct_error *error)
      * of JSON as doubles. */
     uint32_t random;
     if (getentropy(&random, sizeof random) != 0)
-        return error_set(error, CT_EIO, "the system gives no random seed: %s; choose one with "
-                         "--seed", strerror(errno));
+        return error_set(error, CT_EIO,
+                         "the system gives no random seed: %s; choose one with "
+                         "--seed",
+                         strerror(errno));
     w->seed = random;
     return CT_OK;
 }
@@ -117,8 +118,8 @@ static char *picture_path(const char *path, int number)
 
 static bool is_other_format(const char *path)
 {
-    static const char *const others[] = {".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff",
-                                         ".avif", ".jxl", ".heic"};
+    static const char *const others[] = {".jpg", ".jpeg", ".webp", ".gif", ".bmp",
+                                         ".tif", ".tiff", ".avif", ".jxl", ".heic"};
     const char *dot = strrchr(path, '.');
     for (size_t i = 0; dot && i < sizeof others / sizeof *others; i++) {
         size_t at = 0;
@@ -134,11 +135,14 @@ static ct_status check_paths(work *w, ct_error *error)
 {
     const char *path = w->o->value[OPTION_OUTPUT].text;
     if (!strcmp(path, "-"))
-        return error_set(error, CT_EINVAL, "--output: pictures go to files, not to standard "
+        return error_set(error, CT_EINVAL,
+                         "--output: pictures go to files, not to standard "
                          "output; write ./- for a file of that name");
     if (is_other_format(path))
-        return error_set(error, CT_EINVAL, "--output %s: pictures are written as PNG; choose a "
-                         "name that ends in .png", path);
+        return error_set(error, CT_EINVAL,
+                         "--output %s: pictures are written as PNG; choose a "
+                         "name that ends in .png",
+                         path);
     w->paths = mem_zero_array(&mem_default, (size_t)w->pictures, sizeof *w->paths);
     if (!w->paths)
         return error_memory(error, (size_t)w->pictures * sizeof *w->paths, "the file names");
@@ -163,8 +167,10 @@ static ct_status check_options(const options *o, int pictures, ct_error *error)
     if (pictures > 1 && o->value[OPTION_TRACE].given)
         return error_set(error, CT_EINVAL, "--trace records one picture; leave out --batch-count");
     if (pictures > 1 && o->value[OPTION_NOISE].given)
-        return error_set(error, CT_EINVAL, "--noise replaces what the seed draws, so that all %d "
-                         "pictures would be the same; leave out --batch-count", pictures);
+        return error_set(error, CT_EINVAL,
+                         "--noise replaces what the seed draws, so that all %d "
+                         "pictures would be the same; leave out --batch-count",
+                         pictures);
     return CT_OK;
 }
 
@@ -230,6 +236,7 @@ static ct_status open_job(work *w, ct_error *error)
     params.threads = (int)value[OPTION_THREADS].integer;
     params.cpu = value[OPTION_CPU].text;
     params.callbacks = report_callbacks(w->report);
+    report_hold(w->report);
     report_busy(w->report, "opening", value[OPTION_MODEL].text);
     ct_status status = ct_context_create(&params, &w->context, error);
     if (status == CT_OK)
@@ -255,18 +262,6 @@ static void announce(const work *w)
         .paths = (const char *const *)w->paths,
     };
     report_plan(w->report, &plan);
-    char message[160];
-    int tokens = plan.model->max_prompt_tokens;
-    if (plan.job->prompt_truncated) {
-        snprintf(message, sizeof message, "the prompt is longer than the %d tokens that the model "
-                 "reads; its end is left out", tokens);
-        report_warning(w->report, message);
-    }
-    if (plan.job->negative_truncated) {
-        snprintf(message, sizeof message, "the negative prompt is longer than the %d tokens that "
-                 "the model reads; its end is left out", tokens);
-        report_warning(w->report, message);
-    }
 }
 
 static ct_status make_picture(work *w, int number, ct_error *error)
@@ -280,7 +275,10 @@ static ct_status make_picture(work *w, int number, ct_error *error)
     if (status == CT_OK)
         status = ct_image_save(image, path, error);
     if (status == CT_OK) {
-        finished done = {.image = image, .path = path, .number = number, .progress = &r->progress,
+        finished done = {.image = image,
+                         .path = path,
+                         .number = number,
+                         .progress = &r->progress,
                          .seconds = clock_seconds() - began};
         report_image(r, &done);
     }

@@ -26,7 +26,8 @@ void help_overview(const terminal *t)
     fputs("  -h, --help    show this help, or that of a command\n"
           "  -V, --version show the version\n"
           "\n"
-          "\"calotype help generate\" shows all options of a command.\n", out);
+          "\"calotype help generate\" shows all options of a command.\n",
+          out);
 }
 
 /* Words are put on lines that end before width; lines after the first begin at TEXT_COLUMN. */

@@ -25,8 +25,10 @@ static ct_status read_environment(options *o, const command *c, ct_error *error)
 
 static ct_status read_options(options *o, const command *c, int argc, char **argv, ct_error *error)
 {
-    options_request request = {.command = c->name, .commands = c->bit,
-                               .max_arguments = c->max_arguments, .argc = argc,
+    options_request request = {.command = c->name,
+                               .commands = c->bit,
+                               .max_arguments = c->max_arguments,
+                               .argc = argc,
                                .argv = (const char *const *)argv};
     ct_status status = options_parse(o, &request, error);
     if (status != CT_OK || o->value[OPTION_HELP].given)

@@ -1,6 +1,8 @@
 #include "cli/members.h"
 #include "core/mem.h"
 
+#include <inttypes.h>
+
 #define LINE_MAXIMUM ((size_t)64 << 20)
 
 void member_string(json_writer *w, const char *key, const char *value)
@@ -19,6 +21,17 @@ void member_unsigned(json_writer *w, const char *key, uint64_t value)
 {
     json_write_key(w, key);
     json_write_unsigned(w, value);
+}
+
+void member_seed(json_writer *w, const char *key, uint64_t seed)
+{
+    if (seed <= (uint64_t)1 << 53) {
+        member_unsigned(w, key, seed);
+        return;
+    }
+    char digits[32];
+    snprintf(digits, sizeof digits, "%" PRIu64, seed);
+    member_string(w, key, digits);
 }
 
 void member_number(json_writer *w, const char *key, double value)
@@ -48,7 +61,8 @@ void members_close(FILE *out, json_writer *w, strbuf *s)
         fwrite(s->data, 1, s->length, out);
     else
         fputs("{\"event\":\"error\",\"code\":-2,\"name\":\"out of memory\",\"message\":"
-              "\"out of memory while a line was written\"}\n", out);
+              "\"out of memory while a line was written\"}\n",
+              out);
     fflush(out);
     strbuf_free(s);
 }

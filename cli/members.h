@@ -9,6 +9,8 @@
 void member_string(json_writer *w, const char *key, const char *value); /* NULL: null */
 void member_integer(json_writer *w, const char *key, int64_t value);
 void member_unsigned(json_writer *w, const char *key, uint64_t value);
+/* A string above 2^53, as in recipes, because many programs keep numbers as doubles. */
+void member_seed(json_writer *w, const char *key, uint64_t seed);
 void member_number(json_writer *w, const char *key, double value);
 void member_boolean(json_writer *w, const char *key, bool value);
 /* A value that is JSON already and stands on one line; null when it is empty. */

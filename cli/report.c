@@ -1,10 +1,12 @@
 #include "cli/report.h"
 #include "cli/format.h"
 #include "cli/interrupt.h"
+#include "core/mem.h"
 
 #include <inttypes.h>
 #include <string.h>
 
+#define HELD_MAXIMUM ((size_t)1 << 16)
 #define LABEL_COLUMNS 12 /* of the plan, with the two blanks in front */
 
 void report_init(report *r)
@@ -132,8 +134,7 @@ static void print_plan(report *r, const work_plan *plan)
     fprintf(stderr, "%s", terminal_escape(&r->err, STYLE_BOLD));
     terminal_clean(&r->err, plan->model->name, false, 0);
     fprintf(stderr, "%s  %s %s, %s parameters\n", terminal_escape(&r->err, STYLE_PLAIN),
-            plan->model->family, plan->model->variant,
-            format_count(text, plan->model->parameters));
+            plan->model->family, plan->model->variant, format_count(text, plan->model->parameters));
     plan_text(r, "prompt", plan->params->prompt, job->prompt_tokens);
     if (job->guidance > 0 && plan->params->negative_prompt && *plan->params->negative_prompt)
         plan_text(r, "negative", plan->params->negative_prompt, job->negative_tokens);
@@ -155,12 +156,29 @@ static void print_plan(report *r, const work_plan *plan)
     plan_output(r, plan);
 }
 
+void report_hold(report *r)
+{
+    strbuf_init(&r->held, &mem_default, HELD_MAXIMUM);
+    r->holding = true;
+}
+
+static void release(report *r)
+{
+    if (!r->holding)
+        return;
+    r->holding = false;
+    for (size_t at = 0; at < r->held.length; at += strlen(r->held.data + at) + 1)
+        report_warning(r, r->held.data + at);
+    strbuf_free(&r->held);
+}
+
 void report_plan(report *r, const work_plan *plan)
 {
     if (r->mode == REPORT_JSON)
         events_start(stdout, plan);
     else if (r->mode == REPORT_HUMAN)
         print_plan(r, plan);
+    release(r);
 }
 
 /* ---- Messages ------------------------------------------------------------------------------ */
@@ -178,6 +196,10 @@ void report_busy(report *r, const char *verb, const char *name)
 
 void report_warning(report *r, const char *message)
 {
+    if (r->holding) {
+        strbuf_add(&r->held, message, strlen(message) + 1);
+        return;
+    }
     if (r->mode == REPORT_JSON)
         events_message(stdout, "warning", NULL, message);
     if (r->mode != REPORT_HUMAN)
@@ -253,6 +275,7 @@ static int exit_status(const ct_error *error)
 int report_error(report *r, const ct_error *error)
 {
     progress_end(&r->progress);
+    release(r);
     terminal_clear(&r->err);
     if (r->mode == REPORT_JSON) {
         events_error(stdout, error);

@@ -8,6 +8,7 @@
 #include "cli/events.h"
 #include "cli/progress.h"
 #include "cli/terminal.h"
+#include "core/strbuf.h"
 
 enum { EXIT_OK = 0, EXIT_WORK_FAILED = 1, EXIT_USAGE = 2, EXIT_CANCELLED = 130 };
 
@@ -18,6 +19,8 @@ typedef struct report {
     bool progress_events; /* with REPORT_JSON */
     int verbosity;        /* 0: warnings, 1: also information, 2: everything */
     const char *command;  /* whose help is named after a mistake; NULL: that of all */
+    bool holding;         /* warnings wait in held, one after another, each ended by a zero byte */
+    strbuf held;
     terminal out, err;
     progress progress;
 } report;
@@ -30,6 +33,8 @@ ct_callbacks report_callbacks(report *r);
 
 /* A passing remark on a terminal, gone with the next line. */
 void report_busy(report *r, const char *verb, const char *name);
+/* Warnings from here on are shown behind the plan (or before the error, if there is no plan). */
+void report_hold(report *r);
 void report_plan(report *r, const work_plan *plan);
 void report_warning(report *r, const char *message);
 void report_image(report *r, const finished *done);

@@ -14,7 +14,12 @@ typedef struct terminal {
 } terminal;
 
 typedef enum terminal_style {
-    STYLE_PLAIN, STYLE_BOLD, STYLE_DIM, STYLE_RED, STYLE_YELLOW, STYLE_GREEN
+    STYLE_PLAIN,
+    STYLE_BOLD,
+    STYLE_DIM,
+    STYLE_RED,
+    STYLE_YELLOW,
+    STYLE_GREEN
 } terminal_style;
 
 /* Reads the environment (TERM, NO_COLOR) and the locale, which main has set. */

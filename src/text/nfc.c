@@ -24,8 +24,8 @@ static bool is_trivial(const char *text, size_t length)
 
 /* What the reference's normalizer leaves alone: it knows Unicode 9, so that marks and compositions
  * of later versions are plain characters to it. utf8proc knows some of them, depending on its
- * version. U+11A7 is here because some versions of utf8proc lose it behind a Hangul syllable, taking
- * it for a final consonant (they begin at U+11A8). */
+ * version. U+11A7 is here because some versions of utf8proc lose it behind a Hangul syllable,
+ * taking it for a final consonant (they begin at U+11A8). */
 static const struct {
     uint32_t first, last;
 } inert[] = {

@@ -14,15 +14,16 @@ const char pretokenizer_qwen[] = "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p
 
 #define PATTERN_MAXIMUM ((size_t)8192)
 
-/* What one search may cost. The pattern above needs a few steps for each byte of a piece; others
- * can be made to need exponentially many. */
-#define MATCH_LIMIT 10000000u
+/* What one search may cost. The pattern above needs a few steps for each byte; others can be made
+ * to need exponentially many. */
+#define MATCH_LIMIT 10000
+#define MATCH_LIMIT_BYTE 20
 #define HEAP_LIMIT_KIB (64u * 1024)
 
 struct pretokenizer {
     ct_allocator allocator;
+    bool creating, failed; /* an allocation failed while creating */
     pcre2_general_context *general;
-    pcre2_match_context *match;
     pcre2_code *code;
 };
 
@@ -218,19 +219,26 @@ static void translate(translation *t)
 
 static void *pcre_alloc(size_t size, void *user)
 {
-    return mem_alloc(user, size);
+    pretokenizer *p = user;
+    void *pointer = mem_alloc(&p->allocator, size);
+    if (!pointer && p->creating) /* afterwards there may be several threads */
+        p->failed = true;
+    return pointer;
 }
 
 static void pcre_free(void *pointer, void *user)
 {
+    const pretokenizer *p = user;
     if (pointer)
-        mem_free(user, pointer);
+        mem_free(&p->allocator, pointer);
 }
 
 static ct_status compile(pretokenizer *p, const char *pattern, size_t length, bool jit,
                          const char *what, ct_error *error)
 {
-    pcre2_compile_context *context = pcre2_compile_context_create(p->general);
+    p->general = pcre2_general_context_create(pcre_alloc, pcre_free, p);
+    pcre2_compile_context *context =
+        p->general ? pcre2_compile_context_create(p->general) : NULL;
     if (!context)
         return error_memory(error, length, "the pre-tokenizer");
     pcre2_set_newline(context, PCRE2_NEWLINE_LF);
@@ -248,21 +256,11 @@ static ct_status compile(pretokenizer *p, const char *pattern, size_t length, bo
         return error_set(error, CT_EFORMAT, "%s: the pattern of the pre-tokenizer is not valid: %s",
                          what, (const char *)message);
     }
-    /* Where this fails, matching is slower and otherwise the same. */
+    /* Where there is no machine code (the system may forbid it), matching is slower and otherwise
+     * the same. */
     if (jit)
         pcre2_jit_compile(p->code, PCRE2_JIT_COMPLETE);
-    return CT_OK;
-}
-
-static ct_status create_contexts(pretokenizer *p, ct_error *error)
-{
-    p->general = pcre2_general_context_create(pcre_alloc, pcre_free, &p->allocator);
-    p->match = p->general ? pcre2_match_context_create(p->general) : NULL;
-    if (!p->match)
-        return error_memory(error, sizeof *p, "the pre-tokenizer");
-    pcre2_set_match_limit(p->match, MATCH_LIMIT);
-    pcre2_set_heap_limit(p->match, HEAP_LIMIT_KIB);
-    return CT_OK;
+    return p->failed ? error_memory(error, length, "the pre-tokenizer") : CT_OK;
 }
 
 ct_status pretokenizer_create(pretokenizer **out, const ct_allocator *a, const char *pattern,
@@ -278,6 +276,7 @@ ct_status pretokenizer_create(pretokenizer **out, const ct_allocator *a, const c
     if (!p)
         return error_memory(error, sizeof *p, "the pre-tokenizer");
     p->allocator = *a;
+    p->creating = true;
     translation t = {.at = pattern, .end = pattern + length};
     strbuf_init(&t.out, a, SIZE_MAX / 4);
     translate(&t);
@@ -289,10 +288,9 @@ ct_status pretokenizer_create(pretokenizer **out, const ct_allocator *a, const c
     else if (!strbuf_ok(&t.out))
         status = error_memory(error, length, "the pre-tokenizer");
     else
-        status = create_contexts(p, error);
-    if (status == CT_OK)
         status = compile(p, t.out.data ? t.out.data : "", t.out.length, jit, what, error);
     strbuf_free(&t.out);
+    p->creating = false;
     if (status != CT_OK)
         pretokenizer_free(p);
     else
@@ -305,7 +303,6 @@ void pretokenizer_free(pretokenizer *p)
     if (!p)
         return;
     pcre2_code_free(p->code);
-    pcre2_match_context_free(p->match);
     pcre2_general_context_free(p->general);
     ct_allocator a = p->allocator;
     mem_free(&a, p);
@@ -313,21 +310,52 @@ void pretokenizer_free(pretokenizer *p)
 
 /* ---- Splitting ------------------------------------------------------------------------------- */
 
+/* What the searches in one text share. It is not part of the pretokenizer, which several threads
+ * may use. */
+typedef struct scan {
+    const pcre2_code *code;
+    pcre2_match_context *context;
+    pcre2_match_data *data;
+    PCRE2_SPTR text;
+    size_t length;
+} scan;
+
+static ct_status scan_start(scan *s, const pretokenizer *p, const char *text, size_t length,
+                            ct_error *error)
+{
+    *s = (scan){.code = p->code, .text = (PCRE2_SPTR)text, .length = length};
+    s->context = pcre2_match_context_create(p->general);
+    s->data = pcre2_match_data_create(1, p->general);
+    if (!s->context || !s->data)
+        return error_memory(error, length, "pre-tokenizing");
+    size_t limit = length < UINT32_MAX / MATCH_LIMIT_BYTE - MATCH_LIMIT
+                       ? MATCH_LIMIT + MATCH_LIMIT_BYTE * length
+                       : UINT32_MAX;
+    pcre2_set_match_limit(s->context, (uint32_t)limit);
+    pcre2_set_heap_limit(s->context, HEAP_LIMIT_KIB);
+    return CT_OK;
+}
+
+static void scan_end(scan *s)
+{
+    pcre2_match_data_free(s->data);
+    pcre2_match_context_free(s->context);
+}
+
 /* The first match at or behind from; *found is false when there is none. */
-static ct_status search(const pretokenizer *p, pcre2_match_data *data, const char *text,
-                        size_t length, size_t from, bool *found, ct_error *error)
+static ct_status search(scan *s, size_t from, bool *found, ct_error *error)
 {
     /* Text was checked once; checking it in every call would take quadratic time. */
     const uint32_t options = PCRE2_NO_UTF_CHECK;
-    PCRE2_SPTR subject = (PCRE2_SPTR)text;
-    int rc = pcre2_match(p->code, subject, length, from, options, data, p->match);
+    int rc = pcre2_match(s->code, s->text, s->length, from, options, s->data, s->context);
     if (rc == PCRE2_ERROR_JIT_STACKLIMIT)
-        rc = pcre2_match(p->code, subject, length, from, options | PCRE2_NO_JIT, data, p->match);
+        rc = pcre2_match(s->code, s->text, s->length, from, options | PCRE2_NO_JIT, s->data,
+                         s->context);
     *found = rc >= 0;
     if (rc >= 0 || rc == PCRE2_ERROR_NOMATCH)
         return CT_OK;
     if (rc == PCRE2_ERROR_NOMEMORY)
-        return error_memory(error, length, "pre-tokenizing");
+        return error_memory(error, s->length, "pre-tokenizing");
     PCRE2_UCHAR message[128] = "";
     pcre2_get_error_message(rc, message, sizeof message);
     return error_set(error, CT_EUNSUPPORTED, "the pattern of the pre-tokenizer failed: %s",
@@ -339,17 +367,15 @@ ct_status pretokenizer_split(const pretokenizer *p, const char *text, size_t len
                                                 ct_error *error),
                              void *user, ct_error *error)
 {
-    pcre2_match_data *data = pcre2_match_data_create(1, p->general);
-    if (!data)
-        return error_memory(error, length, "pre-tokenizing");
-    const PCRE2_SIZE *range = pcre2_get_ovector_pointer(data);
-    ct_status status = CT_OK;
+    scan s;
+    ct_status status = scan_start(&s, p, text, length, error);
     size_t done = 0; /* everything before went to visit */
     for (size_t from = 0; status == CT_OK && from < length;) {
         bool found;
-        status = search(p, data, text, length, from, &found, error);
+        status = search(&s, from, &found, error);
         if (status != CT_OK || !found)
             break;
+        const PCRE2_SIZE *range = pcre2_get_ovector_pointer(s.data);
         size_t start = range[0], end = range[1];
         if (start > done)
             status = visit(user, text + done, start - done, error);
@@ -363,6 +389,6 @@ ct_status pretokenizer_split(const pretokenizer *p, const char *text, size_t len
     }
     if (status == CT_OK && done < length)
         status = visit(user, text + done, length - done, error);
-    pcre2_match_data_free(data);
+    scan_end(&s);
     return status;
 }

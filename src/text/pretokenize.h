@@ -12,8 +12,7 @@ extern const char pretokenizer_qwen[];
 /* Compiles a pattern in the syntax of Oniguruma, which the reference uses. It is translated where
  * PCRE2 would read it otherwise (\s), and refused where that is not possible or not known to be
  * needed: anchors, \w, nested classes, back references, options other than (?i:...).
- * jit: compile to machine code where that works; results are the same without. a must live as long
- * as the pretokenizer. */
+ * jit: compile to machine code where that works; results are the same without. */
 ct_status pretokenizer_create(pretokenizer **out, const ct_allocator *a, const char *pattern,
                               size_t length, bool jit, const char *what, ct_error *error);
 void pretokenizer_free(pretokenizer *p); /* NULL is allowed */

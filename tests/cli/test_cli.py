@@ -13,6 +13,7 @@ import shutil
 import signal
 import struct
 import subprocess
+import sys
 import tempfile
 import termios
 import time
@@ -337,7 +338,7 @@ class Events(Folder):
     def test_batch(self):
         images = [e for e in self.events("-b", "2", "-s", "18446744073709551615")
                   if e["event"] == "image"]
-        self.assertEqual([e["seed"] for e in images], [2 ** 64 - 1, 0])
+        self.assertEqual([e["seed"] for e in images], [str(2 ** 64 - 1), 0])
         self.assertEqual([e["image"] for e in images], [1, 2])
 
     def test_scales(self):
@@ -554,8 +555,8 @@ class Screen(Folder):
         env = environment(TERM="xterm", LC_ALL="C.UTF-8")
         status, text = self.watch(*SIZE, env=env, columns=30)
         self.assertEqual(status, 0, text)
-        for frame in text.split("\r\x1b[K")[1:]:
-            self.assertLess(len(ESCAPES.sub("", frame.split("\r\n")[0])), 30)
+        for frame in text.split("\r\x1b[K")[1:-1]:
+            self.assertLess(len(ESCAPES.sub("", frame)), 30)
 
     def test_interrupt(self):
         env = environment(TERM="xterm", LC_ALL="C.UTF-8")
@@ -580,5 +581,51 @@ class Screen(Folder):
         self.assertEqual(os.listdir(self.folder), [])
 
 
+class Tap(unittest.TestResult):
+    """Prints the Test Anything Protocol, which meson reads."""
+
+    def say(self, word, test, note="", details=""):
+        print(f"{word} {self.testsRun} - {test.id().removeprefix('__main__.')}{note}")
+        for line in details.rstrip().splitlines():
+            print(f"# {line}")
+        sys.stdout.flush()
+
+    def startTest(self, test):
+        super().startTest(test)
+        self.failed = ""
+
+    def addSubTest(self, test, subtest, err):
+        super().addSubTest(test, subtest, err)
+        if err:
+            self.failed += f"{subtest}\n{self._exc_info_to_string(err, test)}"
+
+    def addFailure(self, test, err):
+        super().addFailure(test, err)
+        self.failed += self.failures[-1][1]
+
+    def addError(self, test, err):
+        super().addError(test, err)
+        self.failed += self.errors[-1][1]
+
+    def addSkip(self, test, reason):
+        super().addSkip(test, reason)
+        self.say("ok", test, f" # SKIP {reason}")
+
+    def stopTest(self, test):
+        super().stopTest(test)
+        if self.failed:
+            self.say("not ok", test, details=self.failed)
+        elif test not in [skipped for skipped, _ in self.skipped]:
+            self.say("ok", test)
+
+
+class TapRunner:
+    def run(self, tests):
+        print(f"1..{tests.countTestCases()}")
+        result = Tap()
+        tests.run(result)
+        return result
+
+
 if __name__ == "__main__":
-    unittest.main()
+    unittest.main(testRunner=TapRunner())

@@ -29,7 +29,7 @@ enum { RUNS = sizeof runs / sizeof *runs };
 
 static weights *open_run(const char *run)
 {
-    char name[128];
+    char name[256];
     snprintf(name, sizeof name, "%s.safetensors", run);
     weights *w = NULL;
     ct_error error;

@@ -14,8 +14,10 @@ static ct_status parse(options *o, unsigned commands, const char *line, ct_error
 {
     static char words[512];
     static const char *argv[MAXIMUM_ARGUMENTS];
-    options_request request = {.command = "generate", .commands = commands,
-                               .max_arguments = commands == OPTION_FOR_INFO ? 1 : 0, .argv = argv};
+    options_request request = {.command = "generate",
+                               .commands = commands,
+                               .max_arguments = commands == OPTION_FOR_INFO ? 1 : 0,
+                               .argv = argv};
     assert_true(strlen(line) < sizeof words);
     strcpy(words, line);
     for (char *word = strtok(words, " "); word; word = strtok(NULL, " ")) {
@@ -105,7 +107,8 @@ static void other_names_are_not_options(void **state)
 
 static void all_forms(void **state)
 {
-    static const char *const forms[] = {"-b 7", "-b7", "-b=7", "--batch-count 7", "--batch-count=7"};
+    static const char *const forms[] = {"-b 7", "-b7", "-b=7", "--batch-count 7",
+                                        "--batch-count=7"};
     (void)state;
     options o;
     for (size_t i = 0; i < sizeof forms / sizeof *forms; i++) {

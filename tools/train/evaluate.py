@@ -55,13 +55,13 @@ class Nearest:
             x0, y0 = (max(0, (c - item.size // 2) // 4) for c in (item.x, item.y))
             n = item.size // 4
             box = slice(y0, y0 + n), slice(x0, x0 + n)
-            self.cache[key] = small[:, :, box[0], box[1]].half().cpu(), box
+            self.cache[key] = small[:, :, box[0], box[1]].half(), box
         return self.cache[key]
 
     def glyph(self, picture, item, background):
         """`picture` in [0, 1] at a quarter of the resolution."""
         paintings, (rows, columns) = self.paintings(item)
-        p = paintings.to(picture.device).float()
+        p = paintings.float()
         ground = F.avg_pool2d(self.painter.backgrounds[background].expand(-1, -1, self.painter.size)[None], 4)[0]
         candidates = ground[:, rows, columns] * (1 - p[:, 3:]) + p[:, :3]
         return (candidates - picture[:, rows, columns]).square().mean((1, 2, 3)).argmin().item()

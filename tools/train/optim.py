@@ -17,7 +17,10 @@ def orthogonalize(g, steps=5):
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum, orthogonalized (Jordan et al. 2024); matrices of one shape are handled as one stack."""
+    """Momentum, orthogonalized (Jordan et al. 2024); matrices of one shape are handled as one stack.
+
+    A convolution's weight counts as the matrix [out, in * height * width].
+    """
 
     def __init__(self, params, lr, momentum=0.95, weight_decay=0.0):
         shapes = {}
@@ -32,16 +35,17 @@ class Muon(torch.optim.Optimizer):
         for group in self.param_groups:
             params = group["params"]
             state = self.state[params[0]]
-            g = torch.stack([p.grad for p in params])
+            g = torch.stack([p.grad.flatten(1) for p in params])
             if "momentum" not in state:
                 state["momentum"] = torch.zeros_like(g)
             state["momentum"].lerp_(g, 1 - group["momentum"])
             update = self.orthogonalize(g.lerp(state["momentum"], group["momentum"]))
-            rows, columns = params[0].shape
+            rows, columns = g.shape[1:]
             scale = max(1, rows / columns) ** 0.5
             if group["weight_decay"]:
                 torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
-            torch._foreach_add_(params, list(update.to(g.dtype).unbind(0)), alpha=-group["lr"] * scale)
+            updates = [u.view(p.shape) for u, p in zip(update.to(g.dtype).unbind(0), params)]
+            torch._foreach_add_(params, updates, alpha=-group["lr"] * scale)
 
 
 class Average:

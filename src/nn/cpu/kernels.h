@@ -26,7 +26,7 @@ typedef struct cpu_kernels {
                  const float *bias, bool accumulate, float *c, int64_t ldc);
 
     /* panel[i * nr + n] = w[n * row_stride + i * k_stride] for n < count, 0 for count <= n < nr;
-     * strides in elements of type. Rounded to bfloat16 if asked for. */
+     * strides in elements of type, k_stride at most 9. Rounded to bfloat16 if asked for. */
     void (*pack)(float *panel, const void *w, dtype type, int64_t row_stride, int64_t k_stride,
                  int count, int64_t k, bool bf16);
     /* panel[i * nr + n] = v[i * row_stride + n] for n < count, 0 beyond. */

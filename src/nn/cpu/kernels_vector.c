@@ -148,11 +148,40 @@ static void tile(int taps, int64_t k, const float *const *rows, const float *pan
     }
 }
 
-static float element(const void *w, dtype type, int64_t at)
+/* As dtype_to_float, compiled for this instruction set. */
+static void convert(float *out, const unsigned char *in, dtype type, int64_t n)
 {
-    float value;
-    dtype_to_float(&value, (const char *)w + (size_t)at * dtype_size(type), type, 1);
-    return value;
+    if (type == DTYPE_F32) {
+        memcpy(out, in, (size_t)n * 4);
+    } else if (type == DTYPE_BF16) {
+        for (int64_t i = 0; i < n; i++) {
+            uint16_t h;
+            memcpy(&h, in + 2 * i, 2);
+            out[i] = bf16_to_float(h);
+        }
+    } else {
+        for (int64_t i = 0; i < n; i++) {
+            uint16_t h;
+            memcpy(&h, in + 2 * i, 2);
+            out[i] = f16_to_float(h);
+        }
+    }
+}
+
+typedef float v4 __attribute__((vector_size(16)));
+typedef float v4_memory __attribute__((vector_size(16), aligned(4), may_alias));
+
+/* Four rows of four floats become four columns: out[i * NR + n] = in[n * stride + i]. */
+static inline void transpose4(float *out, const float *in, int64_t stride)
+{
+    v4 a = *(const v4_memory *)in, b = *(const v4_memory *)(in + stride);
+    v4 c = *(const v4_memory *)(in + 2 * stride), d = *(const v4_memory *)(in + 3 * stride);
+    v4 ab = __builtin_shufflevector(a, b, 0, 4, 1, 5), ab2 = __builtin_shufflevector(a, b, 2, 6, 3, 7);
+    v4 cd = __builtin_shufflevector(c, d, 0, 4, 1, 5), cd2 = __builtin_shufflevector(c, d, 2, 6, 3, 7);
+    *(v4_memory *)out = __builtin_shufflevector(ab, cd, 0, 1, 4, 5);
+    *(v4_memory *)(out + NR) = __builtin_shufflevector(ab, cd, 2, 3, 6, 7);
+    *(v4_memory *)(out + 2 * NR) = __builtin_shufflevector(ab2, cd2, 0, 1, 4, 5);
+    *(v4_memory *)(out + 3 * NR) = __builtin_shufflevector(ab2, cd2, 2, 3, 6, 7);
 }
 
 static void round_bf16(float *out, const float *x, int64_t n)
@@ -167,23 +196,32 @@ static void round_bf16(float *out, const float *x, int64_t n)
 static void pack(float *panel, const void *w, dtype type, int64_t row_stride, int64_t k_stride,
                  int count, int64_t k, bool bf16)
 {
-    enum { CHUNK = 64 };
-    float rows[NR][CHUNK];
+    enum { CHUNK = 64, MAX_STRIDE = 9 };
+    float rows[NR][CHUNK], strided[CHUNK * MAX_STRIDE];
+    const size_t size = dtype_size(type);
     memset(rows, 0, sizeof rows);
     for (int64_t start = 0; start < k; start += CHUNK) {
         int64_t length = k - start < CHUNK ? k - start : CHUNK;
         for (int n = 0; n < count; n++) {
-            int64_t at = n * row_stride + start * k_stride;
-            if (k_stride == 1)
-                dtype_to_float(rows[n], (const char *)w + (size_t)at * dtype_size(type), type,
-                               (size_t)length);
-            else
-                for (int64_t i = 0; i < length; i++)
-                    rows[n][i] = element(w, type, at + i * k_stride);
+            const unsigned char *from =
+                (const unsigned char *)w + (size_t)(n * row_stride + start * k_stride) * size;
+            if (k_stride == 1) {
+                convert(rows[n], from, type, length);
+                continue;
+            }
+            /* Converting all and taking every ninth is faster than one by one. */
+            convert(strided, from, type, (length - 1) * k_stride + 1);
+            for (int64_t i = 0; i < length; i++)
+                rows[n][i] = strided[i * k_stride];
         }
-        for (int64_t i = 0; i < length; i++)
+        float *out = panel + start * NR;
+        int64_t i = 0;
+        for (; i + 4 <= length; i += 4)
+            for (int n = 0; n < NR; n += 4)
+                transpose4(out + i * NR + n, &rows[n][i], CHUNK);
+        for (; i < length; i++)
             for (int n = 0; n < NR; n++)
-                panel[(start + i) * NR + n] = rows[n][i];
+                out[i * NR + n] = rows[n][i];
     }
     if (bf16)
         round_bf16(panel, panel, k * NR);
