@@ -126,8 +126,8 @@ typedef struct options_request {
 void options_init(options *o);
 
 /* Reads a command line: --name value, --name=value, -n value, -nvalue, -n=value, flags joined as
- * in -qv, and -- before arguments that begin with a dash. Checks conflicts and required options too. Stops at
- * --help. Fails with CT_EINVAL. */
+ * in -qv, and -- before arguments that begin with a dash. Checks conflicts and required options
+ * too. Stops at --help. Fails with CT_EINVAL. */
 ct_status options_parse(options *o, const options_request *request, ct_error *error);
 
 /* Gives one option a value as text (ignored for a flag). label names the source in messages:

@@ -1,6 +1,7 @@
 /* calotype: pictures from text with diffusion transformers, on the machine you already have.
  *
- * This header is the manual of the library. It is all that is installed; everything else is private.
+ * This header is the manual of the library. It is all that is installed; everything else is
+ * private.
  *
  * THE EASY WAY
  *
@@ -140,7 +141,7 @@ typedef struct ct_allocator {
     void (*free)(void *user, void *pointer); /* pointer may be NULL */
 } ct_allocator;
 
-/* ---- Context: threads, kernels, callbacks ------------------------------------------------------ */
+/* ---- Context: threads, kernels, callbacks ---------------------------------------------------- */
 
 typedef struct ct_context ct_context;
 
@@ -166,7 +167,7 @@ CT_API int ct_context_threads(const ct_context *context);
 /* The name of the kernels in use, such as "avx2". */
 CT_API const char *ct_context_cpu(const ct_context *context);
 
-/* ---- Model ------------------------------------------------------------------------------------- */
+/* ---- Model ----------------------------------------------------------------------------------- */
 
 typedef struct ct_model ct_model;
 
@@ -212,7 +213,7 @@ typedef struct ct_model_info {
 /* Lives as long as the model. Never NULL. */
 CT_API const ct_model_info *ct_model_get_info(const ct_model *model);
 
-/* ---- Generation -------------------------------------------------------------------------------- */
+/* ---- Generation ------------------------------------------------------------------------------ */
 
 typedef enum ct_precision {
     CT_PRECISION_AUTO = 0, /* fp32 with the kernels of this version */
@@ -238,17 +239,17 @@ typedef struct ct_generate_params {
      * off, and it is the usual scale minus one: cfg_scale = guidance + 1.
      * CT_GUIDANCE_DEFAULT: the model's own. */
     double guidance;
-    bool cfg_normalization;       /* keep the norm of the guided prediction at or under that of the
+    bool cfg_normalization; /* keep the norm of the guided prediction at or under that of the
                                    * positive one, as in the reference */
-    double cfg_truncation;        /* steps whose time (1 - sigma) is above this go without guidance,
+    double cfg_truncation;  /* steps whose time (1 - sigma) is above this go without guidance,
                                    * as in the reference; 1, the default: none */
-    double shift;                 /* time shift of the schedule; 0: the model's own */
+    double shift;           /* time shift of the schedule; 0: the model's own */
     ct_precision precision;
     ct_rng rng;
-    const char *noise_path;       /* a safetensors file whose tensor "noise" [channels, height/8,
+    const char *noise_path;        /* a safetensors file whose tensor "noise" [channels, height/8,
                                    * width/8] replaces the draw; NULL: draw */
-    const char *trace_path;       /* write every stage to this safetensors file; NULL: do not */
-    bool trace_modules;           /* also the output of every block, for finding a difference */
+    const char *trace_path;        /* write every stage to this safetensors file; NULL: do not */
+    bool trace_modules;            /* also the output of every block, for finding a difference */
     const ct_callbacks *callbacks; /* NULL: the context's. Copied */
 } ct_generate_params;
 
@@ -281,14 +282,14 @@ typedef struct ct_job_info {
     int prompt_tokens;   /* with the chat template, after truncation */
     int negative_tokens; /* 0 where guidance is off */
     bool prompt_truncated, negative_truncated;
-    const char *scheduler; /* "FlowMatchEulerDiscreteScheduler" */
-    ct_precision precision; /* never AUTO */
+    const char *scheduler;     /* "FlowMatchEulerDiscreteScheduler" */
+    ct_precision precision;    /* never AUTO */
     uint64_t activation_bytes; /* working memory, besides the weights */
 } ct_job_info;
 
 CT_API const ct_job_info *ct_job_get_info(const ct_job *job);
 
-/* ---- Images ------------------------------------------------------------------------------------ */
+/* ---- Images ---------------------------------------------------------------------------------- */
 
 CT_API int ct_image_width(const ct_image *image);
 CT_API int ct_image_height(const ct_image *image);
@@ -301,8 +302,8 @@ CT_API uint64_t ct_image_seed(const ct_image *image);
 CT_API const char *ct_image_recipe_json(const ct_image *image);
 CT_API const char *ct_image_recipe_text(const ct_image *image);
 
-/* Writes a PNG with the recipe in text chunks ("calotype": JSON, "parameters": text). The picture is
- * written beside path under a temporary name and renamed when it is whole. */
+/* Writes a PNG with the recipe in text chunks ("calotype": JSON, "parameters": text). The picture
+ * is written beside path under a temporary name and renamed when it is whole. */
 CT_API ct_status ct_image_save(const ct_image *image, const char *path, ct_error *error);
 /* Reads a PNG of any kind as 8-bit RGB (alpha over white), and its recipe where it has one. */
 CT_API ct_status ct_image_load(ct_context *context, const char *path, ct_image **out,

@@ -144,9 +144,9 @@ static ct_status check_output_path(const char *path, ct_error *error)
     size_t length = strlen(path);
     if (length == 0)
         return error_set(error, CT_EINVAL, "the output path is empty");
-    if (length >= sizeof ((file_output *)0)->path)
+    if (length >= sizeof((file_output *)0)->path)
         return error_set(error, CT_EINVAL, "the output path is longer than %zu bytes",
-                         sizeof ((file_output *)0)->path - 1);
+                         sizeof((file_output *)0)->path - 1);
     if (file_is_directory(path) || path[length - 1] == '/')
         return error_set(error, CT_EIO, "cannot write %s: it is a directory; give a file name",
                          path);

@@ -14,9 +14,9 @@ ct_status pool_create(pool **out, const ct_allocator *a, int threads, ct_error *
 void pool_free(pool *p); /* NULL is allowed */
 int pool_threads(const pool *p);
 
-/* Runs task(user, index, worker) for index in 0..count-1 and returns when all are done. worker is in
- * 0..threads-1, and no two tasks run at once with the same worker. Several threads may call at the
- * same time: their runs follow one another. */
+/* Runs task(user, index, worker) for index in 0..count-1 and returns when all are done. worker is
+ * in 0..threads-1, and no two tasks run at once with the same worker. Several threads may call at
+ * the same time: their runs follow one another. */
 void pool_run(pool *p, int64_t count, void (*task)(void *user, int64_t index, int worker),
               void *user);
 

@@ -6,7 +6,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define UTF8_INVALID 0xffffffffu     /* returned for a byte that begins no valid sequence */
+#define UTF8_INVALID 0xffffffffu        /* returned for a byte that begins no valid sequence */
 #define UTF8_REPLACEMENT "\xef\xbf\xbd" /* U+FFFD, which stands for such a byte in output */
 
 /* The code point at text[*at], where *at < length; *at is moved behind it. Overlong forms,

@@ -8,8 +8,13 @@
 typedef struct json_t json_value;
 
 typedef enum json_kind {
-    JSON_KIND_NULL, JSON_KIND_BOOL, JSON_KIND_INTEGER, JSON_KIND_REAL, JSON_KIND_STRING,
-    JSON_KIND_ARRAY, JSON_KIND_OBJECT
+    JSON_KIND_NULL,
+    JSON_KIND_BOOL,
+    JSON_KIND_INTEGER,
+    JSON_KIND_REAL,
+    JSON_KIND_STRING,
+    JSON_KIND_ARRAY,
+    JSON_KIND_OBJECT
 } json_kind;
 
 /* Parses UTF-8 text of the given length. what names the source in messages: a path. Messages give

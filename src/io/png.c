@@ -309,15 +309,15 @@ static void check_promise(png_reader *r)
         png_error(png, "it has too many pixels");
     /* Deflate shrinks by a factor of at most 1032. A header that promises more than the file can
      * hold is refused before memory for its pixels is taken. */
-    unsigned bits = (unsigned)png_get_bit_depth(png, r->common.info) *
-                    png_get_channels(png, r->common.info);
+    unsigned bits =
+        (unsigned)png_get_bit_depth(png, r->common.info) * png_get_channels(png, r->common.info);
     if (pixels * bits / 8 / 1032 > r->size)
         png_error(png, "it ends too early");
 }
 
 static void set_transformations(png_structp png, png_infop info)
 {
-    png_set_expand(png); /* palettes, few bits, tRNS */
+    png_set_expand(png);   /* palettes, few bits, tRNS */
     png_set_strip_16(png); /* the high byte, as PIL does */
     png_byte type = png_get_color_type(png, info);
     if (!(type & PNG_COLOR_MASK_COLOR))
@@ -409,8 +409,12 @@ ct_status png_read_memory(const ct_allocator *a, const unsigned char *data, size
     ct_status status = check_sides(data, size, what, error);
     if (status != CT_OK)
         return status;
-    png_reader r = {.common.allocator = a, .data = data, .size = size, .keys = keys,
-                    .key_count = key_count, .found = found};
+    png_reader r = {.common.allocator = a,
+                    .data = data,
+                    .size = size,
+                    .keys = keys,
+                    .key_count = key_count,
+                    .found = found};
     if (!decode_safely(&r)) {
         mem_free(a, r.pixels);
         for (int i = 0; i < key_count; i++) {

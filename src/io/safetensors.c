@@ -44,22 +44,25 @@ static ct_status check_header(const unsigned char *data, size_t size, const char
     if (!memcmp(data, "version ", 8))
         return error_set(error, CT_EFORMAT,
                          "%s is a Git LFS pointer, not the weights themselves: fetch them with "
-                         "\"git lfs pull\"", path);
+                         "\"git lfs pull\"",
+                         path);
     uint64_t length = 0;
     for (int i = PREFIX - 1; i >= 0; i--)
         length = length << 8 | data[i];
     if (length > size - PREFIX)
         return error_set(error, CT_EFORMAT,
                          "%s: the header should have %" PRIu64 " bytes, but the whole file has "
-                         "%zu; this is not a safetensors file, or " DAMAGED, path, length, size);
+                         "%zu; this is not a safetensors file, or " DAMAGED,
+                         path, length, size);
     if (length > HEADER_MAXIMUM)
         return error_set(error, CT_EFORMAT,
                          "%s: the header has %" PRIu64 " bytes, more than the %zu allowed", path,
                          length, HEADER_MAXIMUM);
     if (length < 2 || data[PREFIX] != '{')
-        return error_set(error, CT_EFORMAT,
-                         "%s: the header is not a JSON object; this is not a safetensors file, or "
-                         DAMAGED, path);
+        return error_set(
+            error, CT_EFORMAT,
+            "%s: the header is not a JSON object; this is not a safetensors file, or " DAMAGED,
+            path);
     *header_length = (size_t)length;
     return CT_OK;
 }
@@ -75,7 +78,8 @@ static ct_status parse_type(const parser *p, weight_view *view, const json_value
     if (strlen(text) != length || !dtype_parse(text, &view->type))
         return error_set(error, CT_EUNSUPPORTED,
                          "%s: " NAME " has dtype \"%.40s\", which this version cannot read; use a "
-                         "copy of the model in BF16, F16 or F32", p->path, view->name, text);
+                         "copy of the model in BF16, F16 or F32",
+                         p->path, view->name, text);
     return CT_OK;
 }
 
@@ -97,8 +101,9 @@ static ct_status parse_shape(const parser *p, weight_view *view, const json_valu
         int64_t n;
         if (!json_integer(json_at(value, i), &n) || n < 0)
             return error_set(error, CT_EFORMAT,
-                             "%s: dimension %zu of " NAME " is not a whole number from 0 up; "
-                             DAMAGED, p->path, i, view->name);
+                             "%s: dimension %zu of " NAME
+                             " is not a whole number from 0 up; " DAMAGED,
+                             p->path, i, view->name);
         if ((uint64_t)n > SIZE_MAX || !size_mul(*bytes, (size_t)n, bytes))
             return error_set(error, CT_EFORMAT,
                              "%s: the dimensions of " NAME " are too large; " DAMAGED, p->path,
@@ -122,13 +127,15 @@ static ct_status parse_offsets(const parser *p, entry *e, const json_value *valu
     if ((uint64_t)end > p->data_size)
         return error_set(error, CT_EFORMAT,
                          "%s: " NAME " ends at byte %" PRId64 " of the data, but there are only "
-                         "%zu; " DAMAGED, p->path, name, end, p->data_size);
+                         "%zu; " DAMAGED,
+                         p->path, name, end, p->data_size);
     e->begin = (size_t)begin;
     e->end = (size_t)end;
     if (e->end - e->begin != bytes)
         return error_set(error, CT_EFORMAT,
-                         "%s: " NAME " has %zu bytes of data, but its shape and dtype need %zu; "
-                         DAMAGED, p->path, name, e->end - e->begin, bytes);
+                         "%s: " NAME
+                         " has %zu bytes of data, but its shape and dtype need %zu; " DAMAGED,
+                         p->path, name, e->end - e->begin, bytes);
     return CT_OK;
 }
 
@@ -190,9 +197,8 @@ static ct_status check_layout(const parser *p, ct_error *error)
     for (size_t i = 0; i < p->count; i++) {
         const entry *e = &p->entries[i];
         if (e->begin < at)
-            return error_set(error, CT_EFORMAT,
-                             "%s: " NAME " overlaps " NAME "; " DAMAGED, p->path, e->view.name,
-                             p->entries[i - 1].view.name);
+            return error_set(error, CT_EFORMAT, "%s: " NAME " overlaps " NAME "; " DAMAGED, p->path,
+                             e->view.name, p->entries[i - 1].view.name);
         if (e->begin > at)
             return error_set(error, CT_EFORMAT,
                              "%s: %zu bytes before " NAME " belong to no tensor; " DAMAGED, p->path,
@@ -362,8 +368,8 @@ ct_status safetensors_writer_add(safetensors_writer *w, const char *name, dtype 
     if (status != CT_OK)
         return status;
     void *records = w->records;
-    bool room = grow(w->allocator, &records, &w->record_capacity, w->record_count,
-                     sizeof *w->records);
+    bool room =
+        grow(w->allocator, &records, &w->record_capacity, w->record_count, sizeof *w->records);
     w->records = records;
     char *copy = room ? mem_strdup(w->allocator, name) : NULL;
     if (!copy)
@@ -375,7 +381,11 @@ ct_status safetensors_writer_add(safetensors_writer *w, const char *name, dtype 
         return w->failed;
     }
     record *r = &w->records[w->record_count];
-    *r = (record){.name = copy, .type = type, .rank = rank, .at = w->data_size, .bytes = bytes,
+    *r = (record){.name = copy,
+                  .type = type,
+                  .rank = rank,
+                  .at = w->data_size,
+                  .bytes = bytes,
                   .index = w->record_count};
     for (int i = 0; i < rank; i++)
         r->shape[i] = shape[i];

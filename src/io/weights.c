@@ -11,7 +11,7 @@
 #include <string.h>
 
 #define INDEX_MAXIMUM ((size_t)64 << 20)
-#define MAX_FILES 4096       /* each holds a mapping; the largest real models have some dozens */
+#define MAX_FILES 4096 /* each holds a mapping; the largest real models have some dozens */
 #define MAX_FILE_NAME 255
 #define SUFFIX ".safetensors"
 #define DAMAGED "the model is damaged or incomplete: download it again"
@@ -131,8 +131,7 @@ static ct_status open_single(weights **out, const ct_allocator *a, const char *s
     return status;
 }
 
-ct_status weights_open_file(weights **out, const ct_allocator *a, const char *path,
-                            ct_error *error)
+ct_status weights_open_file(weights **out, const ct_allocator *a, const char *path, ct_error *error)
 {
     *out = NULL;
     return open_single(out, a, path, mem_strdup(a, path), error);
@@ -168,7 +167,8 @@ static ct_status add_index_entry(void *user, const char *key, const json_value *
     if (!shard || !is_plain_name(shard, length))
         return error_set(error, CT_EFORMAT,
                          "%s: the entry of \"%.120s\" is not the name of a " SUFFIX
-                         " file in the same folder; " DAMAGED, index->path, key);
+                         " file in the same folder; " DAMAGED,
+                         index->path, key);
     index->entries[index->count++] = (index_entry){key, shard};
     return CT_OK;
 }
@@ -293,12 +293,13 @@ static ct_status find_single(char **path, const ct_allocator *a, const char *dir
     if (found == 0)
         return error_set(error, CT_ENOTFOUND,
                          "%s holds no " SUFFIX " file (%s" SUFFIX " was expected); download the "
-                         "model in safetensors format", directory, stem);
+                         "model in safetensors format",
+                         directory, stem);
     if (found > 1 || is_shard_name(name))
         return error_set(error, CT_ENOTFOUND,
-                         "%s has neither %s" SUFFIX ".index.json nor %s" SUFFIX ", and %d other "
-                         SUFFIX " file%s: it is not clear what to load; " DAMAGED, directory, stem,
-                         stem, found, found == 1 ? "" : "s");
+                         "%s has neither %s" SUFFIX ".index.json nor %s" SUFFIX
+                         ", and %d other " SUFFIX " file%s: it is not clear what to load; " DAMAGED,
+                         directory, stem, stem, found, found == 1 ? "" : "s");
     *path = path_join(a, directory, name);
     return *path ? CT_OK : error_memory(error, strlen(directory) + sizeof name, "a path");
 }

@@ -1,5 +1,6 @@
 /* Binding: the tensors of a component's files become the weights of a network, each checked for
- * presence, dtype and shape. The first failure sticks; the rest of the binding then does nothing. */
+ * presence, dtype and shape. The first failure sticks; the rest of the binding then does
+ * nothing. */
 #ifndef MODELS_BIND_H
 #define MODELS_BIND_H
 

@@ -142,7 +142,8 @@ void qwen3_free(qwen3 *m)
     mem_free(m->allocator, m);
 }
 
-/* cos and sin of position * theta^(-2k/D), [S, D/2]; angles in float32 as the reference has them. */
+/* cos and sin of position * theta^(-2k/D), [S, D/2]; angles in float32 as the reference has
+ * them. */
 static void rope_table(nn *c, const qwen3 *m, int64_t count, nn_tensor *cosine, nn_tensor *sine)
 {
     int64_t half = m->head_dim / 2;

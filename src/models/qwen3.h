@@ -27,8 +27,8 @@ ct_status qwen3_load(qwen3 **out, const ct_allocator *a, const char *directory, 
                      ct_error *error);
 void qwen3_free(qwen3 *m); /* NULL is allowed */
 
-/* The residual stream after used_layers layers, without the final norm: [count, hidden], made in the
- * arena. layer_done (may be NULL) is called after each layer. */
+/* The residual stream after used_layers layers, without the final norm: [count, hidden], made in
+ * the arena. layer_done (may be NULL) is called after each layer. */
 nn_tensor qwen3_forward(nn *c, const qwen3 *m, const int32_t *ids, int64_t count,
                         void (*layer_done)(void *user, int layer), void *user);
 

@@ -3,8 +3,8 @@
  * decode: conv_in, mid (resnet, attention, resnet), blocks (resnets, doubling), norm, conv_out
  * encode: conv_in, blocks (resnets, halving), mid, norm, conv_out
  *
- * Tensors are large here, so each stage replaces its input: it is made above it in the arena and then
- * moved down in its place (replace). */
+ * Tensors are large here, so each stage replaces its input: it is made above it in the arena and
+ * then moved down in its place (replace). */
 #include "models/vae_kl.h"
 
 #include "core/mem.h"
@@ -14,7 +14,7 @@
 
 #define EPS 1e-6 /* of every group norm */
 
-/* ---- Loading ------------------------------------------------------------------------------------ */
+/* ---- Loading --------------------------------------------------------------------------------- */
 
 static ct_status check_types(const config *c, const char *key, const char *type, ct_error *error)
 {
@@ -48,7 +48,8 @@ static ct_status read_config(vae_kl *m, const config *c, ct_error *error)
     if (s == CT_OK)
         s = config_integer(c, "sample_size", 1, 1 << 16, false, 1024, &m->sample_size, error);
     if (s == CT_OK)
-        s = config_number(c, "scaling_factor", 1e-6, 1e6, false, 0.18215, &m->scaling_factor, error);
+        s = config_number(c, "scaling_factor", 1e-6, 1e6, false, 0.18215, &m->scaling_factor,
+                          error);
     if (s == CT_OK)
         s = config_number(c, "shift_factor", -1e6, 1e6, false, 0, &m->shift_factor, error);
     if (s == CT_OK)
@@ -232,7 +233,7 @@ int vae_kl_decode_units(const vae_kl *m)
     return m->blocks + 2; /* mid block, blocks, output */
 }
 
-/* ---- Parts ------------------------------------------------------------------------------------------ */
+/* ---- Parts ----------------------------------------------------------------------------------- */
 
 /* Moves y, which was made after mark, to mark, and releases everything else made since. */
 static nn_tensor replace(nn *c, size_t mark, const nn_tensor *y)
@@ -304,8 +305,8 @@ static nn_tensor output(nn *c, const vae_kl *m, const vae_stack *s, nn_tensor x)
     return y;
 }
 
-/* Planes [channels, height, width] to a tensor [height, width, channels] of value * factor + offset,
- * and back. */
+/* Planes [channels, height, width] to a tensor [height, width, channels] of value * factor +
+ * offset, and back. */
 static nn_tensor from_planes(nn *c, const float *planes, int64_t channels, int64_t height,
                              int64_t width, float factor, float offset)
 {
@@ -326,7 +327,7 @@ static void to_planes(nn *c, const nn_tensor *t, float *planes)
                 planes[ch * pixels + i] = t->data[i * channels + ch];
 }
 
-/* ---- The two ways ------------------------------------------------------------------------------------- */
+/* ---- The two ways ---------------------------------------------------------------------------- */
 
 void vae_kl_decode(nn *c, const vae_kl *m, const float *latents, int64_t height, int64_t width,
                    float *picture, void (*block_done)(void *, int), void *user)

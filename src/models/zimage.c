@@ -1,8 +1,8 @@
 /* Z-Image (https://arxiv.org/abs/2511.22699; diffusers ZImageTransformer2DModel).
  *
- * latents -> patches -> noise refiner (image tokens alone) \
- *                                                            layers on [image, caption] -> final layer
- * features -> norm, linear -> context refiner              /
+ * latents  -> patches      -> noise refiner (image tokens alone) \
+ *                                                                  layers -> final layer
+ * features -> norm, linear -> context refiner (caption alone)    /
  */
 #include "models/zimage.h"
 
@@ -22,7 +22,7 @@ static int64_t padded(int64_t length)
     return (length + GROUP - 1) / GROUP * GROUP;
 }
 
-/* ---- Loading ------------------------------------------------------------------------------------ */
+/* ---- Loading --------------------------------------------------------------------------------- */
 
 static ct_status check_patch(const config *c, ct_error *error)
 {
@@ -199,16 +199,17 @@ int64_t zimage_max_caption(const zimage *m)
     return (m->axes_lens[0] - 2) / GROUP * GROUP;
 }
 
-/* ---- Once for a schedule -------------------------------------------------------------------------
- * values[4 * block + i] are 1 + scale_msa, tanh(gate_msa), 1 + scale_mlp, tanh(gate_mlp) of the noise
- * refiner blocks and then of the layers; the last entry is 1 + scale of the final layer. */
+/* ---- Once for a schedule ------------------------------------------------------------------------
+ * values[4 * block + i] are 1 + scale_msa, tanh(gate_msa), 1 + scale_mlp, tanh(gate_mlp) of the
+ * noise refiner blocks and then of the layers; the last entry is 1 + scale of the final layer. */
 
 static int64_t modulated_blocks(const zimage *m)
 {
     return m->refiners + m->layers;
 }
 
-static nn_tensor schedule_entry(const zimage_schedule *s, int64_t entry, int64_t first, int64_t steps)
+static nn_tensor schedule_entry(const zimage_schedule *s, int64_t entry, int64_t first,
+                                int64_t steps)
 {
     const nn_tensor *v = &s->values;
     nn_tensor t = {.rank = 2, .n = {steps, v->n[2], 1, 1}};
@@ -258,8 +259,7 @@ zimage_schedule zimage_prepare_schedule(nn *c, const zimage *m, const float *tim
         nn_trace_tensor(c, &row, "step.%02d.t_embedder", (int)i);
     }
     for (int64_t b = 0; b < modulated_blocks(m); b++) {
-        const zimage_block *k =
-            b < m->refiners ? &m->noise_refiner[b] : &m->layer[b - m->refiners];
+        const zimage_block *k = b < m->refiners ? &m->noise_refiner[b] : &m->layer[b - m->refiners];
         for (int i = 0; i < 4; i++) {
             nn_weight w = weight_rows(&k->modulation, i * m->dim, m->dim);
             nn_weight bias = weight_rows(&k->modulation_bias, i * m->dim, m->dim);
@@ -279,7 +279,7 @@ zimage_schedule zimage_prepare_schedule(nn *c, const zimage *m, const float *tim
     return s;
 }
 
-/* ---- A block --------------------------------------------------------------------------------------
+/* ---- A block ------------------------------------------------------------------------------------
  * x += gate_msa * norm2(attention(norm1(x) * scale_msa))
  * x += gate_mlp * norm2(w2(silu(w1 h) * w3 h)), h = norm1(x) * scale_mlp */
 
@@ -322,11 +322,11 @@ static void block(nn *c, const zimage *m, const zimage_block *k, const nn_tensor
     nn_release(c, mark);
 }
 
-/* ---- Once for a prompt and size ------------------------------------------------------------------- */
+/* ---- Once for a prompt and size -------------------------------------------------------------- */
 
-/* Caption token j (padding included) stands at (1 + j, 0, 0), the image token of row y and column x at
- * (Lc' + 1, y, x), image padding at (0, 0, 0). Angles are computed in double and rounded to float,
- * as the reference does; the axes follow one another in the features of a head. */
+/* Caption token j (padding included) stands at (1 + j, 0, 0), the image token of row y and column x
+ * at (Lc' + 1, y, x), image padding at (0, 0, 0). Angles are computed in double and rounded to
+ * float, as the reference does; the axes follow one another in the features of a head. */
 static void rope_table(nn *c, const zimage *m, zimage_caption *p, int64_t caption_length)
 {
     const int64_t half = m->head_dim / 2, total = p->image_length + caption_length;
@@ -386,7 +386,7 @@ zimage_caption zimage_prepare_caption(nn *c, const zimage *m, const float *featu
     return p;
 }
 
-/* ---- One evaluation --------------------------------------------------------------------------------- */
+/* ---- One evaluation -------------------------------------------------------------------------- */
 
 /* Copies between latents [channels, height, width] and tokens with features [py, px, channel]. */
 static void patchify(const zimage *m, const zimage_caption *p, float *tokens, float *latents,

@@ -83,7 +83,7 @@ size_t nn_peak(const nn *c)
     return c->peak;
 }
 
-/* ---- Memory ----------------------------------------------------------------------------------- */
+/* ---- Memory ---------------------------------------------------------------------------------- */
 
 size_t nn_mark(const nn *c)
 {
@@ -169,7 +169,7 @@ nn_tensor nn_as2(nn *c, const nn_tensor *t, int64_t n0, int64_t n1)
     return (nn_tensor){.rank = 2, .n = {n0, n1, 1, 1}, .data = t->data};
 }
 
-/* ---- Checks ------------------------------------------------------------------------------------- */
+/* ---- Checks ---------------------------------------------------------------------------------- */
 
 /* False when the operation must not run. condition is what the operation expects; text says it. */
 static bool require(nn *c, bool condition, const char *operation, const nn_weight *w,
@@ -203,7 +203,7 @@ static bool is_row(const nn_tensor *t, int64_t n)
     return !t || nn_count(t) == n;
 }
 
-/* ---- Movement ----------------------------------------------------------------------------------- */
+/* ---- Movement -------------------------------------------------------------------------------- */
 
 void nn_upload(nn *c, const nn_tensor *t, const float *data, int64_t count)
 {
@@ -237,7 +237,7 @@ void nn_trace_tensor(nn *c, const nn_tensor *t, const char *format, ...)
     c->params.trace->tensor(c->params.trace->user, name, t);
 }
 
-/* ---- Operations --------------------------------------------------------------------------------- */
+/* ---- Operations ------------------------------------------------------------------------------ */
 
 void nn_embed(nn *c, const nn_tensor *out, const nn_weight *w, const int32_t *ids, int64_t count)
 {
@@ -268,8 +268,8 @@ void nn_linear(nn *c, const nn_tensor *out, const nn_tensor *x, const nn_weight 
 void nn_rms_norm(nn *c, const nn_tensor *out, const nn_tensor *x, const nn_weight *w, double eps,
                  const nn_tensor *scale)
 {
-    bool fits = x->rank == 2 && same_shape(out, x) && is_vector(w, x->n[1]) &&
-                is_row(scale, x->n[1]);
+    bool fits =
+        x->rank == 2 && same_shape(out, x) && is_vector(w, x->n[1]) && is_row(scale, x->n[1]);
     if (require(c, fits, "rms_norm", w, "out and x [M, D], w [D], scale [D]"))
         c->device->rms_norm(c, out, x, w, (float)eps, scale);
 }

@@ -53,9 +53,9 @@ typedef struct nn_params {
     pool *threads;
     const struct cpu_kernels *kernels;
     bool dry;
-    bool bf16;            /* round the operands of products to bfloat16 */
-    size_t arena_bytes;   /* for a real run: what the dry run found */
-    const nn_trace *trace; /* may be NULL */
+    bool bf16;                  /* round the operands of products to bfloat16 */
+    size_t arena_bytes;         /* for a real run: what the dry run found */
+    const nn_trace *trace;      /* may be NULL */
     bool (*cancel)(void *user); /* may be NULL */
     void *cancel_user;
 } nn_params;
@@ -98,7 +98,7 @@ void nn_copy(nn *c, const nn_tensor *out, const nn_tensor *x);
 /* Hands the tensor to the trace, if there is one. */
 void nn_trace_tensor(nn *c, const nn_tensor *t, const char *format, ...) CORE_PRINTF(3, 4);
 
-/* ---- Operations. out may be the same tensor as x where it says "in place". ---------------------- */
+/* ---- Operations. out may be the same tensor as x where it says "in place". ------------------- */
 
 /* out [S, D] = rows ids[0..S-1] of w [V, D]. */
 void nn_embed(nn *c, const nn_tensor *out, const nn_weight *w, const int32_t *ids, int64_t count);
@@ -123,7 +123,8 @@ void nn_layer_norm(nn *c, const nn_tensor *out, const nn_tensor *x, double eps,
                    const nn_tensor *scale);
 
 typedef enum nn_rope_pairs {
-    NN_ROPE_INTERLEAVED, /* features (2k, 2k+1) are one complex number: the diffusion transformers */
+    NN_ROPE_INTERLEAVED, /* features (2k, 2k+1) are one complex number: the diffusion
+                          * transformers */
     NN_ROPE_HALVES       /* features (k, k + D/2): Qwen and its relatives */
 } nn_rope_pairs;
 
@@ -149,10 +150,10 @@ void nn_add_scalar(nn *c, const nn_tensor *x, double value);
 void nn_add(nn *c, const nn_tensor *x, const nn_tensor *y);
 
 typedef struct nn_conv {
-    int stride;             /* 1 or 2; 0 counts as 1 */
-    bool pad_bottom_right;  /* zeros only below and to the right (stride 2 of the VAE encoder);
+    int stride;            /* 1 or 2; 0 counts as 1 */
+    bool pad_bottom_right; /* zeros only below and to the right (stride 2 of the VAE encoder);
                              * otherwise kernel/2 zeros on every side */
-    bool upsample;          /* the input is first doubled in both directions, nearest neighbour */
+    bool upsample;         /* the input is first doubled in both directions, nearest neighbour */
 } nn_conv;
 
 /* out [Ho, Wo, O] = convolution of x [H, W, I] with w [O, I, k, k] (k = 1 or 3) plus bias [O]. */

@@ -12,8 +12,8 @@ typedef struct nn_device {
     void (*fill_rows)(nn *c, const nn_tensor *out, const nn_weight *w);
     void (*linear)(nn *c, const nn_tensor *out, const nn_tensor *x, const nn_weight *w,
                    const nn_weight *bias);
-    void (*rms_norm)(nn *c, const nn_tensor *out, const nn_tensor *x, const nn_weight *w,
-                     float eps, const nn_tensor *scale);
+    void (*rms_norm)(nn *c, const nn_tensor *out, const nn_tensor *x, const nn_weight *w, float eps,
+                     const nn_tensor *scale);
     void (*add_rms_norm)(nn *c, const nn_tensor *x, const nn_tensor *y, const nn_weight *w,
                          float eps, const nn_tensor *gate);
     void (*layer_norm)(nn *c, const nn_tensor *out, const nn_tensor *x, float eps,

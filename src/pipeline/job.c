@@ -16,21 +16,20 @@
 
 void ct_generate_params_init(ct_generate_params *params)
 {
-    *params = (ct_generate_params){.struct_size = sizeof *params,
-                                    .guidance = CT_GUIDANCE_DEFAULT,
-                                    .cfg_truncation = 1};
+    *params = (ct_generate_params){
+        .struct_size = sizeof *params, .guidance = CT_GUIDANCE_DEFAULT, .cfg_truncation = 1};
 }
 
-/* ---- Size, steps, guidance --------------------------------------------------------------------------- */
+/* ---- Size, steps, guidance ------------------------------------------------------------------- */
 
 static ct_status check_side(const ct_model *m, const char *name, int value, int64_t most,
                             ct_error *error)
 {
     int multiple = m->info.size_multiple;
     if (value < multiple || value > most) {
-        return error_set(error, CT_EINVAL, "%s %d is out of range: this model makes %d to %" PRId64
-                                           " pixels",
-                         name, value, multiple, most);
+        return error_set(error, CT_EINVAL,
+                         "%s %d is out of range: this model makes %d to %" PRId64 " pixels", name,
+                         value, multiple, most);
     }
     int below = value / multiple * multiple, above = below + multiple;
     if (value != below)
@@ -66,17 +65,20 @@ static ct_status resolve_numbers(ct_job *job, const ct_generate_params *p, ct_er
     const ct_model_info *info = &job->model->info;
     ct_job_info *j = &job->info;
     if (p->steps < 0 || p->steps > MAX_STEPS)
-        return error_set(error, CT_EINVAL, "steps is %d; it must be 1 to %d, or 0 for the model's own",
-                         p->steps, MAX_STEPS);
+        return error_set(error, CT_EINVAL,
+                         "steps is %d; it must be 1 to %d, or 0 for the model's own", p->steps,
+                         MAX_STEPS);
     bool default_guidance = p->guidance == CT_GUIDANCE_DEFAULT;
     if (!default_guidance && !(p->guidance >= 0 && p->guidance <= MAX_GUIDANCE))
         return error_set(error, CT_EINVAL, "guidance is %g; it must be 0 (off) to %g", p->guidance,
                          MAX_GUIDANCE);
     if (!(p->cfg_truncation >= 0 && p->cfg_truncation <= 1))
-        return error_set(error, CT_EINVAL, "cfg_truncation is %g; it must be 0 to 1", p->cfg_truncation);
+        return error_set(error, CT_EINVAL, "cfg_truncation is %g; it must be 0 to 1",
+                         p->cfg_truncation);
     if (p->shift != 0 && !(p->shift >= 0.01 && p->shift <= 100))
-        return error_set(error, CT_EINVAL, "shift is %g; it must be 0.01 to 100, or 0 for the model's "
-                                           "own",
+        return error_set(error, CT_EINVAL,
+                         "shift is %g; it must be 0.01 to 100, or 0 for the model's "
+                         "own",
                          p->shift);
     if (p->precision < CT_PRECISION_AUTO || p->precision > CT_PRECISION_BF16)
         return error_set(error, CT_EINVAL, "precision has the unknown value %d", (int)p->precision);
@@ -95,7 +97,7 @@ static ct_status resolve_numbers(ct_job *job, const ct_generate_params *p, ct_er
     return CT_OK;
 }
 
-/* ---- Prompts -------------------------------------------------------------------------------------------- */
+/* ---- Prompts --------------------------------------------------------------------------------- */
 
 static ct_status set_prompt(ct_job *job, prompt *out, const char *text, const char *name,
                             ct_error *error)
@@ -104,8 +106,8 @@ static ct_status set_prompt(ct_job *job, prompt *out, const char *text, const ch
     const ct_allocator *a = job->allocator;
     size_t length = strlen(text);
     if (length > MAX_PROMPT_BYTES)
-        return error_set(error, CT_EINVAL, "the %s has %zu bytes; at most %d are read", name, length,
-                         MAX_PROMPT_BYTES);
+        return error_set(error, CT_EINVAL, "the %s has %zu bytes; at most %d are read", name,
+                         length, MAX_PROMPT_BYTES);
     size_t valid = utf8_valid_length(text, length);
     if (valid != length)
         return error_set(error, CT_EINVAL,
@@ -118,8 +120,8 @@ static ct_status set_prompt(ct_job *job, prompt *out, const char *text, const ch
         return error_memory(error, length, "the prompt");
     }
     size_t count = 0;
-    ct_status status = tokenizer_encode(m->tokenizer, framed, strlen(framed), &out->ids, &count,
-                                        error);
+    ct_status status =
+        tokenizer_encode(m->tokenizer, framed, strlen(framed), &out->ids, &count, error);
     mem_free(a, framed);
     if (status != CT_OK)
         return status;
@@ -152,7 +154,7 @@ static ct_status resolve_prompts(ct_job *job, const ct_generate_params *p, ct_er
     return status;
 }
 
-/* ---- Files, schedule, memory ----------------------------------------------------------------------------- */
+/* ---- Files, schedule, memory ----------------------------------------------------------------- */
 
 static ct_status resolve_paths(ct_job *job, const ct_generate_params *p, ct_error *error)
 {

@@ -13,11 +13,11 @@
 
 /* Pipelines of diffusers that this version cannot run but knows. */
 static const char *const planned[] = {
-    "Flux2KleinPipeline", "Flux2Pipeline",          "QwenImagePipeline",
-    "QwenImageEditPipeline", "QwenImageEditPlusPipeline",
+    "Flux2KleinPipeline",        "Flux2Pipeline", "QwenImagePipeline", "QwenImageEditPipeline",
+    "QwenImageEditPlusPipeline",
 };
 
-/* ---- Loading -------------------------------------------------------------------------------------- */
+/* ---- Loading --------------------------------------------------------------------------------- */
 
 static ct_status check_class(const config *index, ct_error *error)
 {
@@ -31,8 +31,8 @@ static ct_status check_class(const config *index, ct_error *error)
                              "%s: %s is not supported yet; this version runs ZImagePipeline",
                              index->path, name);
     return error_set(error, CT_EUNSUPPORTED,
-                     "%s: the pipeline %s is unknown; this version runs ZImagePipeline", index->path,
-                     name);
+                     "%s: the pipeline %s is unknown; this version runs ZImagePipeline",
+                     index->path, name);
 }
 
 static ct_status read_index(const ct_allocator *a, const char *directory, ct_error *error)
@@ -119,7 +119,7 @@ static ct_status check_parts(const ct_model *m, ct_error *error)
     return CT_OK;
 }
 
-/* ---- Information ------------------------------------------------------------------------------------ */
+/* ---- Information ----------------------------------------------------------------------------- */
 
 /* "BF16", or "BF16 (400), F32 (12)" with the number of tensors of each. */
 static char *dtypes_text(const ct_allocator *a, const weights *w)
@@ -171,18 +171,22 @@ static ct_status describe_parts(ct_model *m, ct_error *error)
     strbuf s[3];
     for (int i = 0; i < 3; i++)
         strbuf_init(&s[i], m->allocator, 1024);
-    strbuf_printf(&s[0], "%d layers (%d used), hidden %" PRId64 ", %d heads, %d key heads, head dim "
-                         "%" PRId64 ", vocabulary %" PRId64,
-                  q->layers, q->used_layers, q->hidden, q->heads, q->kv_heads, q->head_dim, q->vocab);
-    strbuf_printf(&s[1], "%d layers and 2 x %d refiners, dim %" PRId64 ", %d heads, head dim %" PRId64
-                         ", %" PRId64 " latent channels",
+    strbuf_printf(&s[0],
+                  "%d layers (%d used), hidden %" PRId64 ", %d heads, %d key heads, head dim "
+                  "%" PRId64 ", vocabulary %" PRId64,
+                  q->layers, q->used_layers, q->hidden, q->heads, q->kv_heads, q->head_dim,
+                  q->vocab);
+    strbuf_printf(&s[1],
+                  "%d layers and 2 x %d refiners, dim %" PRId64 ", %d heads, head dim %" PRId64
+                  ", %" PRId64 " latent channels",
                   z->layers, z->refiners, z->dim, z->heads, z->head_dim, z->channels);
-    strbuf_printf(&s[2], "%d levels, channels %" PRId64 " to %" PRId64 ", %" PRId64
-                         " latent channels, factor %d",
+    strbuf_printf(&s[2],
+                  "%d levels, channels %" PRId64 " to %" PRId64 ", %" PRId64
+                  " latent channels, factor %d",
                   v->blocks, v->channels[0], v->channels[v->blocks - 1], v->latent_channels,
                   vae_kl_factor(v));
-    ct_status status = describe(m, &m->components[0], "text_encoder", "Qwen3ForCausalLM", q->weights,
-                                strbuf_take(&s[0]), error);
+    ct_status status = describe(m, &m->components[0], "text_encoder", "Qwen3ForCausalLM",
+                                q->weights, strbuf_take(&s[0]), error);
     ct_status second = describe(m, &m->components[1], "transformer", "ZImageTransformer2DModel",
                                 z->weights, strbuf_take(&s[1]), error);
     ct_status third = describe(m, &m->components[2], "vae", "AutoencoderKL", v->weights,
@@ -205,8 +209,9 @@ static char *last_part(const ct_allocator *a, const char *path)
 static ct_status hash_model(ct_model *m, ct_error *error)
 {
     static const char *const files[] = {
-        "model_index.json",         "scheduler/scheduler_config.json", "tokenizer/tokenizer.json",
-        "tokenizer/vocab.json",     "tokenizer/merges.txt",            "text_encoder/config.json",
+        "model_index.json",         "scheduler/scheduler_config.json",
+        "tokenizer/tokenizer.json", "tokenizer/vocab.json",
+        "tokenizer/merges.txt",     "text_encoder/config.json",
         "transformer/config.json",  "vae/config.json",
     };
     fingerprint f;

@@ -9,8 +9,8 @@ typedef struct recipe {
     const char *negative; /* NULL when guidance is off */
     uint64_t seed;
     int width, height, steps;
-    int evaluations; /* of the transformer */
-    double guidance; /* the model's own convention */
+    int evaluations;  /* of the transformer */
+    double guidance;  /* the model's own convention */
     double cfg_scale; /* the usual one; 1: off */
     bool cfg_normalization;
     double shift;

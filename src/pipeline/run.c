@@ -11,7 +11,7 @@
 #include <stdio.h>
 #include <string.h>
 
-/* ---- Progress ------------------------------------------------------------------------------------------ */
+/* ---- Progress -------------------------------------------------------------------------------- */
 
 static void report(ct_job *job, const nn *c, ct_stage stage, int step, int steps,
                    const ct_latents *preview)
@@ -21,12 +21,7 @@ static void report(ct_job *job, const nn *c, ct_stage stage, int step, int steps
     double now = clock_seconds();
     if (step == 0)
         job->stage_began = now;
-    ct_progress p = {stage,
-                     step,
-                     steps,
-                     now - job->stage_began,
-                     now - job->began,
-                     preview};
+    ct_progress p = {stage, step, steps, now - job->stage_began, now - job->began, preview};
     job->callbacks.progress(job->callbacks.user, &p);
 }
 
@@ -45,7 +40,7 @@ static void unit_done(void *user, int unit)
         report(u->job, u->network, u->stage, ++u->done, u->all, NULL);
 }
 
-/* ---- Prompt to features ---------------------------------------------------------------------------------- */
+/* ---- Prompt to features ---------------------------------------------------------------------- */
 
 static void encode_prompt(ct_job *job, nn *c, prompt *p, unit_counter *units)
 {
@@ -90,7 +85,7 @@ static void encode_prompts(ct_job *job, nn *c)
     job->trace.active = false;
 }
 
-/* ---- Noise --------------------------------------------------------------------------------------------------- */
+/* ---- Noise ----------------------------------------------------------------------------------- */
 
 static void read_noise(ct_job *job, nn *c)
 {
@@ -110,8 +105,8 @@ static void read_noise(ct_job *job, nn *c)
         nn_fail(c, CT_ENOTFOUND, "%s has no tensor named \"noise\"", job->noise_path);
     else if (!dtype_is_float(v->type) || rank != 3 || memcmp(n, shape, sizeof shape) != 0)
         nn_fail(c, CT_EFORMAT,
-                "%s: the tensor \"noise\" must be F32, F16 or BF16 with shape [%" PRId64 ", %" PRId64
-                ", %" PRId64 "] for this size",
+                "%s: the tensor \"noise\" must be F32, F16 or BF16 with shape [%" PRId64
+                ", %" PRId64 ", %" PRId64 "] for this size",
                 job->noise_path, shape[0], shape[1], shape[2]);
     else
         dtype_to_float(job->latents, v->data, v->type, (size_t)job->latent_count);
@@ -140,7 +135,7 @@ static void draw_noise(ct_job *job, nn *c, uint64_t seed)
     trace_floats(&job->trace, "sigmas", 1, (const int64_t[]){job->info.steps + 1}, job->sigmas);
 }
 
-/* ---- Steps ----------------------------------------------------------------------------------------------------- */
+/* ---- Steps ----------------------------------------------------------------------------------- */
 
 /* The velocity of one step in job->guided: the network estimates its negative. */
 static void evaluate(ct_job *job, nn *c, const zimage_schedule *schedule, int step,
@@ -201,7 +196,7 @@ static void denoise(ct_job *job, nn *c)
     nn_release(c, mark);
 }
 
-/* ---- Picture --------------------------------------------------------------------------------------------------- */
+/* ---- Picture --------------------------------------------------------------------------------- */
 
 static void decode(ct_job *job, nn *c)
 {
@@ -283,8 +278,8 @@ ct_status ct_job_run(ct_job *job, uint64_t seed, ct_image **out, ct_error *error
     if (!job || !out)
         return error_set(error, CT_EINVAL, "ct_job_run: an argument is NULL");
     *out = NULL;
-    ct_status status = trace_open(&job->trace, job->allocator, job->trace_path, job->trace_modules,
-                                  error);
+    ct_status status =
+        trace_open(&job->trace, job->allocator, job->trace_path, job->trace_modules, error);
     if (status != CT_OK)
         return status;
     nn_reset(job->network);

@@ -12,7 +12,7 @@ typedef struct trace {
     bool active;                /* now: only the positive prompt, the first step and the decoder */
     ct_status status;           /* sticky */
     ct_error error;
-    nn_trace hook;              /* hand &hook to nn_create where modules is set */
+    nn_trace hook; /* hand &hook to nn_create where modules is set */
 } trace;
 
 /* path may be NULL. */

@@ -22,10 +22,12 @@ static ct_status read_config(flow_match *f, const config *c, ct_error *error)
         bool on = false;
         s = config_boolean(c, refused[i], false, &on, error);
         if (s == CT_OK && on)
-            return error_set(error, CT_EUNSUPPORTED, "%s: %s is not supported", c->path, refused[i]);
+            return error_set(error, CT_EUNSUPPORTED, "%s: %s is not supported", c->path,
+                             refused[i]);
     }
     if (s == CT_OK)
-        s = config_number(c, "num_train_timesteps", 1, 1e9, false, 1000, &f->train_timesteps, error);
+        s = config_number(c, "num_train_timesteps", 1, 1e9, false, 1000, &f->train_timesteps,
+                          error);
     if (s == CT_OK)
         s = config_number(c, "shift", 1e-6, 1e6, false, 1, &f->shift, error);
     if (s == CT_OK)
@@ -89,8 +91,8 @@ void flow_match_sigmas(const flow_match *f, int steps, double length, float *sig
     float power = (float)(f->linear_shift ? mu : exp(mu));
     for (int i = 0; i < steps; i++) {
         float s = ladder(steps, i);
-        sigmas[i] = f->dynamic ? power / (power + (1.0f / s - 1.0f))
-                               : shift * s / (1.0f + shift_less * s);
+        sigmas[i] =
+            f->dynamic ? power / (power + (1.0f / s - 1.0f)) : shift * s / (1.0f + shift_less * s);
     }
     if (f->shift_terminal > 0) {
         float scale = (1.0f - sigmas[steps - 1]) / (float)(1 - f->shift_terminal);

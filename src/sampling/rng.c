@@ -9,7 +9,7 @@
 #define BLOCK 16
 #define TWO_PI 6.283185307179586
 
-/* ---- MT19937 (Matsumoto and Nishimura, 1998) ------------------------------------------------------- */
+/* ---- MT19937 (Matsumoto and Nishimura, 1998) ------------------------------------------------- */
 
 void torch_seed(torch_generator *g, uint64_t seed)
 {
@@ -43,7 +43,7 @@ static uint32_t random32(torch_generator *g)
     return y ^ (y >> 18);
 }
 
-/* ---- Normal numbers ---------------------------------------------------------------------------------- */
+/* ---- Normal numbers -------------------------------------------------------------------------- */
 
 /* 24 random bits in [0, 1). */
 static float uniform24(torch_generator *g)
@@ -73,7 +73,8 @@ static double small_normal(torch_generator *g)
     return radius * cos(angle);
 }
 
-/* Larger draws go in blocks of 16: the first half of the uniforms gives radii, the second angles. */
+/* Larger draws go in blocks of 16: the first half of the uniforms gives radii, the second
+ * angles. */
 static void transform_block(float *x)
 {
     for (int i = 0; i < BLOCK / 2; i++) {

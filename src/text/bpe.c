@@ -194,7 +194,7 @@ static const bpe_merge *find_merge(const bpe *b, int32_t left, int32_t right)
 
 /* A piece is a list of symbols, at first its bytes; merged ones drop out. */
 typedef struct symbol {
-    int32_t id; /* -1: dropped out */
+    int32_t id;             /* -1: dropped out */
     int32_t previous, next; /* -1: none */
 } symbol;
 

@@ -326,9 +326,9 @@ static ct_status unsupported(loader *l, const char *field, const char *expected,
 {
     const char *type = get_string(value, "type");
     return error_set(error, CT_EUNSUPPORTED, "%s: \"%s\" is %s%s, but must be %s", l->what, field,
-                     !value   ? "missing"
-                     : *type  ? "of type "
-                              : json_kind_name(json_get_kind(value)),
+                     !value  ? "missing"
+                     : *type ? "of type "
+                             : json_kind_name(json_get_kind(value)),
                      type, expected);
 }
 
@@ -490,8 +490,8 @@ static ct_status load_added_files(loader *l, const char *directory, ct_error *er
 {
     const ct_allocator *a = &l->t->allocator;
     json_file settings, added = {0};
-    ct_status status = json_file_open(&settings, a, directory, "tokenizer_config.json", false,
-                                      error);
+    ct_status status =
+        json_file_open(&settings, a, directory, "tokenizer_config.json", false, error);
     const json_value *decoder = json_get(settings.root, "added_tokens_decoder");
     if (status == CT_OK && decoder)
         status = load_added_object(l, decoder, settings.path, load_decoder_entry, error);
@@ -556,9 +556,9 @@ ct_status tokenizer_load(tokenizer **out, const ct_allocator *a, const char *dir
             status = load_separate(&l, directory, error);
         loader_finish(&l, a, status, out);
     } else if (status == CT_OK)
-        status = error_set(error, CT_ENOTFOUND,
-                           "%s holds neither tokenizer.json nor vocab.json and merges.txt",
-                           directory);
+        status =
+            error_set(error, CT_ENOTFOUND,
+                      "%s holds neither tokenizer.json nor vocab.json and merges.txt", directory);
     mem_free(a, path);
     mem_free(a, vocab_path);
     return status;

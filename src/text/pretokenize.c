@@ -237,16 +237,15 @@ static ct_status compile(pretokenizer *p, const char *pattern, size_t length, bo
                          const char *what, ct_error *error)
 {
     p->general = pcre2_general_context_create(pcre_alloc, pcre_free, p);
-    pcre2_compile_context *context =
-        p->general ? pcre2_compile_context_create(p->general) : NULL;
+    pcre2_compile_context *context = p->general ? pcre2_compile_context_create(p->general) : NULL;
     if (!context)
         return error_memory(error, length, "the pre-tokenizer");
     pcre2_set_newline(context, PCRE2_NEWLINE_LF);
     int code;
     PCRE2_SIZE offset;
-    p->code = pcre2_compile((PCRE2_SPTR)pattern, length,
-                            PCRE2_UTF | PCRE2_UCP | PCRE2_NEVER_BACKSLASH_C, &code, &offset,
-                            context);
+    p->code =
+        pcre2_compile((PCRE2_SPTR)pattern, length, PCRE2_UTF | PCRE2_UCP | PCRE2_NEVER_BACKSLASH_C,
+                      &code, &offset, context);
     pcre2_compile_context_free(context);
     if (!p->code && code == PCRE2_ERROR_HEAP_FAILED)
         return error_memory(error, length, "the pre-tokenizer");

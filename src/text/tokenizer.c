@@ -53,8 +53,8 @@ static ct_status reserve(encoder *e, size_t more, ct_error *error)
         capacity = e->count + more;
     if (capacity < 64)
         capacity = 64;
-    int32_t *ids = mem_grow(&e->t->allocator, e->ids, e->count * sizeof *ids,
-                            capacity * sizeof *ids);
+    int32_t *ids =
+        mem_grow(&e->t->allocator, e->ids, e->count * sizeof *ids, capacity * sizeof *ids);
     if (!ids)
         return error_memory(error, capacity * sizeof *ids, "tokens");
     e->ids = ids;
@@ -111,8 +111,8 @@ static ct_status encode_raw(encoder *e, const char *text, size_t length, ct_erro
     strbuf_init(&normal, a, SIZE_MAX / 4);
     ct_status status = nfc_normalize(&normal, a, text, length, error);
     if (status == CT_OK)
-        status = encode_around(e, &e->t->normalized, encode_plain, normal.data, normal.length,
-                               error);
+        status =
+            encode_around(e, &e->t->normalized, encode_plain, normal.data, normal.length, error);
     strbuf_free(&normal);
     return status;
 }

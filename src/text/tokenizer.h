@@ -1,5 +1,6 @@
 /* The byte-level BPE tokenizer of the Qwen family (Qwen2Tokenizer).
- * prompt -> [added tokens | segments] -> NFC -> pieces (regular expression) -> bytes -> merges -> ids */
+ * prompt -> [added tokens | segments] -> NFC -> pieces (regular expression) -> bytes -> merges ->
+ * ids */
 #ifndef TEXT_TOKENIZER_H
 #define TEXT_TOKENIZER_H
 
@@ -33,8 +34,8 @@ size_t utf8_valid_length(const char *text, size_t length);
 
 /* The chat frame around one user message, as Qwen3's template gives it with a generation prompt:
  *   <|im_start|>user\n{prompt}<|im_end|>\n<|im_start|>assistant\n
- * and, where thinking is false, "<think>\n\n</think>\n\n" behind. To be freed with mem_free; NULL when
- * memory is short. */
+ * and, where thinking is false, "<think>\n\n</think>\n\n" behind. To be freed with mem_free; NULL
+ * when memory is short. */
 char *chat_frame(const ct_allocator *a, const char *prompt, bool thinking);
 
 #endif

@@ -1,6 +1,6 @@
 /* A file image through the reader of PNG files, as it is and with the checksums of its chunks put
- * right, because no mutation would get past them. Memory is limited, so that large pictures also try
- * the paths of short memory. */
+ * right, because no mutation would get past them. Memory is limited, so that large pictures also
+ * try the paths of short memory. */
 #include "core/mem.h"
 #include "core/utf8.h"
 #include "io/png.h"

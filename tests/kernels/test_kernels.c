@@ -311,9 +311,10 @@ static void test_tables(void **state)
     assert_non_null(strstr(error.message, "abacus"));
 }
 
-/* ---- Speed -------------------------------------------------------------------------------------------- */
+/* ---- Speed ----------------------------------------------------------------------------------- */
 
-/* Products of the tile that are independent of memory: the machine's peak for these instructions. */
+/* Products of the tile that are independent of memory: the machine's peak for these
+ * instructions. */
 static void bench_tile(const cpu_kernels *k, int64_t length)
 {
     float *rows_data = guarded(k->mr * length, 1), *panel = guarded(length * k->nr, 1);

@@ -48,19 +48,14 @@ static ct_generate_params small(void)
     return p;
 }
 
-/* ---- Directories with one thing wrong ------------------------------------------------------------------ */
+/* ---- Directories with one thing wrong -------------------------------------------------------- */
 
 static const char *const model_files[] = {
-    "model_index.json",
-    "scheduler/scheduler_config.json",
-    "tokenizer/tokenizer.json",
-    "tokenizer/tokenizer_config.json",
-    "text_encoder/config.json",
-    "text_encoder/model.safetensors",
-    "transformer/config.json",
-    "transformer/diffusion_pytorch_model.safetensors",
-    "vae/config.json",
-    "vae/diffusion_pytorch_model.safetensors",
+    "model_index.json",         "scheduler/scheduler_config.json",
+    "tokenizer/tokenizer.json", "tokenizer/tokenizer_config.json",
+    "text_encoder/config.json", "text_encoder/model.safetensors",
+    "transformer/config.json",  "transformer/diffusion_pytorch_model.safetensors",
+    "vae/config.json",          "vae/diffusion_pytorch_model.safetensors",
 };
 
 static int remove_entry(const char *path, const struct stat *st, int kind, struct FTW *ftw)
@@ -141,7 +136,8 @@ typedef struct damage {
 
 static const damage damages[] = {
     {"model_index.json", NULL, NULL, CT_ENOTFOUND, "model_index.json"},
-    {"model_index.json", "ZImagePipeline", "QwenImagePipeline", CT_EUNSUPPORTED, "not supported yet"},
+    {"model_index.json", "ZImagePipeline", "QwenImagePipeline", CT_EUNSUPPORTED,
+     "not supported yet"},
     {"model_index.json", "ZImagePipeline", "NoSuchPipeline", CT_EUNSUPPORTED, "NoSuchPipeline"},
     {"model_index.json", NULL, "[1, 2", CT_EFORMAT, "model_index.json"},
     {"model_index.json", NULL, "", CT_EFORMAT, "model_index.json"},
@@ -155,8 +151,8 @@ static const damage damages[] = {
      "embed_tokens.weight"},
     {"text_encoder/config.json", "\"num_hidden_layers\": ", "\"num_hidden_layers\": -", CT_EFORMAT,
      "num_hidden_layers"},
-    {"text_encoder/config.json", "\"num_hidden_layers\": ", "\"num_hidden_layers\": 1", CT_ENOTFOUND,
-     "is missing"},
+    {"text_encoder/config.json", "\"num_hidden_layers\": ", "\"num_hidden_layers\": 1",
+     CT_ENOTFOUND, "is missing"},
     {"text_encoder/config.json", "\"vocab_size\": ", "\"vocab_size\": 99999999", CT_EFORMAT,
      "vocab_size"},
     {"text_encoder/model.safetensors", NULL, NULL, CT_ENOTFOUND, "text_encoder"},
@@ -215,7 +211,7 @@ static void test_truncated_weights(void **state)
     drop_model(model);
 }
 
-/* ---- Parameters --------------------------------------------------------------------------------------------- */
+/* ---- Parameters ------------------------------------------------------------------------------ */
 
 static void expect_job(ct_model *model, const ct_generate_params *p, ct_status status,
                        const char *part)
@@ -350,7 +346,7 @@ static void test_defaults(void **state)
     }
 }
 
-/* ---- Noise from a file --------------------------------------------------------------------------------------- */
+/* ---- Noise from a file ----------------------------------------------------------------------- */
 
 static void test_noise_file(void **state)
 {
@@ -380,7 +376,7 @@ static void test_noise_file(void **state)
     test_folder_remove(&folder);
 }
 
-/* ---- Callbacks ------------------------------------------------------------------------------------------------- */
+/* ---- Callbacks ------------------------------------------------------------------------------- */
 
 typedef struct watcher {
     int asked, stop_at; /* cancel when asked for the stop_at-th time; 0: never */
@@ -433,7 +429,8 @@ static void test_cancel_anywhere(void **state)
     for (int at = 1; at <= all; at += 13) {
         w = (watcher){.stop_at = at};
         ct_status status = ct_job_run(job, 7, &image, &error);
-        if (status == CT_OK) { /* the prompt was encoded by an earlier run, so there is less to ask */
+        if (status ==
+            CT_OK) { /* the prompt was encoded by an earlier run, so there is less to ask */
             assert_true(w.asked < at);
             ct_image_free(&image);
             continue;
@@ -504,7 +501,7 @@ static void test_save_and_load(void **state)
     test_folder_remove(&folder);
 }
 
-/* ---- Memory runs out at every place ---------------------------------------------------------------------------- */
+/* ---- Memory runs out at every place ---------------------------------------------------------- */
 
 static ct_status whole_life(const ct_allocator *a, ct_error *error)
 {
@@ -552,11 +549,11 @@ static void test_every_allocation_fails(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_damaged_models),    cmocka_unit_test(test_truncated_weights),
-        cmocka_unit_test(test_bad_parameters),    cmocka_unit_test(test_prompt_lengths),
-        cmocka_unit_test(test_defaults),          cmocka_unit_test(test_noise_file),
-        cmocka_unit_test(test_cancel_anywhere),   cmocka_unit_test(test_seeds_do_not_meet),
-        cmocka_unit_test(test_save_and_load),     cmocka_unit_test(test_every_allocation_fails),
+        cmocka_unit_test(test_damaged_models),  cmocka_unit_test(test_truncated_weights),
+        cmocka_unit_test(test_bad_parameters),  cmocka_unit_test(test_prompt_lengths),
+        cmocka_unit_test(test_defaults),        cmocka_unit_test(test_noise_file),
+        cmocka_unit_test(test_cancel_anywhere), cmocka_unit_test(test_seeds_do_not_meet),
+        cmocka_unit_test(test_save_and_load),   cmocka_unit_test(test_every_allocation_fails),
     };
     return cmocka_run_group_tests(tests, set_up, tear_down);
 }

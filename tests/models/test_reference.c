@@ -1,11 +1,11 @@
 /* Whole runs and every module against the reference (diffusers in float32): the recorded tensors in
  * tests/fixtures, made by tools/reference/make_fixtures.py.
  *
- * Bounds are relative L2. Float32 rounds each operation to 6e-8; a block is a chain of some ten sums
- * of a few hundred terms, whose rounding errors add like a random walk. The reference itself, float32
- * against float64, departs by up to 1.1e-6 on these runs, and any part of it that was disturbed (an
- * epsilon, a pad token, a norm) moved some tensor by 1e-4 or more: 1e-5 lies between, for modules and
- * for whole runs. */
+ * Bounds are relative L2. Float32 rounds each operation to 6e-8; a block is a chain of some ten
+ * sums of a few hundred terms, whose rounding errors add like a random walk. The reference itself,
+ * float32 against float64, departs by up to 1.1e-6 on these runs, and any part of it that was
+ * disturbed (an epsilon, a pad token, a norm) moved some tensor by 1e-4 or more: 1e-5 lies between,
+ * for modules and for whole runs. */
 #include "test_support.h"
 
 #include <math.h>
@@ -21,9 +21,12 @@
 
 #define BOUND 1e-5
 
-static const char *const runs[] = {"turbo/small",     "turbo/wide",
-                                   "base/guided",     "base/normalized",
-                                   "base/truncated_guidance", "base/truncated_prompt",
+static const char *const runs[] = {"turbo/small",
+                                   "turbo/wide",
+                                   "base/guided",
+                                   "base/normalized",
+                                   "base/truncated_guidance",
+                                   "base/truncated_prompt",
                                    "head128/tall"};
 enum { RUNS = sizeof runs / sizeof *runs };
 
@@ -61,7 +64,8 @@ static ct_generate_params run_params(const weights *w)
     return p;
 }
 
-static ct_image *generate(const char *run, const ct_generate_params *p, const char *cpu, int threads)
+static ct_image *generate(const char *run, const ct_generate_params *p, const char *cpu,
+                          int threads)
 {
     char name[128];
     snprintf(name, sizeof name, "%.*s/model", (int)strcspn(run, "/"), run);
@@ -91,8 +95,8 @@ static double difference(const float *x, const float *truth, size_t n)
     return sqrt(error / (norm > 0 ? norm : 1));
 }
 
-/* Elements of the recorded tensor that we have too. The final layer is recorded for all tokens; ours
- * is not computed for those of the caption, which come last. */
+/* Elements of the recorded tensor that we have too. The final layer is recorded for all tokens;
+ * ours is not computed for those of the caption, which come last. */
 static size_t common_size(const weight_view *truth, const weight_view *ours)
 {
     if (strcmp(truth->name, "transformer.final_layer") != 0)
@@ -240,7 +244,7 @@ static void test_bf16_bound(void **state)
     test_folder_remove(&folder);
 }
 
-/* ---- The encoder, which no pipeline of this version calls ------------------------------------------- */
+/* ---- The encoder, which no pipeline of this version calls ------------------------------------ */
 
 typedef struct encode_check {
     const weights *truth;

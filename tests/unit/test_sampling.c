@@ -105,8 +105,12 @@ static void test_dynamic_shift(void **state)
     (void)state;
     static const float truth[] = {1,        .916024f, .820046f, .709295f, .580075f,
                                   .427347f, .244054f, .020000f, 0};
-    flow_match f = {.train_timesteps = 1000, .dynamic = true,    .base_shift = 0.5,
-                    .max_shift = 0.9,        .base_length = 256, .max_length = 8192,
+    flow_match f = {.train_timesteps = 1000,
+                    .dynamic = true,
+                    .base_shift = 0.5,
+                    .max_shift = 0.9,
+                    .base_length = 256,
+                    .max_length = 8192,
                     .shift_terminal = 0.02};
     float sigmas[9];
     flow_match_sigmas(&f, 8, 4096, sigmas);

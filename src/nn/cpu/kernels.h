@@ -1,8 +1,8 @@
 /* The inner loops of the CPU, as one table of functions for each instruction set.
  *
- * kernels_reference.c is the definition: plain scalar C, sums in double. kernels_vector.c is written
- * once on vectors of any length and compiled for each instruction set. Tests run every table that
- * the processor can run against the definition.
+ * kernels_reference.c is the definition: plain scalar C, sums in double. kernels_vector.c is
+ * written once on vectors of any length and compiled for each instruction set. Tests run every
+ * table that the processor can run against the definition.
  *
  * Buffers that kernels read may be read up to MEM_PAD bytes past their end. */
 #ifndef NN_CPU_KERNELS_H

@@ -72,8 +72,8 @@ static inline double lanes(vf v)
     return sum;
 }
 
-/* e^x to about 1 ulp, for x in the range where neither end overflows; outside, the value at the end.
- * x = n ln 2 + r, then a polynomial in r (Cephes, expf). */
+/* e^x to about 1 ulp, for x in the range where neither end overflows; outside, the value at the
+ * end. x = n ln 2 + r, then a polynomial in r (Cephes, expf). */
 static inline vf exp_v(vf x)
 {
     const vf low = splat(-87.3f), high = splat(88.3f), shift = splat(12582912.0f);
@@ -118,7 +118,9 @@ static void tile(int taps, int64_t k, const float *const *rows, const float *pan
     for (int m = 0; m < MR; m++) {
         UNROLL
         for (int v = 0; v < NV; v++)
-            sum[m][v] = accumulate ? load(c + m * ldc + v * VL) : bias ? load(bias + v * VL) : splat(0);
+            sum[m][v] = accumulate ? load(c + m * ldc + v * VL)
+                        : bias     ? load(bias + v * VL)
+                                   : splat(0);
     }
     for (int t = 0; t < taps; t++) {
         const float *row[MR];
@@ -176,8 +178,10 @@ static inline void transpose4(float *out, const float *in, int64_t stride)
 {
     v4 a = *(const v4_memory *)in, b = *(const v4_memory *)(in + stride);
     v4 c = *(const v4_memory *)(in + 2 * stride), d = *(const v4_memory *)(in + 3 * stride);
-    v4 ab = __builtin_shufflevector(a, b, 0, 4, 1, 5), ab2 = __builtin_shufflevector(a, b, 2, 6, 3, 7);
-    v4 cd = __builtin_shufflevector(c, d, 0, 4, 1, 5), cd2 = __builtin_shufflevector(c, d, 2, 6, 3, 7);
+    v4 ab = __builtin_shufflevector(a, b, 0, 4, 1, 5),
+       ab2 = __builtin_shufflevector(a, b, 2, 6, 3, 7);
+    v4 cd = __builtin_shufflevector(c, d, 0, 4, 1, 5),
+       cd2 = __builtin_shufflevector(c, d, 2, 6, 3, 7);
     *(v4_memory *)out = __builtin_shufflevector(ab, cd, 0, 1, 4, 5);
     *(v4_memory *)(out + NR) = __builtin_shufflevector(ab, cd, 2, 3, 6, 7);
     *(v4_memory *)(out + 2 * NR) = __builtin_shufflevector(ab2, cd2, 0, 1, 4, 5);

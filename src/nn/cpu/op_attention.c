@@ -1,6 +1,6 @@
-/* Attention, head by head. A task takes one head and a block of queries: it packs the keys and values
- * of that head once, then forms the scores of a few queries at a time, takes their softmax over whole
- * rows and multiplies the values. */
+/* Attention, head by head. A task takes one head and a block of queries: it packs the keys and
+ * values of that head once, then forms the scores of a few queries at a time, takes their softmax
+ * over whole rows and multiplies the values. */
 #include "nn/cpu/cpu.h"
 
 #include <math.h>
@@ -75,7 +75,8 @@ static void attention_task(void *user, int64_t index, int worker)
         float total[STEP_QUERIES];
         for (int64_t i = 0; i < count; i++) {
             float *row = scores + i * a->score_stride;
-            total[i] = kernels->softmax(row, a->causal ? start + i + 1 : visible, visible, a->scale);
+            total[i] =
+                kernels->softmax(row, a->causal ? start + i + 1 : visible, visible, a->scale);
             if (a->bf16)
                 kernels->round_bf16(row, row, visible);
         }
@@ -120,8 +121,8 @@ void cpu_attention(nn *c, const nn_tensor *out, const nn_tensor *q, const nn_ten
     a.scratch_floats = a.key_floats + a.value_floats + STEP_QUERIES * a.score_stride +
                        STEP_QUERIES * ceil_div(dim, nr) * nr + STEP_QUERIES * dim;
     a.scratch_floats = ceil_div(a.scratch_floats, 16) * 16;
-    a.scratch = nn_scratch(c, (size_t)(a.scratch_floats * pool_threads(c->params.threads)),
-                           sizeof(float));
+    a.scratch =
+        nn_scratch(c, (size_t)(a.scratch_floats * pool_threads(c->params.threads)), sizeof(float));
     cpu_run(c, a.blocks * heads, attention_task, &a);
     nn_release(c, mark);
 }

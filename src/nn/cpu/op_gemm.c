@@ -6,8 +6,8 @@
 
 #include <string.h>
 
-/* A block of weights is packed for at most this many products in a row: NR columns of it stay in the
- * first-level cache while the rows stream by. */
+/* A block of weights is packed for at most this many products in a row: NR columns of it stay in
+ * the first-level cache while the rows stream by. */
 #define BLOCK_K 512
 /* Panels (of NR columns) that one task packs; they stay in the second-level cache. */
 #define BLOCK_PANELS 4
@@ -55,8 +55,9 @@ static void pack_panel(const gemm *g, float *panel, int64_t n, int64_t count, in
     size_t size = dtype_size(g->w->type);
     for (int t = 0; t < taps; t++) {
         int64_t at = (n * g->k + k0) * g->taps + tap + t;
-        g->kernels->pack(panel + t * k * g->kernels->nr, (const char *)g->w->data + (size_t)at * size,
-                         g->w->type, g->k * g->taps, g->taps, (int)count, k, g->bf16);
+        g->kernels->pack(panel + t * k * g->kernels->nr,
+                         (const char *)g->w->data + (size_t)at * size, g->w->type, g->k * g->taps,
+                         g->taps, (int)count, k, g->bf16);
     }
 }
 
@@ -156,8 +157,8 @@ static void run_gemm(nn *c, gemm *g, const nn_tensor *x, const nn_weight *bias)
     while (g->blocks_n * ceil_div(g->m, g->block_m) < 16 && g->block_m > 64)
         g->block_m = ceil_div(g->block_m / 2, mr) * mr;
     g->scratch_floats = BLOCK_PANELS * nr * g->k_block * g->tap_block;
-    g->scratch = nn_scratch(c, (size_t)(g->scratch_floats * pool_threads(c->params.threads)),
-                            sizeof(float));
+    g->scratch =
+        nn_scratch(c, (size_t)(g->scratch_floats * pool_threads(c->params.threads)), sizeof(float));
     if (bias) {
         float *padded = nn_scratch(c, (size_t)(ceil_div(g->n, nr) * nr), sizeof(float));
         if (padded) {

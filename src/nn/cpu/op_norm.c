@@ -43,8 +43,15 @@ static void run_rows(nn *c, const nn_tensor *out, const nn_tensor *x, const nn_w
                      const nn_tensor *scale, void (*row)(const row_norm *, int64_t))
 {
     size_t mark = nn_mark(c);
-    row_norm r = {c->params.kernels, out->data, x->data, w ? cpu_floats(c, w) : NULL,
-                  scale ? scale->data : NULL, x->n[0], x->n[1], eps, row};
+    row_norm r = {c->params.kernels,
+                  out->data,
+                  x->data,
+                  w ? cpu_floats(c, w) : NULL,
+                  scale ? scale->data : NULL,
+                  x->n[0],
+                  x->n[1],
+                  eps,
+                  row};
     cpu_run(c, ceil_div(r.rows, ROWS_PER_TASK), row_task, &r);
     nn_release(c, mark);
 }
@@ -95,8 +102,16 @@ void cpu_head_norm_rope(nn *c, const nn_tensor *x, int heads, const nn_weight *w
                         const nn_tensor *cosine, const nn_tensor *sine, nn_rope_pairs pairs)
 {
     size_t mark = nn_mark(c);
-    head_norm h = {c->params.kernels, x->data, w ? cpu_floats(c, w) : NULL, cosine->data,
-                   sine->data, x->n[0], heads, x->n[1] / heads, eps, pairs};
+    head_norm h = {c->params.kernels,
+                   x->data,
+                   w ? cpu_floats(c, w) : NULL,
+                   cosine->data,
+                   sine->data,
+                   x->n[0],
+                   heads,
+                   x->n[1] / heads,
+                   eps,
+                   pairs};
     cpu_run(c, ceil_div(h.rows, ROWS_PER_TASK), head_task, &h);
     nn_release(c, mark);
 }

@@ -1,0 +1,46 @@
+#!/bin/sh
+# Installs what the build needs and this machine lacks. Does nothing, and needs no network, when all
+# is there. Arguments name further packages, such as clang.
+set -eu
+
+missing=
+need_program() { # program, package
+    command -v "$1" >/dev/null 2>&1 || missing="$missing $2"
+}
+need_library() { # pkg-config name, package
+    if ! command -v pkg-config >/dev/null 2>&1 || ! pkg-config --exists "$1"; then
+        missing="$missing $2"
+    fi
+}
+
+need_program "${CC:-cc}" gcc
+need_program meson meson
+need_program ninja ninja-build
+need_program pkg-config pkg-config
+need_library libpcre2-8 libpcre2-dev
+need_library libutf8proc libutf8proc-dev
+need_library jansson libjansson-dev
+need_library libpng libpng-dev
+need_library libxxhash libxxhash-dev
+need_library cmocka libcmocka-dev
+for package in "$@"; do
+    need_program "$package" "$package"
+done
+
+if [ -z "$missing" ]; then
+    echo "deps: all there"
+    exit 0
+fi
+if ! command -v apt-get >/dev/null 2>&1; then
+    echo "deps: missing, by their names in Debian:$missing" >&2
+    echo "deps: install them with the package manager of this system, then try again" >&2
+    exit 1
+fi
+echo "deps: installing$missing"
+root=
+if [ "$(id -u)" -ne 0 ]; then
+    root=sudo
+fi
+$root apt-get update -q
+# shellcheck disable=SC2086 # one word for each package
+$root env DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends $missing

@@ -1,0 +1,23 @@
+#!/bin/sh
+# Runs each fuzz target on its corpus in tests/fuzz/corpus. What a target finds stays in the build
+# folder. usage: tools/fuzz.sh BUILD SECONDS
+set -eu
+
+build=$1
+seconds=$2
+root=$(dirname "$0")/..
+count=0
+for program in $(find "$build" -type f -name 'fuzz_*' -perm -u+x | sort); do
+    name=$(basename "$program")
+    found=$build/corpus/${name#fuzz_}
+    mkdir -p "$found"
+    echo "fuzz: $name"
+    "$program" -max_total_time="$seconds" -timeout=10 -print_final_stats=0 -verbosity=0 \
+        -artifact_prefix="$build/$name-" "$found" "$root/tests/fuzz/corpus/${name#fuzz_}"
+    count=$((count + 1))
+done
+if [ "$count" -eq 0 ]; then
+    echo "fuzz: no targets in $build" >&2
+    exit 1
+fi
+echo "fuzz: $count targets, nothing found"
