@@ -3,31 +3,33 @@
 
 usage: tools/test_summary.py BUILD...
 
-A test that speaks the Test Anything Protocol counts for each of its cases, all others for one. A
-build without a log counts as one failure, because its tests could not run."""
+A test that prints the Test Anything Protocol or the summary of cmocka counts for each of its cases,
+all others for one. A build without a log counts as one failure, because its tests could not run."""
 
 import json
 import os
 import re
 import sys
 
-CASE = re.compile(r"^(not )?ok\b[^#]*(# *(SKIP|TODO)?)?", re.I)
+TAP_CASE = re.compile(r"^(not )?ok \d+[^#]*(?:# *(SKIP|TODO))?", re.I | re.M)
+CMOCKA_SUM = re.compile(r"^\[ +(PASSED|FAILED|SKIPPED) +\] (\d+) test\(s\)", re.M)
 GOOD = ("OK", "EXPECTEDFAIL")
+
+
+def count_cases(test):
+    """Returns (passed, failed, skipped) as the test itself prints it; zeros if it does not."""
+    sums = {"PASSED": 0, "FAILED": 0, "SKIPPED": 0}
+    for bad, skip in TAP_CASE.findall(test.get("stdout") or ""):
+        sums["SKIPPED" if skip else "FAILED" if bad else "PASSED"] += 1
+    for stream in ("stdout", "stderr"):
+        for word, number in CMOCKA_SUM.findall(test.get(stream) or ""):
+            sums[word] += int(number)
+    return sums["PASSED"], sums["FAILED"], sums["SKIPPED"]
 
 
 def count_test(test):
     """Returns (passed, failed, skipped)."""
-    passed = failed = skipped = 0
-    for line in test.get("stdout", "").splitlines():
-        found = CASE.match(line)
-        if not found:
-            continue
-        if found.group(3):
-            skipped += 1
-        elif found.group(1):
-            failed += 1
-        else:
-            passed += 1
+    passed, failed, skipped = count_cases(test)
     good = test["result"] in GOOD
     if test["result"] == "SKIP":
         return 0, 0, 1

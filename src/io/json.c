@@ -1,23 +1,9 @@
-/* Jansson declares json_string and json_integer too, as constructors that are not needed here: its
- * declarations get other names. Its shared library calls its own functions through the dynamic
- * linker, so ours must not be exported, or Jansson would call them instead. */
-#define json_string jansson_string
-#define json_integer jansson_integer
-#include <jansson.h>
-#undef json_string
-#undef json_integer
-#undef json_boolean
-
-#if defined(__GNUC__)
-#pragma GCC visibility push(hidden)
-#endif
 #include "io/json.h"
-#if defined(__GNUC__)
-#pragma GCC visibility pop
-#endif
 
 #include "core/file.h"
 #include "core/mem.h"
+
+#include <jansson.h>
 
 #include <stdio.h>
 #include <string.h>
@@ -125,7 +111,7 @@ ct_status json_each(const json_value *object,
     return CT_OK;
 }
 
-const char *json_string(const json_value *value, size_t *length)
+const char *json_get_string(const json_value *value, size_t *length)
 {
     const char *text = json_string_value(value);
     if (text && length)
@@ -133,7 +119,7 @@ const char *json_string(const json_value *value, size_t *length)
     return text;
 }
 
-bool json_integer(const json_value *value, int64_t *out)
+bool json_get_integer(const json_value *value, int64_t *out)
 {
     if (!json_is_integer(value))
         return false;
@@ -141,7 +127,7 @@ bool json_integer(const json_value *value, int64_t *out)
     return true;
 }
 
-bool json_number(const json_value *value, double *out)
+bool json_get_number(const json_value *value, double *out)
 {
     if (!json_is_number(value))
         return false;
@@ -149,7 +135,7 @@ bool json_number(const json_value *value, double *out)
     return true;
 }
 
-bool json_boolean(const json_value *value, bool *out)
+bool json_get_boolean(const json_value *value, bool *out)
 {
     if (!json_is_boolean(value))
         return false;
@@ -231,7 +217,7 @@ ct_status config_integer(const config *c, const char *key, int64_t min, int64_t 
         return status;
     int64_t number = fallback;
     if (value) {
-        if (!json_integer(value, &number))
+        if (!json_get_integer(value, &number))
             return wrong_kind(c, key, "an integer", value, error);
         status = check_range(c, key, number, min, max, error);
     }
@@ -249,7 +235,7 @@ ct_status config_number(const config *c, const char *key, double min, double max
         return status;
     double number = fallback;
     if (value) {
-        if (!json_number(value, &number))
+        if (!json_get_number(value, &number))
             return wrong_kind(c, key, "a number", value, error);
         if (!(number >= min && number <= max))
             return error_set(error, CT_EFORMAT, "%s: \"%s\" is %g, but must be in %g..%g", c->path,
@@ -267,7 +253,7 @@ ct_status config_boolean(const config *c, const char *key, bool fallback, bool *
     if (status != CT_OK)
         return status;
     bool flag = fallback;
-    if (value && !json_boolean(value, &flag))
+    if (value && !json_get_boolean(value, &flag))
         return wrong_kind(c, key, "a boolean", value, error);
     *out = flag;
     return CT_OK;
@@ -282,7 +268,7 @@ ct_status config_string(const config *c, const char *key, bool required, const c
     if (status != CT_OK || !value)
         return status;
     size_t length;
-    const char *text = json_string(value, &length);
+    const char *text = json_get_string(value, &length);
     if (!text)
         return wrong_kind(c, key, "a string", value, error);
     if (strlen(text) != length)
@@ -307,7 +293,7 @@ ct_status config_integers(const config *c, const char *key, int64_t min, int64_t
                          c->path, key, size, capacity);
     for (size_t i = 0; i < size; i++) {
         int64_t number;
-        if (!json_integer(json_at(value, i), &number))
+        if (!json_get_integer(json_at(value, i), &number))
             return wrong_kind(c, key, "an array of integers", json_at(value, i), error);
         status = check_range(c, key, number, min, max, error);
         if (status != CT_OK)

@@ -43,11 +43,11 @@ ct_status json_each(const json_value *object,
 
 /* The value of a string (its length may be NULL), or NULL when it is not a string. Strings may
  * hold zero bytes; callers that need none must compare length. */
-const char *json_string(const json_value *value, size_t *length);
-/* False when value is NULL, not an integer, or (json_number) not a number. */
-bool json_integer(const json_value *value, int64_t *out);
-bool json_number(const json_value *value, double *out);
-bool json_boolean(const json_value *value, bool *out);
+const char *json_get_string(const json_value *value, size_t *length);
+/* False when value is NULL, not an integer, or (json_get_number) not a number. */
+bool json_get_integer(const json_value *value, int64_t *out);
+bool json_get_number(const json_value *value, double *out);
+bool json_get_boolean(const json_value *value, bool *out);
 
 /* A configuration file: members with a range and a default, and messages that name file and key. */
 typedef struct config {

@@ -71,7 +71,7 @@ static ct_status parse_type(const parser *p, weight_view *view, const json_value
                             ct_error *error)
 {
     size_t length;
-    const char *text = json_string(value, &length);
+    const char *text = json_get_string(value, &length);
     if (!text)
         return error_set(error, CT_EFORMAT, "%s: " NAME " has no dtype; " DAMAGED, p->path,
                          view->name);
@@ -99,7 +99,7 @@ static ct_status parse_shape(const parser *p, weight_view *view, const json_valu
     view->rank = (int)rank;
     for (size_t i = 0; i < rank; i++) {
         int64_t n;
-        if (!json_integer(json_at(value, i), &n) || n < 0)
+        if (!json_get_integer(json_at(value, i), &n) || n < 0)
             return error_set(error, CT_EFORMAT,
                              "%s: dimension %zu of " NAME
                              " is not a whole number from 0 up; " DAMAGED,
@@ -119,7 +119,7 @@ static ct_status parse_offsets(const parser *p, entry *e, const json_value *valu
     const char *name = e->view.name;
     int64_t begin, end;
     if (!value || json_get_kind(value) != JSON_KIND_ARRAY || json_size(value) != 2 ||
-        !json_integer(json_at(value, 0), &begin) || !json_integer(json_at(value, 1), &end) ||
+        !json_get_integer(json_at(value, 0), &begin) || !json_get_integer(json_at(value, 1), &end) ||
         begin < 0 || end < begin)
         return error_set(error, CT_EFORMAT,
                          "%s: data_offsets of " NAME " are not two rising whole numbers; " DAMAGED,
@@ -143,7 +143,7 @@ static ct_status parse_metadata(void *user, const char *key, const json_value *v
                                 ct_error *error)
 {
     const parser *p = user;
-    if (!json_string(value, NULL))
+    if (!json_get_string(value, NULL))
         return error_set(error, CT_EFORMAT,
                          "%s: " METADATA " member \"%.120s\" is %s instead of a string; " DAMAGED,
                          p->path, key, json_kind_name(json_get_kind(value)));

@@ -163,7 +163,7 @@ static ct_status add_index_entry(void *user, const char *key, const json_value *
 {
     shard_index *index = user;
     size_t length;
-    const char *shard = json_string(value, &length);
+    const char *shard = json_get_string(value, &length);
     if (!shard || !is_plain_name(shard, length))
         return error_set(error, CT_EFORMAT,
                          "%s: the entry of \"%.120s\" is not the name of a " SUFFIX
@@ -398,7 +398,7 @@ const char *weights_metadata(const weights *w, const char *key)
 {
     for (int i = 0; i < w->file_count; i++) {
         const json_value *metadata = json_get(w->files[i].header, "__metadata__");
-        const char *text = json_string(json_get(metadata, key), NULL);
+        const char *text = json_get_string(json_get(metadata, key), NULL);
         if (text)
             return text;
     }

@@ -17,6 +17,7 @@ static void shape_text(char *text, size_t size, int rank, const int64_t *shape)
     }
 }
 
+CORE_PRINTF(4, 0)
 static nn_weight bind(binder *b, int rank, const int64_t *shape, const char *format, va_list args)
 {
     nn_weight none = {0};
@@ -91,9 +92,9 @@ nn_weight bind_conv(binder *b, int64_t n0, int64_t n1, int64_t k, const char *fo
 /* The configuration names the class in _class_name (diffusers) or architectures (transformers). */
 static ct_status check_class(const config *c, const char *class_prefix, ct_error *error)
 {
-    const char *name = json_string(json_get(c->root, "_class_name"), NULL);
+    const char *name = json_get_string(json_get(c->root, "_class_name"), NULL);
     if (!name)
-        name = json_string(json_at(json_get(c->root, "architectures"), 0), NULL);
+        name = json_get_string(json_at(json_get(c->root, "architectures"), 0), NULL);
     if (!name)
         return error_set(error, CT_EFORMAT, "%s: neither _class_name nor architectures is there",
                          c->path);

@@ -17,11 +17,11 @@ static ct_status read_rope(const config *c, double *theta, ct_error *error)
         scaling = json_get(c->root, "rope_scaling");
     if (json_get(scaling, "rope_theta"))
         theta_value = json_get(scaling, "rope_theta");
-    if (theta_value && (!json_number(theta_value, theta) || !(*theta > 0)))
+    if (theta_value && (!json_get_number(theta_value, theta) || !(*theta > 0)))
         return error_set(error, CT_EFORMAT, "%s: rope_theta must be a number above 0", c->path);
-    const char *type = json_string(json_get(scaling, "rope_type"), NULL);
+    const char *type = json_get_string(json_get(scaling, "rope_type"), NULL);
     if (!type)
-        type = json_string(json_get(scaling, "type"), NULL);
+        type = json_get_string(json_get(scaling, "type"), NULL);
     if (type && strcmp(type, "default") != 0)
         return error_set(error, CT_EUNSUPPORTED, "%s: rope type \"%s\" is not supported", c->path,
                          type);

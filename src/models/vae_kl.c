@@ -20,7 +20,7 @@ static ct_status check_types(const config *c, const char *key, const char *type,
 {
     const json_value *types = json_get(c->root, key);
     for (size_t i = 0; i < json_size(types); i++) {
-        const char *name = json_string(json_at(types, i), NULL);
+        const char *name = json_get_string(json_at(types, i), NULL);
         if (!name || strcmp(name, type) != 0)
             return error_set(error, CT_EUNSUPPORTED, "%s: %s may hold only \"%s\"", c->path, key,
                              type);

@@ -10,9 +10,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* The published files have up to 35 MB. */
-#define FILE_MAXIMUM ((size_t)256 << 20)
-/* The largest vocabularies have about 2^18 tokens. */
+/* The published files have up to 35 MB. Parsed JSON can be twenty times as large as its text. */
+#define FILE_MAXIMUM ((size_t)64 << 20)
+/* The largest vocabularies have about 2^18 tokens, and as many merges. */
 #define ID_LIMIT ((int64_t)1 << 24)
 
 typedef struct loader {
@@ -67,7 +67,7 @@ static ct_status load_token(void *user, const char *key, const json_value *value
 {
     loader *l = user;
     int64_t id;
-    if (!json_integer(value, &id))
+    if (!json_get_integer(value, &id))
         return error_set(error, CT_EFORMAT, "%s: the id of token \"%.100s\" is %s", l->what, key,
                          json_kind_name(json_get_kind(value)));
     ct_status status = take_id(l, key, id, error);
@@ -102,11 +102,11 @@ static ct_status add_written_merge(loader *l, const char *text, size_t length, s
 static ct_status add_json_merge(loader *l, const json_value *merge, size_t rank, ct_error *error)
 {
     size_t left_length, right_length;
-    const char *left = json_string(merge, &left_length);
+    const char *left = json_get_string(merge, &left_length);
     if (left)
         return add_written_merge(l, left, left_length, rank, error);
-    left = json_string(json_at(merge, 0), &left_length);
-    const char *right = json_string(json_at(merge, 1), &right_length);
+    left = json_get_string(json_at(merge, 0), &left_length);
+    const char *right = json_get_string(json_at(merge, 1), &right_length);
     if (json_size(merge) != 2 || !left || !right || !left_length || !right_length)
         return error_set(error, CT_EFORMAT, "%s: merge %zu is neither a string nor two strings",
                          l->what, rank);
@@ -114,12 +114,20 @@ static ct_status add_json_merge(loader *l, const json_value *merge, size_t rank,
                          (uint32_t)rank, l->what, error);
 }
 
+static ct_status start_merges(loader *l, size_t count, ct_error *error)
+{
+    if (count > (size_t)ID_LIMIT)
+        return error_set(error, CT_EFORMAT, "%s: there are %zu merges; at most %lld are allowed",
+                         l->what, count, (long long)ID_LIMIT);
+    return bpe_init(&l->t->bpe, &l->t->allocator, &l->vocab, count, l->what, error);
+}
+
 static ct_status load_json_merges(loader *l, const json_value *array, ct_error *error)
 {
     if (!array || json_get_kind(array) != JSON_KIND_ARRAY)
         return error_set(error, CT_EFORMAT, "%s: model.merges is not an array", l->what);
     size_t count = json_size(array);
-    ct_status status = bpe_init(&l->t->bpe, &l->t->allocator, &l->vocab, count, l->what, error);
+    ct_status status = start_merges(l, count, error);
     for (size_t i = 0; i < count && status == CT_OK; i++)
         status = add_json_merge(l, json_at(array, i), i, error);
     return status;
@@ -136,8 +144,7 @@ static size_t count_lines(const char *text, size_t length)
 /* merges.txt: one merge in a line; "#version" lines and empty ones do not count. */
 static ct_status load_written_merges(loader *l, const char *text, size_t length, ct_error *error)
 {
-    ct_status status = bpe_init(&l->t->bpe, &l->t->allocator, &l->vocab, count_lines(text, length),
-                                l->what, error);
+    ct_status status = start_merges(l, count_lines(text, length), error);
     size_t rank = 0;
     while (length > 0 && status == CT_OK) {
         const char *newline = memchr(text, '\n', length);
@@ -158,6 +165,8 @@ static ct_status load_written_merges(loader *l, const char *text, size_t length,
 
 static ct_status added_start(loader *l, size_t count, ct_error *error)
 {
+    if (count > (size_t)ID_LIMIT)
+        return error_set(error, CT_EFORMAT, "%s: there are %zu added tokens", l->what, count);
     const ct_allocator *a = &l->t->allocator;
     ct_status status = added_init(&l->t->raw, a, count, error);
     return status == CT_OK ? added_init(&l->t->normalized, a, count, error) : status;
@@ -202,7 +211,7 @@ static ct_status get_flag(loader *l, const json_value *token, const char *name, 
 {
     const json_value *value = json_get(token, name);
     *out = false;
-    if (value && json_get_kind(value) != JSON_KIND_NULL && !json_boolean(value, out))
+    if (value && json_get_kind(value) != JSON_KIND_NULL && !json_get_boolean(value, out))
         return error_set(error, CT_EFORMAT, "%s: \"%s\" of an added token is not a boolean",
                          l->what, name);
     return CT_OK;
@@ -212,7 +221,7 @@ static ct_status get_flag(loader *l, const json_value *token, const char *name, 
 static ct_status add_described(loader *l, const json_value *token, int64_t id, ct_error *error)
 {
     size_t length;
-    const char *content = json_string(json_get(token, "content"), &length);
+    const char *content = json_get_string(json_get(token, "content"), &length);
     if (!content)
         return error_set(error, CT_EFORMAT, "%s: the added token with the id %lld has no content",
                          l->what, (long long)id);
@@ -255,7 +264,7 @@ static ct_status load_added_list(loader *l, const json_value *array, ct_error *e
     for (size_t i = 0; i < count && status == CT_OK; i++) {
         const json_value *token = json_at(array, i);
         int64_t id;
-        if (!json_integer(json_get(token, "id"), &id))
+        if (!json_get_integer(json_get(token, "id"), &id))
             return error_set(error, CT_EFORMAT, "%s: added token %zu has no integer \"id\"",
                              l->what, i);
         status = add_described(l, token, id, error);
@@ -282,7 +291,7 @@ static ct_status load_added_entry(void *user, const char *key, const json_value 
 {
     loader *l = user;
     int64_t id;
-    if (!json_integer(value, &id))
+    if (!json_get_integer(value, &id))
         return error_set(error, CT_EFORMAT, "%s: the id of \"%.100s\" is not an integer", l->what,
                          key);
     return add_added(l, key, strlen(key), id, false, error);
@@ -293,7 +302,7 @@ static ct_status load_added_entry(void *user, const char *key, const json_value 
 /* The string member of an object, or "" where there is none. */
 static const char *get_string(const json_value *object, const char *key)
 {
-    const char *text = json_string(json_get(object, key), NULL);
+    const char *text = json_get_string(json_get(object, key), NULL);
     return text ? text : "";
 }
 
@@ -305,7 +314,7 @@ static bool is_type(const json_value *object, const char *type)
 static bool is_true(const json_value *object, const char *key)
 {
     bool value;
-    return json_boolean(json_get(object, key), &value) && value;
+    return json_get_boolean(json_get(object, key), &value) && value;
 }
 
 /* Members whose absence, null, false, 0 and "" all mean that something is off. */
@@ -316,9 +325,9 @@ static bool is_off(const json_value *object, const char *key)
     bool flag;
     size_t length;
     return !value || json_get_kind(value) == JSON_KIND_NULL ||
-           (json_boolean(value, &flag) && !flag) ||
-           (json_number(value, &number) && number >= 0 && number <= 0) ||
-           (json_string(value, &length) && length == 0);
+           (json_get_boolean(value, &flag) && !flag) ||
+           (json_get_number(value, &number) && number >= 0 && number <= 0) ||
+           (json_get_string(value, &length) && length == 0);
 }
 
 static ct_status unsupported(loader *l, const char *field, const char *expected,
@@ -351,10 +360,10 @@ static ct_status load_pretokenizer(loader *l, const json_value *value, ct_error 
         return unsupported(l, "pre_tokenizer", "a Sequence of Split and ByteLevel", value, error);
     /* Both are on where they are absent. */
     bool prefix, regex;
-    if (!json_boolean(json_get(bytes, "add_prefix_space"), &prefix) || prefix)
+    if (!json_get_boolean(json_get(bytes, "add_prefix_space"), &prefix) || prefix)
         return error_set(error, CT_EUNSUPPORTED,
                          "%s: \"add_prefix_space\" of ByteLevel must be false", l->what);
-    if (!json_boolean(json_get(bytes, "use_regex"), &regex) || regex)
+    if (!json_get_boolean(json_get(bytes, "use_regex"), &regex) || regex)
         return error_set(error, CT_EUNSUPPORTED, "%s: \"use_regex\" of ByteLevel must be false",
                          l->what);
     if (strcmp(get_string(split, "behavior"), "Isolated") != 0 || is_true(split, "invert"))
@@ -362,7 +371,7 @@ static ct_status load_pretokenizer(loader *l, const json_value *value, ct_error 
                          "%s: \"behavior\" of Split must be \"Isolated\", and \"invert\" false",
                          l->what);
     size_t length;
-    const char *pattern = json_string(json_get(json_get(split, "pattern"), "Regex"), &length);
+    const char *pattern = json_get_string(json_get(json_get(split, "pattern"), "Regex"), &length);
     if (!pattern)
         return error_set(error, CT_EUNSUPPORTED, "%s: \"pattern\" of Split must hold a \"Regex\"",
                          l->what);

@@ -55,7 +55,7 @@ static void test_torch_randn(void **state)
 static float number_at(const json_value *array, size_t i)
 {
     double x = 0;
-    assert_true(json_number(json_at(array, i), &x));
+    assert_true(json_get_number(json_at(array, i), &x));
     return (float)x;
 }
 
@@ -63,8 +63,8 @@ static void check_sigmas(const json_value *entry)
 {
     double shift = 0;
     int64_t steps = 0;
-    assert_true(json_number(json_get(json_get(entry, "scheduler"), "shift"), &shift));
-    assert_true(json_integer(json_get(entry, "steps"), &steps));
+    assert_true(json_get_number(json_get(json_get(entry, "scheduler"), "shift"), &shift));
+    assert_true(json_get_integer(json_get(entry, "steps"), &steps));
     flow_match f = {.train_timesteps = 1000, .shift = shift};
     const json_value *truth = json_get(entry, "sigmas");
     float *sigmas = malloc(((size_t)steps + 1) * sizeof(float));
@@ -89,7 +89,7 @@ static void test_sigmas(void **state)
     for (size_t i = 0; i < json_size(root); i++) {
         bool dynamic = false;
         const json_value *scheduler = json_get(json_at(root, i), "scheduler");
-        if (json_boolean(json_get(scheduler, "use_dynamic_shifting"), &dynamic) && dynamic)
+        if (json_get_boolean(json_get(scheduler, "use_dynamic_shifting"), &dynamic) && dynamic)
             continue;
         check_sigmas(json_at(root, i));
         checked++;

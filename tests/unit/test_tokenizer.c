@@ -60,8 +60,8 @@ static void add_sample(samples *list, const json_value *line)
     }
     sample *s = &list->at[list->count++];
     size_t length = 0;
-    const char *text = json_string(json_get(line, "text"), &length);
-    const char *encoded = json_string(json_get(line, "bytes_b64"), NULL);
+    const char *text = json_get_string(json_get(line, "text"), &length);
+    const char *encoded = json_get_string(json_get(line, "bytes_b64"), NULL);
     assert_true(text || encoded);
     /* Of the exact size, so that the address sanitizer sees any byte read behind it. */
     s->text = malloc(text ? length + !length : strlen(encoded) + 1);
@@ -75,7 +75,7 @@ static void add_sample(samples *list, const json_value *line)
     assert_non_null(s->ids);
     for (size_t i = 0; i < s->count; i++) {
         int64_t id = -1;
-        assert_true(json_integer(json_at(ids, i), &id));
+        assert_true(json_get_integer(json_at(ids, i), &id));
         s->ids[i] = (int32_t)id;
     }
 }
@@ -331,8 +331,8 @@ static void mark_ranges(const json_value *ranges, unsigned char *marks, unsigned
     assert_true(json_size(ranges) > 0);
     for (size_t i = 0; i < json_size(ranges); i++) {
         int64_t first = 0, last = -1;
-        assert_true(json_integer(json_at(json_at(ranges, i), 0), &first));
-        assert_true(json_integer(json_at(json_at(ranges, i), 1), &last));
+        assert_true(json_get_integer(json_at(json_at(ranges, i), 0), &first));
+        assert_true(json_get_integer(json_at(json_at(ranges, i), 1), &last));
         assert_true(first >= 0 && last < 0x110000);
         for (; first <= last; first++)
             marks[first] |= bit;
@@ -884,12 +884,12 @@ static void write_separate(const test_folder *folder)
     strbuf_puts(&s, "#version: 0.2\n");
     for (size_t i = 0; i < json_size(merges); i++) {
         const json_value *merge = json_at(merges, i);
-        const char *both = json_string(merge, NULL);
+        const char *both = json_get_string(merge, NULL);
         if (both)
             strbuf_printf(&s, "%s\n", both);
         else
-            strbuf_printf(&s, "%s %s\n", json_string(json_at(merge, 0), NULL),
-                          json_string(json_at(merge, 1), NULL));
+            strbuf_printf(&s, "%s %s\n", json_get_string(json_at(merge, 0), NULL),
+                          json_get_string(json_at(merge, 1), NULL));
     }
     assert_true(strbuf_ok(&s));
     test_write_file(test_path(folder, "merges.txt"), s.data, s.length);

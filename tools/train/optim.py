@@ -12,7 +12,7 @@ def orthogonalize(g, steps=5):
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
     for _ in range(steps):
         s = x @ x.mT
-        x = a * x + (b * s + c * s @ s) @ x
+        x = torch.baddbmm(x, torch.baddbmm(s, s, s, beta=b, alpha=c), x, beta=a)
     return x.mT if tall else x
 
 
@@ -28,7 +28,6 @@ class Muon(torch.optim.Optimizer):
             shapes.setdefault(tuple(p.shape), []).append(p)
         groups = [{"params": ps} for ps in shapes.values()]
         super().__init__(groups, dict(lr=lr, momentum=momentum, weight_decay=weight_decay))
-        self.orthogonalize = orthogonalize
 
     @torch.no_grad()
     def step(self):
@@ -39,7 +38,7 @@ class Muon(torch.optim.Optimizer):
             if "momentum" not in state:
                 state["momentum"] = torch.zeros_like(g)
             state["momentum"].lerp_(g, 1 - group["momentum"])
-            update = self.orthogonalize(g.lerp(state["momentum"], group["momentum"]))
+            update = orthogonalize(g.lerp(state["momentum"], group["momentum"]))
             rows, columns = g.shape[1:]
             scale = max(1, rows / columns) ** 0.5
             if group["weight_decay"]:

@@ -57,9 +57,8 @@ def enlarge(bitmaps, device):
 
 def pack(batch):
     """Scenes as arrays: per glyph its number (-1: none), size, x, y; and the background's number."""
-    items = np.zeros((len(batch), 2, 4), np.float32)
-    items[:, 1, 0] = -1
-    items[:, 1, 1] = scenes.SMALL
+    items = np.zeros((len(batch), max(len(s.items) for s in batch), 4), np.float32)
+    items[:, :] = -1, scenes.SMALL, 0, 0
     for b, scene in enumerate(batch):
         for k, it in enumerate(scene.items):
             items[b, k] = it.glyph, it.size, it.x, it.y
@@ -88,9 +87,7 @@ class Painter:
     def paint(self, items, background):
         """Pictures [n, 3, size, size] in [-1, 1] from what pack() returns (as tensors)."""
         picture = self.backgrounds[background.to(self.device)].expand(-1, -1, -1, self.size)
-        for k in range(2):
-            if k and not bool((items[:, 1, 0] >= 0).any()):
-                break
+        for k in range(items.shape[1]):
             g = self.glyph(items[:, k])
             picture = picture * (1 - g[:, 3:]) + torch.minimum(g[:, :3], g[:, 3:])
         return picture.clamp(0, 1) * 2 - 1

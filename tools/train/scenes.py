@@ -198,6 +198,16 @@ def random_scene(glyphs, rng, held_out=False):
             return scene
 
 
+def dense_scene(glyphs, rng):
+    """Four glyphs in the corners: no caption, but more to learn for the autoencoder than flat ground."""
+    while True:
+        items = [Item(rng.randrange(len(glyphs)), SMALL, *PLACES[p], f"small {p}")
+                 for p in ("top left", "top right", "bottom left", "bottom right")]
+        scene = Scene(items, rng.randrange(len(BACKGROUNDS)))
+        if not glyphs.held_out(scene):
+            return scene
+
+
 # ---- captions
 
 def article(noun, rng):

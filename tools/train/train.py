@@ -41,8 +41,8 @@ def log(*what):
 class SceneStream(IterableDataset):
     """Endless batches of random scenes as arrays; with captions, three short ones and a long one for each."""
 
-    def __init__(self, glyphs, count, tokenizer=None, seed=0):
-        self.glyphs, self.count, self.tokenizer, self.seed = glyphs, count, tokenizer, seed
+    def __init__(self, glyphs, count, tokenizer=None, seed=0, dense=0.0):
+        self.glyphs, self.count, self.tokenizer, self.seed, self.dense = glyphs, count, tokenizer, seed, dense
 
     def captions(self, scene, rng):
         wanted, tries = [(0, SHORT)] * 3 + [(SHORT, LONG)], []
@@ -67,7 +67,7 @@ class SceneStream(IterableDataset):
         while True:
             batch, ids, lengths = [], np.zeros((self.count, 4, LONG), np.int16), np.zeros((self.count, 4), np.int16)
             while len(batch) < self.count:
-                scene = scenes.random_scene(self.glyphs, rng)
+                scene = (scenes.dense_scene if rng.random() < self.dense else scenes.random_scene)(self.glyphs, rng)
                 if self.tokenizer:
                     captions = self.captions(scene, rng)
                     if captions is None:
@@ -79,8 +79,8 @@ class SceneStream(IterableDataset):
             yield *pack(batch), ids, lengths
 
 
-def stream(args, glyphs, count, tokenizer=None, seed=0):
-    data = SceneStream(glyphs, count, tokenizer, seed)
+def stream(args, glyphs, count, tokenizer=None, seed=0, dense=0.0):
+    data = SceneStream(glyphs, count, tokenizer, seed, dense)
     return iter(DataLoader(data, batch_size=None, num_workers=args.workers, prefetch_factor=4 if args.workers else None))
 
 
@@ -116,7 +116,7 @@ def picture_loss(got, wanted):
     """Absolute and squared error, the same on a coarse grid, and on the differences between neighbours (edges)."""
     d = got - wanted
     edges = (d[..., 1:] - d[..., :-1]).abs().mean() + (d[..., 1:, :] - d[..., :-1, :]).abs().mean()
-    return d.abs().mean() + 2 * d.square().mean() + edges + F.avg_pool2d(d, 4).abs().mean()
+    return d.abs().mean() + 4 * d.square().mean() + edges + F.avg_pool2d(d, 4).abs().mean()
 
 
 def psnr(vae, pictures):
@@ -127,18 +127,6 @@ def psnr(vae, pictures):
             z = vae.encode(x).latent_dist.mean
             error.append((vae.decode(z).sample.clamp(-1, 1) - x).square().mean((1, 2, 3)) / 4)
     return 10 * math.log10(1 / torch.cat(error).mean().item())
-
-
-def crops(pictures, items, rng):
-    """From each picture a square of half its side, somewhere on one of its glyphs: most of it is not background."""
-    side = pictures.shape[-1] // 2
-    parts = []
-    for picture, scene in zip(pictures, items.tolist()):
-        number, size, x, y = scene[1] if scene[1][0] >= 0 and rng.random() < 0.5 else scene[0]
-        reach = max(0, size - scenes.SMALL) / 2
-        left, top = (min(max(int((c + rng.uniform(-reach, reach)) * side / 128) - side // 2, 0), side) for c in (x, y))
-        parts.append(picture[:, top:top + side, left:left + side])
-    return torch.stack(parts)
 
 
 def train_vae(args, vae, painter, glyphs, held_out):
@@ -152,18 +140,12 @@ def train_vae(args, vae, painter, glyphs, held_out):
                                     betas=(0.9, 0.98), weight_decay=1e-4, fused=args.device == "cuda")]
     if inner:
         optimizers.append(Muon(inner, lr=args.vae_muon_lr))
-        optimizers[1].orthogonalize = args.compile(optimizers[1].orthogonalize)
-    clock, data, rng = Clock(args.vae_seconds), stream(args, glyphs, args.vae_batch, seed=1), random.Random(5)
+    clock, data = Clock(args.vae_seconds), stream(args, glyphs, args.vae_batch, seed=1, dense=0.5)
     while clock.tick():
         for optimizer in optimizers:
             set_rate(optimizer, clock.rate())
         items, background, _, _ = next(data)
-        # three fifths of the time on crops, four times as many
-        if clock.used() < 0.6 and clock.steps != 2:
-            more = [(items, background), *(next(data)[:2] for _ in range(3))]
-            x = torch.cat([crops(painter.paint(i, g), i, rng) for i, g in more]).to(memory_format=torch.channels_last)
-        else:
-            x = painter.paint(items, background).to(memory_format=torch.channels_last)
+        x = painter.paint(items, background).to(memory_format=torch.channels_last)
         with args.autocast():
             mean, logvar = encoder(x).float().chunk(2, 1)
             logvar = logvar.clamp(-30, 20)
@@ -180,7 +162,7 @@ def train_vae(args, vae, painter, glyphs, held_out):
         if clock.steps % args.report == 0:
             d = (y - x).square().mean().item() / 4
             log(f"vae {clock.steps} used {clock.used():.2f} loss {loss.item():.4f} kl {kl.item():.3f} "
-                f"psnr {-10 * math.log10(d):.2f} held out {psnr(twin, held_out[:128]):.2f}")
+                f"psnr {-10 * math.log10(d):.2f} held out {psnr(twin, held_out[:64]):.2f}")
     log(f"vae done: {clock.steps} steps of {args.vae_batch}, held-out psnr {psnr(twin, held_out):.2f} dB")
     return twin
 
@@ -265,7 +247,6 @@ def train_drawer(args, drawer, vae, painter, glyphs, tokenizer, state):
                                     lr=args.lr, betas=(0.9, 0.98), fused=args.device == "cuda")]
     if matrices:
         optimizers.append(Muon(matrices, lr=args.muon_lr, weight_decay=args.muon_decay))
-        optimizers[1].orthogonalize = args.compile(optimizers[1].orthogonalize)
     used = matrices + rest
 
     pool = LatentPool(args, vae, painter, state, stream(args, glyphs, args.fresh, tokenizer, seed=2))
@@ -278,7 +259,8 @@ def train_drawer(args, drawer, vae, painter, glyphs, tokenizer, state):
     while clock.tick():
         for optimizer in optimizers:
             set_rate(optimizer, clock.rate())
-        pool.add()
+        if clock.steps % 4 == 0:
+            pool.add()
         long = clock.steps % 12 == 2
         z, ids, lengths = pool.draw(args.batch, long)
         noise, sigma = torch.randn_like(z), noise_levels(len(z), z.device)
@@ -334,7 +316,8 @@ def polish(args, vae, drawer, painter, glyphs, tokenizer, state, held_out):
                     time_ = torch.full((half,), 1 - now, device=args.device)
                     y = y - (then - now) * drawer(y, time_, words, count, *tables).float()
                 z = torch.cat([y, z[half:]])
-            got = decoder(z / state["scaling_factor"] + state["shift_factor"]).float()
+            z = z / state["scaling_factor"] + state["shift_factor"]
+            got = decoder(z.requires_grad_()).float()          # so that it is the graph compiled before
         loss = picture_loss(got, x)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -355,10 +338,10 @@ def main():
     p.add_argument("--tokenizer", required=True)
     p.add_argument("--out", required=True)
     p.add_argument("--start", help="a checkpoint to go on from (stages with a budget of 0 keep it as it is)")
-    p.add_argument("--vae-seconds", type=float, default=420)
-    p.add_argument("--dit-seconds", type=float, default=860)
-    p.add_argument("--polish-seconds", type=float, default=120)
-    p.add_argument("--vae-batch", type=int, default=16)
+    p.add_argument("--vae-seconds", type=float, default=400)
+    p.add_argument("--dit-seconds", type=float, default=800)
+    p.add_argument("--polish-seconds", type=float, default=90)
+    p.add_argument("--vae-batch", type=int, default=24)
     p.add_argument("--vae-lr", type=float, default=1.5e-3)
     p.add_argument("--vae-muon-lr", type=float, default=0.02, help="0: AdamW for everything")
     p.add_argument("--polish-lr", type=float, default=4e-4)
@@ -367,7 +350,7 @@ def main():
     p.add_argument("--lr", type=float, default=1.5e-3)
     p.add_argument("--muon-lr", type=float, default=0.015, help="0: AdamW for everything")
     p.add_argument("--muon-decay", type=float, default=0.01)
-    p.add_argument("--fresh", type=int, default=16, help="new scenes per step")
+    p.add_argument("--fresh", type=int, default=64, help="new scenes every fourth step")
     p.add_argument("--pool", type=int, default=131072)
     p.add_argument("--prefill", type=int, default=24576)
     p.add_argument("--workers", type=int, default=12)
@@ -386,7 +369,7 @@ def main():
     torch.backends.cudnn.benchmark = True
     torch._dynamo.config.recompile_limit = 64        # two caption lengths, with and without gradients
     args.autocast = lambda: torch.autocast(args.device, torch.bfloat16, enabled=args.device == "cuda")
-    args.compile = torch.compile if args.device == "cuda" else lambda f: f
+    args.compile = (lambda f: torch.compile(f, dynamic=False)) if args.device == "cuda" else (lambda f: f)
 
     glyphs = scenes.Glyphs(args.glyphs)
     if args.smoke:
