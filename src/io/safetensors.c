@@ -119,8 +119,8 @@ static ct_status parse_offsets(const parser *p, entry *e, const json_value *valu
     const char *name = e->view.name;
     int64_t begin, end;
     if (!value || json_get_kind(value) != JSON_KIND_ARRAY || json_size(value) != 2 ||
-        !json_get_integer(json_at(value, 0), &begin) || !json_get_integer(json_at(value, 1), &end) ||
-        begin < 0 || end < begin)
+        !json_get_integer(json_at(value, 0), &begin) ||
+        !json_get_integer(json_at(value, 1), &end) || begin < 0 || end < begin)
         return error_set(error, CT_EFORMAT,
                          "%s: data_offsets of " NAME " are not two rising whole numbers; " DAMAGED,
                          p->path, name);

@@ -1,6 +1,7 @@
 /* ct_image: pixels and the recipe that made them. */
 #include "core/file.h"
 #include "core/mem.h"
+#include "io/json.h"
 #include "io/png.h"
 #include "pipeline/internal.h"
 
@@ -81,6 +82,19 @@ ct_status ct_image_save(const ct_image *image, const char *path, ct_error *error
                      count, error);
 }
 
+/* Whether text is what ct_image_recipe_json promises: one line, an object. Any program can have
+ * written the file. */
+static bool is_recipe(const char *text)
+{
+    json_value *root = NULL;
+    if (!text || strpbrk(text, "\r\n") ||
+        json_parse(&root, text, strlen(text), "the recipe", NULL) != CT_OK)
+        return false;
+    bool object = json_get_kind(root) == JSON_KIND_OBJECT;
+    json_free(root);
+    return object;
+}
+
 ct_status ct_image_load(ct_context *context, const char *path, ct_image **out, ct_error *error)
 {
     if (!context || !path || !out)
@@ -100,6 +114,10 @@ ct_status ct_image_load(ct_context *context, const char *path, ct_image **out, c
     file_map_close(&map);
     if (status != CT_OK)
         return status;
+    if (!is_recipe(found[0])) {
+        mem_free(a, found[0]);
+        found[0] = NULL;
+    }
     ct_image *image = mem_zero_array(a, 1, sizeof *image);
     if (!image) {
         mem_free(a, pixels);

@@ -31,7 +31,8 @@ static void walk(const json_value *value)
     size_t length;
     json_kind kind = json_get_kind(value);
     require(json_get_integer(value, &integer) == (kind == JSON_KIND_INTEGER));
-    require(json_get_number(value, &number) == (kind == JSON_KIND_INTEGER || kind == JSON_KIND_REAL));
+    require(json_get_number(value, &number) ==
+            (kind == JSON_KIND_INTEGER || kind == JSON_KIND_REAL));
     require(json_get_boolean(value, &flag) == (kind == JSON_KIND_BOOL));
     const char *text = json_get_string(value, &length);
     require((text != NULL) == (kind == JSON_KIND_STRING));

@@ -106,9 +106,9 @@ static void test_values(void **state)
         json_kind kind;
         const char *name;
     } kinds[] = {
-        {"null", JSON_KIND_NULL, "null"},          {"bool", JSON_KIND_BOOL, "a boolean"},
-        {"int", JSON_KIND_INTEGER, "an integer"},  {"real", JSON_KIND_REAL, "a real number"},
-        {"text", JSON_KIND_STRING, "a string"},    {"list", JSON_KIND_ARRAY, "an array"},
+        {"null", JSON_KIND_NULL, "null"},         {"bool", JSON_KIND_BOOL, "a boolean"},
+        {"int", JSON_KIND_INTEGER, "an integer"}, {"real", JSON_KIND_REAL, "a real number"},
+        {"text", JSON_KIND_STRING, "a string"},   {"list", JSON_KIND_ARRAY, "an array"},
         {"map", JSON_KIND_OBJECT, "an object"},
     };
     for (size_t i = 0; i < sizeof kinds / sizeof kinds[0]; i++) {
@@ -375,10 +375,10 @@ static void test_memory(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_parse_errors),  cmocka_unit_test(test_deep),
-        cmocka_unit_test(test_truncated),     cmocka_unit_test(test_values),
-        cmocka_unit_test(test_each),          cmocka_unit_test(test_read),
-        cmocka_unit_test(test_config_open),   cmocka_unit_test(test_long_path),
+        cmocka_unit_test(test_parse_errors),   cmocka_unit_test(test_deep),
+        cmocka_unit_test(test_truncated),      cmocka_unit_test(test_values),
+        cmocka_unit_test(test_each),           cmocka_unit_test(test_read),
+        cmocka_unit_test(test_config_open),    cmocka_unit_test(test_long_path),
         cmocka_unit_test(test_config_numbers), cmocka_unit_test(test_config_others),
         cmocka_unit_test(test_memory),
     };

@@ -44,7 +44,8 @@ static void writes_json(void **state)
     json_write_object_end(&w);
     char *text = strbuf_take(&s);
     assert_string_equal(text, "{\"empty\":{},\"list\":[-9223372036854775808,"
-                              "18446744073709551615,[],true,false,null,null],\"a\\\"b\":\"\\\\ \\\"\\b\\f\\n\\r\\t\\u0001"
+                              "18446744073709551615,[],true,false,null,null],"
+                              "\"a\\\"b\":\"\\\\ \\\"\\b\\f\\n\\r\\t\\u0001"
                               "\\u007f\\u009b \xc3\xa9 \xf0\x9f\x8d\x8e \xef\xbf\xbd/\"}");
     mem_free(&mem_default, text);
 }

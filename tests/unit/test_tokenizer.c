@@ -271,9 +271,9 @@ static void must_refuse(const char *pattern, ct_status status, const char *part)
 {
     pretokenizer *p;
     ct_error error = {0};
-    test_error(pretokenizer_create(&p, &mem_default, pattern, strlen(pattern), true, "x.json",
-                                   &error),
-               status, &error, part);
+    test_error(
+        pretokenizer_create(&p, &mem_default, pattern, strlen(pattern), true, "x.json", &error),
+        status, &error, part);
     assert_null(p);
     assert_non_null(strstr(error.message, "x.json"));
 }
@@ -282,11 +282,11 @@ static void test_patterns_refused(void **state)
 {
     (void)state;
     static const char *const unsupported[] = {
-        "^a", "a$", "\\w", "\\b", "\\1", "(a)\\1", "\\x41", "\\Qa\\E", "a\\", "[[:alpha:]]",
-        "[a[b]]", "[a&&b]", "[]a]", "[^]a]", "(?m)a", "(?i)a", "(?R)", "(?1)", "(*FAIL)", "(?#x)",
-        "(?<n>a)",
-        "\\pL", "\\p{^L}", "\\p{L", "\\p", "a{,3}", "a{3", "a{x}", "a{2}?", "a{2}+", "[a-\\s]",
-        "[\\s-a]", "\\R", "\\X", "\\C", "\\h", "\xff",
+        "^a",   "a$",          "\\w",     "\\b",    "\\1",     "(a)\\1", "\\x41",   "\\Qa\\E",
+        "a\\",  "[[:alpha:]]", "[a[b]]",  "[a&&b]", "[]a]",    "[^]a]",  "(?m)a",   "(?i)a",
+        "(?R)", "(?1)",        "(*FAIL)", "(?#x)",  "(?<n>a)", "\\pL",   "\\p{^L}", "\\p{L",
+        "\\p",  "a{,3}",       "a{3",     "a{x}",   "a{2}?",   "a{2}+",  "[a-\\s]", "[\\s-a]",
+        "\\R",  "\\X",         "\\C",     "\\h",    "\xff",
     };
     for (size_t i = 0; i < sizeof unsupported / sizeof unsupported[0]; i++)
         must_refuse(unsupported[i], CT_EUNSUPPORTED, "pattern");
@@ -511,7 +511,7 @@ typedef struct document {
     int missing; /* a byte without a symbol, or 0 */
 } document;
 
-static const char *or(const char *text, const char *standard)
+static const char * or (const char *text, const char *standard)
 {
     return text ? text : standard;
 }
@@ -543,12 +543,12 @@ static char *write_document(const document *d)
     strbuf s;
     strbuf_init(&s, &mem_default, 1 << 20);
     strbuf_printf(&s, "{\"version\":\"1.0\",\"truncation\":null,\"padding\":null,");
-    strbuf_printf(&s, "\"normalizer\":%s,", or(d->normalizer, "{\"type\":\"NFC\"}"));
-    strbuf_printf(&s, "\"pre_tokenizer\":%s,", or(d->pre_tokenizer, SEQUENCE(SPLIT, BYTES)));
-    strbuf_printf(&s, "\"added_tokens\":%s,", or(d->added, "[]"));
-    strbuf_printf(&s, "\"model\":{%s\"vocab\":{", or(d->model, "\"type\":\"BPE\","));
+    strbuf_printf(&s, "\"normalizer\":%s,", or (d->normalizer, "{\"type\":\"NFC\"}"));
+    strbuf_printf(&s, "\"pre_tokenizer\":%s,", or (d->pre_tokenizer, SEQUENCE(SPLIT, BYTES)));
+    strbuf_printf(&s, "\"added_tokens\":%s,", or (d->added, "[]"));
+    strbuf_printf(&s, "\"model\":{%s\"vocab\":{", or (d->model, "\"type\":\"BPE\","));
     write_symbols(&s, d->missing);
-    strbuf_printf(&s, "%s},\"merges\":%s}}", or(d->tokens, ""), or(d->merges, "[]"));
+    strbuf_printf(&s, "%s},\"merges\":%s}}", or (d->tokens, ""), or (d->merges, "[]"));
     char *text = strbuf_take(&s);
     assert_non_null(text);
     return text;
@@ -608,9 +608,9 @@ static void test_merges(void **state)
 {
     (void)state;
     /* Lowest rank first, then from the left; strings and pairs; a later rank replaces another. */
-    tokenizer *t = make(&(document){
-        .tokens = ",\"ab\":256,\"bc\":257,\"abc\":258,\"aa\":259,\"aaa\":260",
-        .merges = "[\"b c\",[\"a\",\"b\"],\"ab c\",\"a a\",\"aa a\",\"a bc\"]"});
+    tokenizer *t =
+        make(&(document){.tokens = ",\"ab\":256,\"bc\":257,\"abc\":258,\"aa\":259,\"aaa\":260",
+                         .merges = "[\"b c\",[\"a\",\"b\"],\"ab c\",\"a a\",\"aa a\",\"a bc\"]"});
     must_encode(t, "abc", 1, (int32_t[]){258});
     must_encode(t, "ab", 1, (int32_t[]){256});
     must_encode(t, "aaaaa", 2, (int32_t[]){259, 260});
@@ -620,8 +620,8 @@ static void test_merges(void **state)
     t = make(&(document){.tokens = ",\"ab\":256,\"bc\":257", .merges = "[\"a b\",\"b c\"]"});
     must_encode(t, "abc", 2, (int32_t[]){256, 'c'});
     tokenizer_free(t);
-    t = make(&(document){.tokens = ",\"ab\":256,\"bc\":257",
-                         .merges = "[\"a b\",\"b c\",\"a b\"]"});
+    t = make(
+        &(document){.tokens = ",\"ab\":256,\"bc\":257", .merges = "[\"a b\",\"b c\",\"a b\"]"});
     must_encode(t, "abc", 2, (int32_t[]){'a', 257});
     tokenizer_free(t);
 }
@@ -633,9 +633,10 @@ static void test_merges_refused(void **state)
     refuse((document){.merges = "[\"ab c\"]"}, CT_EFORMAT, "its left part");
     refuse((document){.merges = "[[\"a\",\"bc\"]]"}, CT_EFORMAT, "its right part");
     static const char *const lone[] = {
-        "[\"ab\"]", "[\"\"]", "[\" a\"]", "[\"a \"]", "[\" \"]", "[\"a b c\"]", "[\"a  b\"]",
-        "[[]]", "[[\"a\"]]", "[[\"a\",\"b\",\"c\"]]", "[[\"a\",1]]", "[[1,\"a\"]]", "[1]", "[null]",
-        "[{\"a\":\"b\"}]", "[[\"\",\"a\"]]", "[[\"a\",\"\"]]",
+        "[\"ab\"]",       "[\"\"]",         "[\" a\"]", "[\"a \"]",  "[\" \"]",
+        "[\"a b c\"]",    "[\"a  b\"]",     "[[]]",     "[[\"a\"]]", "[[\"a\",\"b\",\"c\"]]",
+        "[[\"a\",1]]",    "[[1,\"a\"]]",    "[1]",      "[null]",    "[{\"a\":\"b\"}]",
+        "[[\"\",\"a\"]]", "[[\"a\",\"\"]]",
     };
     for (size_t i = 0; i < sizeof lone / sizeof lone[0]; i++)
         refuse((document){.tokens = ",\"ab\":256", .merges = lone[i]}, CT_EFORMAT, "merge 0");
@@ -669,36 +670,47 @@ static void test_kinds_refused(void **state)
     refuse((document){.normalizer = "[]"}, CT_EUNSUPPORTED, "\"normalizer\"");
     refuse((document){.normalizer = "{\"type\":\"Sequence\",\"normalizers\":[]}"}, CT_EUNSUPPORTED,
            "\"normalizer\"");
-    tokenizer_free(make(&(document){
-        .normalizer = "{\"type\":\"Sequence\",\"normalizers\":[{\"type\":\"NFC\"}]}"}));
+    tokenizer_free(make(
+        &(document){.normalizer = "{\"type\":\"Sequence\",\"normalizers\":[{\"type\":\"NFC\"}]}"}));
 
     static const char *const others[] = {
-        "null", "[]", "1", BYTES, SPLIT, SEQUENCE(BYTES, SPLIT), SEQUENCE(SPLIT, SPLIT),
-        "{\"type\":\"Sequence\"}", "{\"type\":\"Sequence\",\"pretokenizers\":[" SPLIT "]}",
+        "null",
+        "[]",
+        "1",
+        BYTES,
+        SPLIT,
+        SEQUENCE(BYTES, SPLIT),
+        SEQUENCE(SPLIT, SPLIT),
+        "{\"type\":\"Sequence\"}",
+        "{\"type\":\"Sequence\",\"pretokenizers\":[" SPLIT "]}",
         "{\"type\":\"Sequence\",\"pretokenizers\":[" SPLIT "," BYTES "," BYTES "]}",
     };
     for (size_t i = 0; i < sizeof others / sizeof others[0]; i++)
         refuse((document){.pre_tokenizer = others[i]}, CT_EUNSUPPORTED, "\"pre_tokenizer\"");
     refuse((document){.pre_tokenizer = SEQUENCE(SPLIT, "{\"type\":\"ByteLevel\"}")},
            CT_EUNSUPPORTED, "add_prefix_space");
-    refuse((document){.pre_tokenizer = SEQUENCE(
-                          SPLIT, "{\"type\":\"ByteLevel\",\"add_prefix_space\":false}")},
+    refuse((document){.pre_tokenizer =
+                          SEQUENCE(SPLIT, "{\"type\":\"ByteLevel\",\"add_prefix_space\":false}")},
            CT_EUNSUPPORTED, "use_regex");
-    refuse((document){.pre_tokenizer = SEQUENCE(
-                          "{\"type\":\"Split\",\"pattern\":{\"Regex\":\"a\"},\"behavior\":"
-                          "\"Removed\"}", BYTES)},
+    refuse((document){.pre_tokenizer =
+                          SEQUENCE("{\"type\":\"Split\",\"pattern\":{\"Regex\":\"a\"},\"behavior\":"
+                                   "\"Removed\"}",
+                                   BYTES)},
            CT_EUNSUPPORTED, "behavior");
-    refuse((document){.pre_tokenizer = SEQUENCE(
-                          "{\"type\":\"Split\",\"pattern\":{\"Regex\":\"a\"},\"behavior\":"
-                          "\"Isolated\",\"invert\":true}", BYTES)},
+    refuse((document){.pre_tokenizer =
+                          SEQUENCE("{\"type\":\"Split\",\"pattern\":{\"Regex\":\"a\"},\"behavior\":"
+                                   "\"Isolated\",\"invert\":true}",
+                                   BYTES)},
            CT_EUNSUPPORTED, "invert");
     refuse((document){.pre_tokenizer = SEQUENCE(
                           "{\"type\":\"Split\",\"pattern\":{\"String\":\"a\"},\"behavior\":"
-                          "\"Isolated\"}", BYTES)},
+                          "\"Isolated\"}",
+                          BYTES)},
            CT_EUNSUPPORTED, "Regex");
-    refuse((document){.pre_tokenizer = SEQUENCE(
-                          "{\"type\":\"Split\",\"pattern\":{\"Regex\":\"(\"},\"behavior\":"
-                          "\"Isolated\"}", BYTES)},
+    refuse((document){.pre_tokenizer =
+                          SEQUENCE("{\"type\":\"Split\",\"pattern\":{\"Regex\":\"(\"},\"behavior\":"
+                                   "\"Isolated\"}",
+                                   BYTES)},
            CT_EFORMAT, "not valid");
 
     refuse((document){.model = ""}, CT_EUNSUPPORTED, "\"model\"");
@@ -720,14 +732,22 @@ static void test_wrong_shapes(void **state)
 {
     (void)state;
     static const char *const texts[] = {
-        "[]", "{}", "[1]", "{\"model\":null}", "{\"model\":[]}", "{\"model\":{\"type\":1}}",
-        "{\"model\":{\"type\":\"BPE\"}}", "", "x", "{\"model\":",
+        "[]",
+        "{}",
+        "[1]",
+        "{\"model\":null}",
+        "{\"model\":[]}",
+        "{\"model\":{\"type\":1}}",
+        "{\"model\":{\"type\":\"BPE\"}}",
+        "",
+        "x",
+        "{\"model\":",
     };
     for (size_t i = 0; i < sizeof texts / sizeof texts[0]; i++) {
         tokenizer *t;
         ct_error error = {0};
-        ct_status status = tokenizer_parse(&t, &mem_default, texts[i], strlen(texts[i]), "x.json",
-                                           &error);
+        ct_status status =
+            tokenizer_parse(&t, &mem_default, texts[i], strlen(texts[i]), "x.json", &error);
         assert_true(status == CT_EFORMAT || status == CT_EUNSUPPORTED);
         test_error(status, status, &error, "x.json");
         assert_null(t);
@@ -737,9 +757,10 @@ static void test_wrong_shapes(void **state)
 static void test_truncated(void **state)
 {
     (void)state;
-    char *text = write_document(&(document){
-        .tokens = ",\"ab\":256", .merges = "[\"a b\"]",
-        .added = "[{\"id\":300,\"content\":\"<a>\",\"normalized\":false}]"});
+    char *text = write_document(
+        &(document){.tokens = ",\"ab\":256",
+                    .merges = "[\"a b\"]",
+                    .added = "[{\"id\":300,\"content\":\"<a>\",\"normalized\":false}]"});
     for (size_t length = 0; length < strlen(text); length++) {
         tokenizer *t;
         ct_error error = {0};
@@ -806,7 +827,8 @@ static void test_added_refused(void **state)
          "twice"},
         {"[{\"id\":97,\"content\":\"a\"},{\"id\":97,\"content\":\"a\"}]", CT_EFORMAT, "twice"},
         {"[{\"id\":300,\"content\":\"\xc3\xa9!\",\"normalized\":true},"
-         "{\"id\":301,\"content\":\"e\xcc\x81!\",\"normalized\":true}]", CT_EFORMAT, "twice"},
+         "{\"id\":301,\"content\":\"e\xcc\x81!\",\"normalized\":true}]",
+         CT_EFORMAT, "twice"},
         {"[{\"id\":300,\"content\":\"<a>\",\"lstrip\":true}]", CT_EUNSUPPORTED, "lstrip"},
         {"[{\"id\":300,\"content\":\"<a>\",\"rstrip\":true}]", CT_EUNSUPPORTED, "rstrip"},
         {"[{\"id\":300,\"content\":\"<a>\",\"single_word\":true}]", CT_EUNSUPPORTED, "single_word"},
@@ -840,9 +862,26 @@ static void test_long(void **state)
     (void)state;
     tokenizer *t = load(test_fixture("tokenizer"));
     static const char *const units[] = {
-        "a", "ab", "etaoin", " ", "\n", " \n", "\r\n\t", "!", "7", "'s", "\xe4\xb8\x80",
-        "\xcc\x81\xcc\xa3", "\xea\xb0\x80\xe1\x86\xa7", "<|im_start|>", "<|im_start|", "<", "\xff",
-        "\xe2\x82", "\xf0\x9f\x98\x80", "a b",
+        "a",
+        "ab",
+        "etaoin",
+        " ",
+        "\n",
+        " \n",
+        "\r\n\t",
+        "!",
+        "7",
+        "'s",
+        "\xe4\xb8\x80",
+        "\xcc\x81\xcc\xa3",
+        "\xea\xb0\x80\xe1\x86\xa7",
+        "<|im_start|>",
+        "<|im_start|",
+        "<",
+        "\xff",
+        "\xe2\x82",
+        "\xf0\x9f\x98\x80",
+        "a b",
     };
     for (size_t i = 0; i < sizeof units / sizeof units[0]; i++)
         assert_true(count_ids(t, units[i], 100000) > 0);
@@ -1043,10 +1082,11 @@ static ct_status load_and_encode(const ct_allocator *a, void *user, ct_error *er
 static void test_memory(void **state)
 {
     (void)state;
-    char *text = write_document(&(document){
-        .tokens = ",\"ab\":256", .merges = "[\"a b\"]",
-        .added = "[{\"id\":300,\"content\":\"<a>\",\"normalized\":false},"
-                 "{\"id\":301,\"content\":\"<n>\",\"normalized\":true}]"});
+    char *text = write_document(
+        &(document){.tokens = ",\"ab\":256",
+                    .merges = "[\"a b\"]",
+                    .added = "[{\"id\":300,\"content\":\"<a>\",\"normalized\":false},"
+                             "{\"id\":301,\"content\":\"<n>\",\"normalized\":true}]"});
     test_each_allocation(parse_and_encode, text);
     mem_free(&mem_default, text);
 
