@@ -114,6 +114,13 @@ const option_info option_table[OPTION_COUNT] = {
         .help = "keep the norm of the guided prediction at or under that of the positive one",
         .elsewhere = "cfg-norm cfg-normalisation",
     },
+    [OPTION_CFG_TRUNCATION] = {
+        .name = "cfg-truncation", .kind = OPTION_KIND_NUMBER, .metavar = "T",
+        .group = OPTION_GROUP_GUIDANCE, .commands = GENERATE,
+        .min = 0, .max = 1,
+        .help = "steps whose time (1 - sigma) is above T go without guidance",
+        .fallback = "1",
+    },
 
     [OPTION_THREADS] = {
         .name = "threads", .letter = 't', .kind = OPTION_KIND_INTEGER, .metavar = "N",

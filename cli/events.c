@@ -69,6 +69,7 @@ void events_start(FILE *out, const work_plan *plan)
                   plan->params->negative_prompt ? plan->params->negative_prompt : "");
     add_job(&w, plan->job);
     member_boolean(&w, "cfg_normalization", plan->params->cfg_normalization);
+    member_number(&w, "cfg_truncation", plan->params->cfg_truncation);
     member_string(&w, "rng", "torch");
     member_string(&w, "noise", plan->params->noise_path);
     member_string(&w, "trace", plan->params->trace_path);

@@ -6,7 +6,6 @@
 #include "core/strbuf.h"
 
 #include <errno.h>
-#include <math.h>
 #include <string.h>
 #include <sys/random.h>
 #include <unistd.h>
@@ -174,13 +173,6 @@ static ct_status check_options(const options *o, int pictures, ct_error *error)
     return CT_OK;
 }
 
-/* A scale of 4.1 is a guidance of 3.1, not of 3.0999999999999996, which is what the subtraction
- * of doubles gives and what would stand in the recipe. */
-static double guidance_of_scale(double cfg_scale)
-{
-    return round((cfg_scale - 1) * 1e12) / 1e12;
-}
-
 static ct_precision parse_precision(const option_value *value)
 {
     static const ct_precision in_order_of_words[] = {CT_PRECISION_AUTO, CT_PRECISION_FP32,
@@ -202,7 +194,9 @@ static void fill_params(work *w)
     if (value[OPTION_GUIDANCE].given)
         p->guidance = value[OPTION_GUIDANCE].number;
     if (value[OPTION_CFG_SCALE].given)
-        p->guidance = guidance_of_scale(value[OPTION_CFG_SCALE].number);
+        p->cfg_scale = value[OPTION_CFG_SCALE].number;
+    if (value[OPTION_CFG_TRUNCATION].given)
+        p->cfg_truncation = value[OPTION_CFG_TRUNCATION].number;
     p->cfg_normalization = value[OPTION_CFG_NORMALIZATION].given;
     p->shift = value[OPTION_SHIFT].number;
     p->precision = parse_precision(&value[OPTION_PRECISION]);

@@ -12,8 +12,12 @@ for program in $(find "$build" -type f -name 'fuzz_*' -perm -u+x | sort); do
     found=$build/corpus/${name#fuzz_}
     mkdir -p "$found"
     echo "fuzz: $name"
-    "$program" -max_total_time="$seconds" -timeout=10 -print_final_stats=0 -verbosity=0 \
-        -artifact_prefix="$build/$name-" "$found" "$root/tests/fuzz/corpus/${name#fuzz_}"
+    if ! "$program" -max_total_time="$seconds" -timeout=10 -artifact_prefix="$build/$name-" \
+        "$found" "$root/tests/fuzz/corpus/${name#fuzz_}" >"$build/$name.log" 2>&1; then
+        tail -n 40 "$build/$name.log" >&2
+        echo "fuzz: $name found a fault; the whole log is $build/$name.log" >&2
+        exit 1
+    fi
     count=$((count + 1))
 done
 if [ "$count" -eq 0 ]; then

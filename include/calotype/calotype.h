@@ -239,15 +239,19 @@ typedef struct ct_generate_params {
      * off, and it is the usual scale minus one: cfg_scale = guidance + 1.
      * CT_GUIDANCE_DEFAULT: the model's own. */
     double guidance;
-    bool cfg_normalization; /* keep the norm of the guided prediction at or under that of the
-                                   * positive one, as in the reference */
-    double cfg_truncation;  /* steps whose time (1 - sigma) is above this go without guidance,
-                                   * as in the reference; 1, the default: none */
-    double shift;           /* time shift of the schedule; 0: the model's own */
+    /* The same in the usual convention of every model, neg + s * (pos - neg): 1 is off. 0: not
+     * given. Give this or guidance, not both. */
+    double cfg_scale;
+    /* Keep the norm of the guided prediction at or under that of the positive one. */
+    bool cfg_normalization;
+    /* Steps whose time (1 - sigma) is above this go without guidance. 1, the default: none. */
+    double cfg_truncation;
+    double shift; /* time shift of the schedule; 0: the model's own */
     ct_precision precision;
     ct_rng rng;
-    const char *noise_path;        /* a safetensors file whose tensor "noise" [channels, height/8,
-                                   * width/8] replaces the draw; NULL: draw */
+    /* A safetensors file whose tensor "noise" [channels, height/8, width/8] replaces the draw.
+     * NULL: draw. */
+    const char *noise_path;
     const char *trace_path;        /* write every stage to this safetensors file; NULL: do not */
     bool trace_modules;            /* also the output of every block, for finding a difference */
     const ct_callbacks *callbacks; /* NULL: the context's. Copied */

@@ -60,6 +60,28 @@ static ct_status resolve_size(ct_job *job, const ct_generate_params *p, ct_error
     return status;
 }
 
+/* For Z-Image guidance is the usual scale minus one. */
+static ct_status resolve_guidance(ct_job *job, const ct_generate_params *p, ct_error *error)
+{
+    const bool given = p->guidance != CT_GUIDANCE_DEFAULT, scale_given = p->cfg_scale != 0;
+    ct_job_info *j = &job->info;
+    if (given && scale_given)
+        return error_set(error, CT_EINVAL,
+                         "guidance and cfg_scale are two ways to say the same; give one of them");
+    if (given && !(p->guidance >= 0 && p->guidance <= MAX_GUIDANCE))
+        return error_set(error, CT_EINVAL, "guidance is %g; it must be 0 (off) to %g", p->guidance,
+                         MAX_GUIDANCE);
+    if (scale_given && !(p->cfg_scale >= 1 && p->cfg_scale <= MAX_GUIDANCE + 1))
+        return error_set(error, CT_EINVAL, "cfg_scale is %g; it must be 1 (off) to %g",
+                         p->cfg_scale, MAX_GUIDANCE + 1);
+    j->guidance = given ? p->guidance : job->model->info.default_guidance;
+    /* A scale of 4.1 is a guidance of 3.1, not of the 3.0999999999999996 that doubles give. */
+    if (scale_given)
+        j->guidance = round((p->cfg_scale - 1) * 1e12) / 1e12;
+    j->cfg_scale = scale_given ? p->cfg_scale : round((j->guidance + 1) * 1e12) / 1e12;
+    return CT_OK;
+}
+
 static ct_status resolve_numbers(ct_job *job, const ct_generate_params *p, ct_error *error)
 {
     const ct_model_info *info = &job->model->info;
@@ -68,10 +90,8 @@ static ct_status resolve_numbers(ct_job *job, const ct_generate_params *p, ct_er
         return error_set(error, CT_EINVAL,
                          "steps is %d; it must be 1 to %d, or 0 for the model's own", p->steps,
                          MAX_STEPS);
-    bool default_guidance = p->guidance == CT_GUIDANCE_DEFAULT;
-    if (!default_guidance && !(p->guidance >= 0 && p->guidance <= MAX_GUIDANCE))
-        return error_set(error, CT_EINVAL, "guidance is %g; it must be 0 (off) to %g", p->guidance,
-                         MAX_GUIDANCE);
+    if (resolve_guidance(job, p, error) != CT_OK)
+        return CT_EINVAL;
     if (!(p->cfg_truncation >= 0 && p->cfg_truncation <= 1))
         return error_set(error, CT_EINVAL, "cfg_truncation is %g; it must be 0 to 1",
                          p->cfg_truncation);
@@ -85,8 +105,6 @@ static ct_status resolve_numbers(ct_job *job, const ct_generate_params *p, ct_er
     if (p->rng != CT_RNG_TORCH)
         return error_set(error, CT_EINVAL, "rng has the unknown value %d", (int)p->rng);
     j->steps = p->steps ? p->steps : info->default_steps;
-    j->guidance = default_guidance ? info->default_guidance : p->guidance;
-    j->cfg_scale = j->guidance + 1;
     j->shift = p->shift != 0 ? p->shift : info->default_shift;
     j->scheduler = "FlowMatchEulerDiscreteScheduler";
     j->precision = p->precision == CT_PRECISION_AUTO ? CT_PRECISION_FP32 : p->precision;

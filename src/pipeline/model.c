@@ -294,8 +294,8 @@ ct_status ct_model_load(ct_context *context, const char *directory, ct_model **o
         return status;
     }
     choose_defaults(m);
-    log_message(&context->callbacks, CT_LOG_INFO, "%s: %s %s, %.2f billion parameters", directory,
-                m->info.family, m->info.variant, (double)m->info.parameters * 1e-9);
+    log_message(&context->callbacks, CT_LOG_INFO, "%s: %s %s, %.1f million parameters", directory,
+                m->info.family, m->info.variant, (double)m->info.parameters * 1e-6);
     *out = m;
     return CT_OK;
 }

@@ -57,6 +57,7 @@ char *recipe_json(const ct_allocator *a, const recipe *r)
     member_number(&w, "cfg_scale", r->cfg_scale);
     json_write_key(&w, "cfg_normalization");
     json_write_boolean(&w, r->cfg_normalization);
+    member_number(&w, "cfg_truncation", r->cfg_truncation);
     member_number(&w, "shift", r->shift);
     member_string(&w, "scheduler", r->scheduler);
     member_string(&w, "precision", r->precision);
@@ -142,6 +143,8 @@ static void add_fields(strbuf *s, const recipe *r)
     add_number(s, "Shift", r->shift);
     if (r->cfg_normalization)
         add_field(s, "CFG normalization", "True");
+    if (r->cfg_truncation < 1)
+        add_number(s, "CFG truncation", r->cfg_truncation);
     /* That program's name for torch.randn on the processor. */
     add_field(s, "RNG", !strcmp(r->rng, "torch") ? "CPU" : r->rng);
     add_field(s, "Precision", r->precision);

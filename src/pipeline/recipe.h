@@ -13,6 +13,7 @@ typedef struct recipe {
     double guidance;  /* the model's own convention */
     double cfg_scale; /* the usual one; 1: off */
     bool cfg_normalization;
+    double cfg_truncation; /* 1: none */
     double shift;
     const char *scheduler; /* class: "FlowMatchEulerDiscreteScheduler" */
     const char *precision; /* "fp32", "bf16" */

@@ -256,6 +256,7 @@ static ct_status add_recipe(const ct_job *job, ct_image *image, ct_error *error)
         .guidance = j->guidance,
         .cfg_scale = j->cfg_scale,
         .cfg_normalization = job->cfg_normalization,
+        .cfg_truncation = job->cfg_truncation,
         .shift = j->shift,
         .scheduler = j->scheduler,
         .precision = j->precision == CT_PRECISION_BF16 ? "bf16" : "fp32",

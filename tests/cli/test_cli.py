@@ -455,7 +455,7 @@ class Completions(Folder):
         if not shutil.which("bash"):
             self.skipTest("no bash")
         self.assertEqual(self.complete("gen"), ["generate"])
-        self.assertEqual(self.complete("generate", "--cfg"), ["--cfg-scale", "--cfg-normalization"])
+        self.assertEqual(self.complete("generate", "--cfg"), ["--cfg-scale", "--cfg-normalization", "--cfg-truncation"])
         self.assertEqual(self.complete("generate", "--precision", "b"), ["bf16"])
         self.assertEqual(self.complete("generate", "--precision", "=", "fp"), ["fp32"])
         self.assertEqual(self.complete("generate", "--precision", "="), ["auto", "fp32", "bf16"])

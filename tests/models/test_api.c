@@ -248,6 +248,13 @@ static void test_bad_parameters(void **state)
     p.guidance = NAN;
     expect_job(model, &p, CT_EINVAL, "guidance");
     p = small();
+    p.cfg_scale = 0.5;
+    expect_job(model, &p, CT_EINVAL, "cfg_scale");
+    p = small();
+    p.cfg_scale = 4;
+    p.guidance = 3;
+    expect_job(model, &p, CT_EINVAL, "give one of them");
+    p = small();
     p.shift = -3;
     expect_job(model, &p, CT_EINVAL, "shift");
     p = small();

@@ -118,6 +118,7 @@ static const recipe plain = {
     .evaluations = 8,
     .guidance = 0,
     .cfg_scale = 1,
+    .cfg_truncation = 1,
     .shift = 3,
     .scheduler = "FlowMatchEulerDiscreteScheduler",
     .precision = "fp32",
@@ -230,7 +231,8 @@ static void writes_recipe_json(void **state)
     assert_string_equal(
         text, "{\"calotype\":\"0.1.0\",\"prompt\":\"a red apple\",\"negative_prompt\":null,"
               "\"seed\":42,\"width\":256,\"height\":192,\"steps\":8,\"evaluations\":8,"
-              "\"guidance\":0.0,\"cfg_scale\":1.0,\"cfg_normalization\":false,\"shift\":3.0,"
+              "\"guidance\":0.0,\"cfg_scale\":1.0,\"cfg_normalization\":false,"
+              "\"cfg_truncation\":1.0,\"shift\":3.0,"
               "\"scheduler\":\"FlowMatchEulerDiscreteScheduler\",\"precision\":\"fp32\","
               "\"rng\":\"torch\",\"model\":\"emoji-256\","
               "\"model_hash\":\"0123456789abcdef0123456789abcdef\","
