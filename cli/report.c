@@ -77,19 +77,22 @@ static void label(const report *r, const char *name)
             terminal_escape(&r->err, STYLE_PLAIN));
 }
 
-/* A prompt on one line, shortened on a terminal. */
+/* In a log a prompt may be longer than a line, but need not fill the page. */
+#define LOG_COLUMNS 400
+
+/* A prompt on one line, shortened unless more was asked for. */
 static void plan_text(const report *r, const char *name, const char *text, int tokens)
 {
     char suffix[40];
     int suffix_columns = snprintf(suffix, sizeof suffix, " (%d tokens)", tokens);
-    int columns = 0;
+    int columns = r->verbosity ? 0 : LOG_COLUMNS;
     if (r->err.live && !r->verbosity) {
         columns = terminal_width(&r->err) - 1 - LABEL_COLUMNS - suffix_columns;
         if (columns < 8)
             columns = 8;
     }
     label(r, name);
-    terminal_clean(&r->err, text, false, columns);
+    terminal_clean(&r->err, *text ? text : "(empty)", false, columns);
     fprintf(stderr, "%s%s%s\n", terminal_escape(&r->err, STYLE_DIM), suffix,
             terminal_escape(&r->err, STYLE_PLAIN));
 }
