@@ -73,7 +73,7 @@ def write_pipeline(folder, vae, text_encoder, transformer, tokenizer_folder):
         shutil.copyfile(f"{tokenizer_folder}/{name}", f"{folder}/tokenizer/{name}")
     index = {"_class_name": "ZImagePipeline", "_diffusers_version": "0.36.0",
              "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
-             "text_encoder": ["transformers", "Qwen3ForCausalLM"],
+             "text_encoder": ["transformers", "Qwen3Model"],
              "tokenizer": ["transformers", "Qwen2Tokenizer"],
              "transformer": ["diffusers", "ZImageTransformer2DModel"],
              "vae": ["diffusers", "AutoencoderKL"]}

@@ -122,7 +122,7 @@ class Drawer(torch.nn.Module):
 
     def encode(self, ids):
         """Hidden states before the last layer. Captions are padded on the right, so causality is mask enough."""
-        model = self.text_encoder.model
+        model = getattr(self.text_encoder, "model", self.text_encoder)
         x = model.embed_tokens(ids)
         position = torch.arange(ids.shape[1], device=ids.device)[None]
         rotary = model.rotary_emb(x, position)
