@@ -23,9 +23,10 @@ int32_t tokenizer_size(const tokenizer *t);
 /* The id of an added token such as "<|im_start|>", or -1. */
 int32_t tokenizer_added(const tokenizer *t, const char *content);
 
-/* Text of any bytes to ids. Special tokens inside the text are recognised, as the reference does.
- * Each maximal invalid UTF-8 sequence counts as U+FFFD (Python's errors="replace"). Nothing is
- * added in front or behind. *ids is freed with mem_free. Safe to call from several threads. */
+/* Text of any bytes, at most 1 MiB (CT_EINVAL above), to ids. Special tokens inside the text are
+ * recognised, as the reference does. Each maximal invalid UTF-8 sequence counts as U+FFFD (Python's
+ * errors="replace"). Nothing is added in front or behind. *ids is never NULL on success and is
+ * freed with mem_free. Safe to call from several threads. */
 ct_status tokenizer_encode(const tokenizer *t, const char *text, size_t length, int32_t **ids,
                            size_t *count, ct_error *error);
 
