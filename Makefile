@@ -8,9 +8,9 @@ FUZZ_SECONDS ?= 10
 
 DEMO_MODEL = models/emoji-256
 DEMO_PROMPT = a red apple on a light blue background
-TRY_1 = a green apple on a pink background
-TRY_2 = a blue house on a yellow background
-TRY_3 = a yellow star on a dark blue background
+TRY_1 = a fox on a light green background
+TRY_2 = an owl on a night sky background
+TRY_3 = a pizza above a hamburger
 
 SANITIZE = -Db_sanitize=address,undefined -Db_lundef=false --buildtype=debugoptimized
 export UBSAN_OPTIONS = print_stacktrace=1:halt_on_error=1
@@ -60,12 +60,12 @@ demo: deps $(BUILD)/build.ninja
 	@echo "build: the program, optimized, in $(BUILD)/"
 	@ninja -C $(BUILD) calotype
 	@echo "demo: \"$(DEMO_PROMPT)\" -> demo.png"
-	@$(BUILD)/calotype generate -m $(DEMO_MODEL) -p "$(DEMO_PROMPT)" -o demo.png
+	@$(BUILD)/calotype generate -m $(DEMO_MODEL) -p "$(DEMO_PROMPT)" -s 42 -o demo.png
 	@echo
 	@echo "The picture is demo.png. Three more to try:"
 	@echo "  $(BUILD)/calotype generate -m $(DEMO_MODEL) -p \"$(TRY_1)\" -o 1.png"
 	@echo "  $(BUILD)/calotype generate -m $(DEMO_MODEL) -p \"$(TRY_2)\" -o 2.png"
-	@echo "  $(BUILD)/calotype generate -m $(DEMO_MODEL) -p \"$(TRY_3)\" -o 3.png -b 4"
+	@echo "  $(BUILD)/calotype generate -m $(DEMO_MODEL) -p \"$(TRY_3)\" -o 3.png"
 
 # The last line is "N passed, N failed", also when a build fails.
 test: deps
