@@ -127,8 +127,8 @@ def main():
         for steps in (8, 4):
             drawn = draw([prompt for prompt, _ in asked], steps, seed=1)
             small = F.avg_pool2d(drawn.to(device) * 0.5 + 0.5, 4)
-            misses, error = [], []
-            for (prompt, scene), picture, full in zip(asked, small, drawn):
+            misses = []
+            for (prompt, scene), picture in zip(asked, small):
                 got = [nearest.glyph(picture, it, scene.background) for it in scene.items]
                 if got != [it.glyph for it in scene.items]:
                     misses.append((prompt, [glyphs.names[g] for g in got]))

@@ -67,6 +67,13 @@ def read_checkpoint(folder):
 def write_pipeline(folder, vae, text_encoder, transformer, tokenizer_folder):
     for module, name in ((vae, "vae"), (text_encoder, "text_encoder"), (transformer, "transformer")):
         module.half().save_pretrained(f"{folder}/{name}")
+    # Qwen3's published configuration, and transformers before 5, have this at the top
+    path = f"{folder}/text_encoder/config.json"
+    config = json.load(open(path))
+    config["rope_theta"] = model.TEXT["rope_theta"]
+    with open(path, "w") as f:
+        json.dump(config, f, indent=2)
+        f.write("\n")
     model.scheduler().save_pretrained(f"{folder}/scheduler")
     os.makedirs(f"{folder}/tokenizer", exist_ok=True)
     for name in ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt"):
@@ -91,6 +98,8 @@ def main():
     vae, text_encoder, transformer, _ = read_checkpoint(args.checkpoint)
     write_pipeline(args.out, vae, text_encoder, transformer, args.tokenizer)
     ZImagePipeline.from_pretrained(args.out, torch_dtype=torch.float16)
+    for path in glob.glob(f"{args.out}/*/*.safetensors"):
+        os.chmod(path, 0o644)
     total = sum(os.path.getsize(f) for f in glob.glob(f"{args.out}/**/*", recursive=True) if os.path.isfile(f))
     print(f"{args.out}: {total:,} bytes")
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Train the model in the box: autoencoder, then text encoder and transformer together, then the decoder again.
+"""Train the model in the box: the autoencoder, then the text encoder and the transformer together.
 
     python3 train.py --glyphs glyphs.npz --tokenizer tokenizer --out run
 
@@ -134,9 +134,12 @@ def train_vae(args, vae, painter, glyphs, held_out):
     twin = model.build_vae().to(args.device, memory_format=torch.channels_last)
     average = Average(vae, twin, 0.998)
     encoder, decoder = args.compile(vae.encoder), args.compile(vae.decoder)
-    inner = [p for n, p in vae.named_parameters() if p.ndim == 4 and p.shape[0] > 32 and p.shape[1] > 16 and args.vae_muon_lr]
-    matrices = set(inner)
-    optimizers = [torch.optim.AdamW([p for p in vae.parameters() if p not in matrices], lr=args.vae_lr,
+    # Muon for the convolutions between features, AdamW for the ends, the norms and the attention
+    inner = [p for p in vae.parameters() if p.ndim == 4 and p.shape[0] > 32 and p.shape[1] > 16]
+    if not args.vae_muon_lr:
+        inner = []
+    chosen = set(inner)
+    optimizers = [torch.optim.AdamW([p for p in vae.parameters() if p not in chosen], lr=args.vae_lr,
                                     betas=(0.9, 0.98), weight_decay=1e-4, fused=args.device == "cuda")]
     if inner:
         optimizers.append(Muon(inner, lr=args.vae_muon_lr))
@@ -233,7 +236,6 @@ def train_drawer(args, drawer, vae, painter, glyphs, tokenizer, state):
     twin = model.Drawer(model.build_text_encoder(), model.build_transformer()).to(args.device)
     average = Average(drawer, twin, 0.999)
     compile_blocks(args, drawer)
-    compile_blocks(args, twin)
     matrices, rest = [], []
     for name, p in drawer.named_parameters():
         if f"model.layers.{model.TEXT['num_hidden_layers'] - 1}." in name or name.endswith("model.norm.weight"):
@@ -284,67 +286,17 @@ def train_drawer(args, drawer, vae, painter, glyphs, tokenizer, state):
     return twin
 
 
-# ---- the decoder again, on latents as the transformer leaves them
-
-def polish(args, vae, drawer, painter, glyphs, tokenizer, state, held_out):
-    """Fine-tune the decoder, half on true latents, half on ones that the transformer noised and drew again."""
-    vae = vae.to(memory_format=torch.channels_last).requires_grad_(False)
-    vae.decoder.requires_grad_(True)
-    twin = model.build_vae(**state).to(args.device, memory_format=torch.channels_last)
-    average = Average(vae, twin, 0.998)
-    encoder, decoder = args.compile(vae.encoder), args.compile(vae.decoder)
-    optimizer = torch.optim.AdamW(vae.decoder.parameters(), lr=args.polish_lr, betas=(0.9, 0.98),
-                                  fused=args.device == "cuda")
-    lines = model.scheduler()
-    lines.set_timesteps(sigmas=torch.linspace(1, 1 / 8, 8).tolist())
-    sigmas = lines.sigmas.tolist()
-    side = scenes.PICTURE // 16
-    tables = drawer.table(SHORT, side, side, args.device)
-    clock, data, rng = Clock(args.polish_seconds), stream(args, glyphs, args.vae_batch, tokenizer, seed=3), random.Random(4)
-    half = args.vae_batch // 2
-    while clock.tick():
-        set_rate(optimizer, clock.rate())
-        items, background, ids, lengths = next(data)
-        x = painter.paint(items, background).to(memory_format=torch.channels_last)
-        with args.autocast():
-            with torch.no_grad():
-                z = (encoder(x).float().chunk(2, 1)[0] - state["shift_factor"]) * state["scaling_factor"]
-                first = rng.randrange(3, len(sigmas) - 1)           # noise of 0.83 down to 0.3
-                words, count = ids[:half, 0, :SHORT].long().to(args.device), lengths[:half, 0].long().to(args.device)
-                y = (1 - sigmas[first]) * z[:half] + sigmas[first] * torch.randn_like(z[:half])
-                for now, then in zip(sigmas[first:], sigmas[first + 1:]):
-                    time_ = torch.full((half,), 1 - now, device=args.device)
-                    y = y - (then - now) * drawer(y, time_, words, count, *tables).float()
-                z = torch.cat([y, z[half:]])
-            z = z / state["scaling_factor"] + state["shift_factor"]
-            got = decoder(z.requires_grad_()).float()          # so that it is the graph compiled before
-        loss = picture_loss(got, x)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(vae.decoder.parameters(), 1.0)
-        optimizer.step()
-        average.update()
-        if clock.steps % args.report == 0:
-            d = (got - x).square().mean((1, 2, 3)) / 4
-            log(f"polish {clock.steps} used {clock.used():.2f} psnr of redrawn {-10 * d[:half].mean().log10():.2f} "
-                f"of true {-10 * d[half:].mean().log10():.2f}")
-    log(f"polish done: {clock.steps} steps, held-out psnr {psnr(twin, held_out):.2f} dB")
-    return twin
-
-
 def main():
     p = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     p.add_argument("--glyphs", required=True)
     p.add_argument("--tokenizer", required=True)
     p.add_argument("--out", required=True)
     p.add_argument("--start", help="a checkpoint to go on from (stages with a budget of 0 keep it as it is)")
-    p.add_argument("--vae-seconds", type=float, default=400)
-    p.add_argument("--dit-seconds", type=float, default=800)
-    p.add_argument("--polish-seconds", type=float, default=90)
+    p.add_argument("--vae-seconds", type=float, default=280)
+    p.add_argument("--dit-seconds", type=float, default=500)
     p.add_argument("--vae-batch", type=int, default=24)
     p.add_argument("--vae-lr", type=float, default=1.5e-3)
     p.add_argument("--vae-muon-lr", type=float, default=0.02, help="0: AdamW for everything")
-    p.add_argument("--polish-lr", type=float, default=4e-4)
     p.add_argument("--kl", type=float, default=1e-4)
     p.add_argument("--batch", type=int, default=256)
     p.add_argument("--lr", type=float, default=1.5e-3)
@@ -354,15 +306,15 @@ def main():
     p.add_argument("--pool", type=int, default=131072)
     p.add_argument("--prefill", type=int, default=24576)
     p.add_argument("--workers", type=int, default=12)
-    p.add_argument("--report", type=int, default=500)
-    p.add_argument("--save-every", type=float, default=90)
+    p.add_argument("--report", type=int, default=400)
+    p.add_argument("--save-every", type=float, default=60)
     p.add_argument("--smoke", action="store_true", help="seconds on a CPU: does every line run?")
     args = p.parse_args()
     torch.manual_seed(0)
     args.device = "cuda" if torch.cuda.is_available() else "cpu"
     if args.smoke:
         model.shrink()
-        vars(args).update(vae_seconds=4, dit_seconds=5, polish_seconds=3, vae_batch=4, batch=4, fresh=4, pool=64,
+        vars(args).update(vae_seconds=4, dit_seconds=5, vae_batch=4, batch=4, fresh=4, pool=64,
                           prefill=8, workers=1, report=5, save_every=2, device="cpu")
         scenes.PICTURE = 64
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
@@ -391,10 +343,6 @@ def main():
     if args.dit_seconds:
         drawer = train_drawer(args, drawer.requires_grad_(True).train(), vae, painter, glyphs, tokenizer, state)
         export.write_checkpoint(args.out, text_encoder=drawer.text_encoder, transformer=drawer.transformer)
-    if args.polish_seconds:
-        state = {k: state[k] for k in ("shift_factor", "scaling_factor")}
-        vae = polish(args, vae, drawer, painter, glyphs, tokenizer, state, held_out)
-        export.write_checkpoint(args.out, vae=vae)
     export.write_checkpoint(args.out, state={**state, "seconds": round(time.time() - START)})
     log("all done")
 

@@ -23,18 +23,18 @@ import model
 import scenes
 import tokens
 
-LENGTH, HEAD = 32, 3            # padded length; tokens of the frame before the prompt
+LENGTH, HEAD = 32, 3            # longest prompt, in tokens; tokens of the frame before it
+EVERYDAY = 0.25                 # share of the everyday words; the rest are keywords and names
 BY_NAME = {"flower", "fruit", "tea", "cup", "smiley", "gift", "diamond", "yes", "hide", "shampoo", "on"}
 
 
 def pair(glyphs, rng, everyday):
     """(what somebody may write, what the encoder already understands), for the same scene."""
-    r = rng.random()
-    if r < 0.4:
+    if rng.random() < EVERYDAY:
         word, glyph = rng.choice(everyday)
     else:
         glyph = rng.randrange(len(glyphs))
-        words = glyphs.unique[glyph] if r < 0.75 else []
+        words = glyphs.unique[glyph] if rng.random() < 0.6 else []
         word = rng.choice(words) if words else glyphs.names[glyph]
     scene = scenes.single(glyph, scenes.DEFAULT_BACKGROUND)
     if rng.random() < 0.4:
@@ -45,7 +45,7 @@ def pair(glyphs, rng, everyday):
     written = scenes.prompt_for(glyphs, scene, word)
     if word not in BY_NAME or rng.random() < 0.5:
         written = written[written.index(word):]                      # without its article
-    if rng.random() < 0.25:
+    if rng.random() < 0.35:
         written = written[0].upper() + written[1:]
     end = "." if rng.random() < 0.12 else ""
     return written + end, asked + end
@@ -53,7 +53,7 @@ def pair(glyphs, rng, everyday):
 
 def encode(tokenizer, prompts):
     encoded = [tokenizer.encode(tokens.frame(p)).ids[:LENGTH] for p in prompts]
-    ids = torch.zeros(len(prompts), LENGTH, dtype=torch.long)
+    ids = torch.zeros(len(prompts), max(map(len, encoded)), dtype=torch.long)
     for row, e in enumerate(encoded):
         ids[row, :len(e)] = torch.tensor(e)
     return ids, torch.tensor([len(e) for e in encoded])
@@ -70,12 +70,13 @@ def main():
     p.add_argument("--glyphs", required=True)
     p.add_argument("--tokenizer", required=True)
     p.add_argument("--out", required=True)
-    p.add_argument("--seconds", type=float, default=420)
+    p.add_argument("--seconds", type=float, default=900)
     p.add_argument("--batch", type=int, default=96)
-    p.add_argument("--ordinary", type=int, default=96, help="ordinary captions per step, held in place")
+    p.add_argument("--ordinary", type=int, default=64, help="ordinary captions per step, held in place")
     p.add_argument("--lr", type=float, default=1e-3)
     p.add_argument("--hold", type=float, default=3.0)
     p.add_argument("--threads", type=int, default=2)
+    p.add_argument("--resume", help="a text encoder to go on from; --checkpoint's is still the teacher")
     args = p.parse_args()
     torch.manual_seed(0)
     torch.set_num_threads(args.threads)
@@ -86,6 +87,8 @@ def main():
     _, text_encoder, transformer, _ = export.read_checkpoint(args.checkpoint)
     teacher = model.Drawer(text_encoder, transformer)
     student = model.Drawer(copy.deepcopy(text_encoder), transformer)
+    if args.resume:
+        student.text_encoder.load_state_dict(export.read_checkpoint(args.resume)[1].state_dict())
     used = [q for n, q in student.text_encoder.named_parameters()
             if f"layers.{model.TEXT['num_hidden_layers'] - 1}." not in n and not n.endswith("model.norm.weight")]
     for q in used:
@@ -100,16 +103,16 @@ def main():
         written_ids, written_n = encode(tokenizer, written)
         asked_ids, asked_n = encode(tokenizer, asked)
         ordinary_ids, ordinary_n = encode(tokenizer, ordinary)
-        place = torch.arange(LENGTH)[None]
+        place = torch.arange(written_ids.shape[1])[None]
         with torch.no_grad():
-            wanted = teacher.encode(torch.cat([asked_ids, ordinary_ids]))
+            goal, before = teacher.encode(asked_ids), teacher.encode(ordinary_ids)
             # token by token from the end; what the longer writing has in front follows the first token
             source = (place + (asked_n - written_n)[:, None]).clamp(min=HEAD)
-            source = torch.where(place < HEAD, place, source).clamp(max=LENGTH - 1)
-            goal = wanted[:args.batch].gather(1, source[..., None].expand(-1, -1, wanted.shape[-1]))
-        got = student.encode(torch.cat([written_ids, ordinary_ids]))
-        follow = difference(got[:args.batch], goal, place < written_n[:, None])
-        drift = difference(got[args.batch:], wanted[args.batch:], place < ordinary_n[:, None])
+            source = torch.where(place < HEAD, place, source).clamp(max=asked_ids.shape[1] - 1)
+            goal = goal.gather(1, source[..., None].expand(-1, -1, goal.shape[-1]))
+        follow = difference(student.encode(written_ids), goal, place < written_n[:, None])
+        drift = difference(student.encode(ordinary_ids), before,
+                           torch.arange(ordinary_ids.shape[1])[None] < ordinary_n[:, None])
         loss = follow + args.hold * drift
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
