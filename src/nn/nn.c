@@ -130,11 +130,6 @@ static nn_tensor new_tensor(nn *c, int rank, int64_t n0, int64_t n1, int64_t n2)
     return t;
 }
 
-nn_tensor nn_new1(nn *c, int64_t n0)
-{
-    return new_tensor(c, 1, n0, 1, 1);
-}
-
 nn_tensor nn_new2(nn *c, int64_t n0, int64_t n1)
 {
     return new_tensor(c, 2, n0, n1, 1);

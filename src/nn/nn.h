@@ -80,7 +80,6 @@ size_t nn_peak(const nn *c);
 /* Memory for activations: a stack. What was made after a mark goes with its release. */
 size_t nn_mark(const nn *c);
 void nn_release(nn *c, size_t mark);
-nn_tensor nn_new1(nn *c, int64_t n0);
 nn_tensor nn_new2(nn *c, int64_t n0, int64_t n1);
 nn_tensor nn_new3(nn *c, int64_t n0, int64_t n1, int64_t n2);
 
