@@ -27,14 +27,24 @@ typedef struct nn_tensor {
     float *data; /* NULL in a dry run; models do not look at it */
 } nn_tensor;
 
-/* A weight as the file has it: row-major, of type F32, F16 or BF16, at any alignment. It is read in
- * place and converted while a kernel packs it. data NULL: no such weight. */
+/* A weight as the file has it: row-major, at any alignment. It is read in place and converted while
+ * a kernel packs it. data NULL: no such weight.
+ *
+ * bits 0: numbers of type F32, F16, BF16, F8_E4M3 or F8_E5M2.
+ * bits 2, 3, 4, 5, 6 or 8, matrices [N, K] only: MLX affine groups. data is a row of K * bits / 8
+ * bytes for each output, a stream of unsigned codes, lowest bits first; each group of `group` codes
+ * along K has a scale and a bias of `type`, [N, K / group]: number = scale * code + bias. */
 typedef struct nn_weight {
     const char *name;
     dtype type;
     int rank;
     int64_t n[NN_MAX_RANK];
     const void *data;
+    int bits;
+    int64_t group;
+    const void *scales, *biases;
+    float factor;   /* F8 only: what every number is multiplied with; 0 counts as 1 */
+    bool sensitive; /* stays in bfloat16 or float32 where others are computed in 8 bits */
 } nn_weight;
 
 static inline bool nn_has(const nn_weight *w)

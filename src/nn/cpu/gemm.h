@@ -1,0 +1,77 @@
+/* Products of matrices: what an instruction set brings, for each way to compute.
+ *
+ * Both operands are stored along the summed dimension k in words of 4 bytes: one float32, two
+ * bfloat16, four int8 or two int16. A kernel sees words only; how wide k is in elements is known to
+ * the code that encodes them (operand.h). The first operand comes in panels of mr rows, the second
+ * in panels of nr columns, each in a layout private to the kernel, which its pack functions make.
+ *
+ *     c [mr][nr] = sum over words of a [mr][words] * b [nr][words]
+ *
+ * op_gemm.c, op_attention.c and op_conv.c cut the work into such tiles. */
+#ifndef NN_CPU_GEMM_H
+#define NN_CPU_GEMM_H
+
+#include "nn/cpu/features.h"
+
+#include <stdbool.h>
+
+#define GEMM_MAX_MR 32
+#define GEMM_MAX_NR 64
+
+typedef enum cpu_compute {
+    CPU_F32,  /* float32 products and sums */
+    CPU_BF16, /* bfloat16 products, float32 sums */
+    CPU_INT8, /* 8-bit products, int32 sums: exact, so equal on every instruction set */
+    CPU_COMPUTES
+} cpu_compute;
+
+/* How a number of an operand is stored. */
+typedef enum gemm_element {
+    GEMM_FLOAT32,  /* 1 in a word */
+    GEMM_BFLOAT16, /* 2 in a word */
+    GEMM_INT8,     /* 4 in a word */
+    GEMM_INT16     /* 2 in a word; values of 8 bits, for processors that multiply these faster */
+} gemm_element;
+
+typedef struct cpu_gemm {
+    const char *name;  /* "avx512bf16" */
+    uint32_t features; /* CPU_HAS_... that it needs */
+    cpu_compute compute;
+    gemm_element element;
+    int mr, nr; /* rows and columns of a tile */
+    int step;   /* words: operands are padded with zeros to a multiple of this */
+    /* GEMM_INT8 only: the second operand is stored as value + 128, unsigned. The caller subtracts
+     * 128 times the sum of each row of the first operand. */
+    bool offset_columns;
+
+    /* Caches: words of k that one pass takes (a multiple of step), and columns (a multiple of nr)
+     * and rows (a multiple of mr) of a block whose sums stay in the second-level cache. */
+    int block_words, block_columns, block_rows;
+
+    /* Before the first and after the last tile of a task, on its thread; NULL: nothing to do. */
+    void (*begin)(void);
+    void (*end)(void);
+
+    /* mr rows (nr columns) of words each, to a panel of mr * words (nr * words) words. words is a
+     * multiple of step; sources have any alignment of 4, panels one of 64 bytes (when words * mr * 4
+     * is no multiple of 64, later panels of an operand have less: a kernel may not rely on it).
+     * The panel of a part of k, starting at word w, starts at word w * mr (w * nr) of the panel,
+     * for every w that is a multiple of step. Nothing is read or written outside. */
+    void (*pack_rows)(void *a, const void *const *rows, int64_t words);
+    void (*pack_columns)(void *b, const void *const *columns, int64_t words);
+
+    /* c [mr][nr], float or (CPU_INT8) int32_t, with row stride ldc in elements; it is added to if
+     * accumulate, else overwritten. words > 0. Each sum has one order, that of the words, and a
+     * product done in parts with accumulate gives the same bits as one done at once. */
+    void (*tile)(int64_t words, const void *a, const void *b, void *c, int64_t ldc, bool accumulate);
+} cpu_gemm;
+
+/* Every product that this program has: for each way to compute the slowest first, the definition
+ * (gemm_reference.c) before all others. NULL at the end. Tests and benchmarks run all of them. */
+extern const cpu_gemm *const cpu_gemms[];
+
+/* The fastest that needs nothing but these features; never NULL for CPU_F32 and CPU_INT8. NULL for
+ * CPU_BF16: there are no bfloat16 products; round the operands and compute in float32. */
+const cpu_gemm *cpu_gemm_choose(cpu_compute compute, uint32_t features);
+
+#endif

@@ -1,0 +1,26 @@
+/* Which products this program has. */
+#include "nn/cpu/gemm.h"
+
+#include <stddef.h>
+
+extern const cpu_gemm gemm_reference_f32, gemm_reference_bf16, gemm_reference_int8;
+
+const cpu_gemm *const cpu_gemms[] = {
+    &gemm_reference_f32,
+    &gemm_reference_bf16,
+    &gemm_reference_int8,
+    NULL,
+};
+
+const cpu_gemm *cpu_gemm_choose(cpu_compute compute, uint32_t features)
+{
+    const cpu_gemm *best = NULL;
+    for (int i = 0; cpu_gemms[i]; i++) {
+        /* The definition of bfloat16 products is for tests: slower than float32. */
+        if (cpu_gemms[i] == &gemm_reference_bf16)
+            continue;
+        if (cpu_gemms[i]->compute == compute && !(cpu_gemms[i]->features & ~features))
+            best = cpu_gemms[i];
+    }
+    return best;
+}
