@@ -166,7 +166,7 @@ static void attention(nn *c, const qwen3 *m, const qwen3_layer *l, const nn_tens
 {
     size_t mark = nn_mark(c);
     int64_t s = x->n[0];
-    nn_tensor h = nn_new2(c, s, m->hidden);
+    nn_tensor h = nn_new_operand(c, s, m->hidden);
     nn_tensor q = nn_new2(c, s, m->heads * m->head_dim);
     nn_tensor k = nn_new2(c, s, m->kv_heads * m->head_dim);
     nn_tensor v = nn_new2(c, s, m->kv_heads * m->head_dim);
@@ -178,23 +178,18 @@ static void attention(nn *c, const qwen3 *m, const qwen3_layer *l, const nn_tens
     nn_head_norm_rope(c, &q, m->heads, &l->q_norm, m->eps, cosine, sine, NN_ROPE_HALVES);
     nn_head_norm_rope(c, &k, m->kv_heads, &l->k_norm, m->eps, cosine, sine, NN_ROPE_HALVES);
     nn_attention(c, &a, &q, &k, &v, m->heads, m->kv_heads, true);
-    nn_linear(c, &h, &a, &l->o, NULL);
-    nn_add(c, x, &h);
+    nn_linear(c, x, &a, &l->o, &(nn_epilogue){.add = true});
     nn_release(c, mark);
 }
 
 static void feed_forward(nn *c, const qwen3 *m, const qwen3_layer *l, const nn_tensor *x)
 {
     size_t mark = nn_mark(c);
-    nn_tensor h = nn_new2(c, x->n[0], m->hidden);
-    nn_tensor gate = nn_new2(c, x->n[0], m->intermediate);
-    nn_tensor up = nn_new2(c, x->n[0], m->intermediate);
+    nn_tensor h = nn_new_operand(c, x->n[0], m->hidden);
+    nn_tensor hidden = nn_new2(c, x->n[0], m->intermediate);
     nn_rms_norm(c, &h, x, &l->post_norm, m->eps, NULL);
-    nn_linear(c, &gate, &h, &l->gate, NULL);
-    nn_linear(c, &up, &h, &l->up, NULL);
-    nn_swiglu(c, &gate, &up);
-    nn_linear(c, &h, &gate, &l->down, NULL);
-    nn_add(c, x, &h);
+    nn_linear(c, &hidden, &h, &l->gate, &(nn_epilogue){.activation = NN_SILU, .up = &l->up});
+    nn_linear(c, x, &hidden, &l->down, &(nn_epilogue){.add = true});
     nn_release(c, mark);
 }
 

@@ -279,11 +279,11 @@ static void attention(nn *c, const vae_kl *m, const vae_attention *a, const nn_t
     nn_tensor h = nn_as2(c, &normed, pixels, channels), sum = nn_as2(c, x, pixels, channels);
     nn_tensor q = nn_new2(c, pixels, channels), k = nn_new2(c, pixels, channels);
     nn_tensor v = nn_new2(c, pixels, channels);
-    nn_linear(c, &q, &h, &a->q, &a->q_bias);
-    nn_linear(c, &k, &h, &a->k, &a->k_bias);
-    nn_linear(c, &v, &h, &a->v, &a->v_bias);
+    nn_linear(c, &q, &h, &a->q, &(nn_epilogue){.bias = &a->q_bias});
+    nn_linear(c, &k, &h, &a->k, &(nn_epilogue){.bias = &a->k_bias});
+    nn_linear(c, &v, &h, &a->v, &(nn_epilogue){.bias = &a->v_bias});
     nn_attention(c, &h, &q, &k, &v, 1, 1, false);
-    nn_linear(c, &q, &h, &a->out, &a->out_bias);
+    nn_linear(c, &q, &h, &a->out, &(nn_epilogue){.bias = &a->out_bias});
     nn_add(c, &sum, &q);
     nn_release(c, mark);
 }

@@ -212,20 +212,10 @@ static nn_tensor schedule_entry(const zimage_schedule *s, int64_t entry, int64_t
                                 int64_t steps)
 {
     const nn_tensor *v = &s->values;
-    nn_tensor t = {.rank = 2, .n = {steps, v->n[2], 1, 1}};
+    nn_tensor t = {.rank = 2, .n = {steps, v->n[2], 1, 1}, .stride = v->n[2]};
     if (v->data)
         t.data = v->data + (entry * s->steps + first) * v->n[2];
     return t;
-}
-
-/* Rows first .. first+count-1 of a matrix, or elements of a vector. */
-static nn_weight weight_rows(const nn_weight *w, int64_t first, int64_t count)
-{
-    nn_weight part = *w;
-    part.n[0] = count;
-    part.data = (const char *)w->data +
-                (size_t)(first * (w->rank == 2 ? w->n[1] : 1)) * dtype_size(w->type);
-    return part;
 }
 
 /* t_embedder: sinusoids of t_scale * time, cosines first, then two linear layers. */
@@ -242,9 +232,9 @@ static nn_tensor embed_times(nn *c, const zimage *m, const float *times, int64_t
                 waves.data[s * 2 * FREQUENCIES + k] = cosf(angle);
                 waves.data[s * 2 * FREQUENCIES + FREQUENCIES + k] = sinf(angle);
             }
-    nn_linear(c, &hidden, &waves, &m->t_mlp0, &m->t_mlp0_bias);
-    nn_silu(c, &hidden, &hidden);
-    nn_linear(c, &embedding, &hidden, &m->t_mlp2, &m->t_mlp2_bias);
+    nn_linear(c, &hidden, &waves, &m->t_mlp0,
+              &(nn_epilogue){.bias = &m->t_mlp0_bias, .activation = NN_SILU});
+    nn_linear(c, &embedding, &hidden, &m->t_mlp2, &(nn_epilogue){.bias = &m->t_mlp2_bias});
     nn_release(c, mark);
     return embedding;
 }
@@ -261,10 +251,10 @@ zimage_schedule zimage_prepare_schedule(nn *c, const zimage *m, const float *tim
     for (int64_t b = 0; b < modulated_blocks(m); b++) {
         const zimage_block *k = b < m->refiners ? &m->noise_refiner[b] : &m->layer[b - m->refiners];
         for (int i = 0; i < 4; i++) {
-            nn_weight w = weight_rows(&k->modulation, i * m->dim, m->dim);
-            nn_weight bias = weight_rows(&k->modulation_bias, i * m->dim, m->dim);
+            nn_weight w = nn_weight_rows(&k->modulation, i * m->dim, m->dim);
+            nn_weight bias = nn_weight_rows(&k->modulation_bias, i * m->dim, m->dim);
             nn_tensor value = schedule_entry(&s, 4 * b + i, 0, steps);
-            nn_linear(c, &value, &embedding, &w, &bias);
+            nn_linear(c, &value, &embedding, &w, &(nn_epilogue){.bias = &bias});
             if (i == 0 || i == 2)
                 nn_add_scalar(c, &value, 1);
             else
@@ -273,7 +263,8 @@ zimage_schedule zimage_prepare_schedule(nn *c, const zimage *m, const float *tim
     }
     nn_tensor final = schedule_entry(&s, 4 * modulated_blocks(m), 0, steps);
     nn_silu(c, &embedding, &embedding);
-    nn_linear(c, &final, &embedding, &m->final_modulation, &m->final_modulation_bias);
+    nn_linear(c, &final, &embedding, &m->final_modulation,
+              &(nn_epilogue){.bias = &m->final_modulation_bias});
     nn_add_scalar(c, &final, 1);
     nn_release(c, mark);
     return s;
@@ -299,25 +290,30 @@ static void block(nn *c, const zimage *m, const zimage_block *k, const nn_tensor
     nn_tensor h = nn_new2(c, s, d);
     size_t inner = nn_mark(c);
 
-    nn_tensor q = nn_new2(c, s, d), key = nn_new2(c, s, d), v = nn_new2(c, s, d);
-    nn_rms_norm(c, &h, x, &k->attention_norm1, m->eps, scale_msa);
-    nn_linear(c, &q, &h, &k->q, NULL);
-    nn_linear(c, &key, &h, &k->k, NULL);
-    nn_linear(c, &v, &h, &k->v, NULL);
+    nn_tensor input = nn_new_operand(c, s, d), qkv = nn_new2(c, s, 3 * d);
+    nn_tensor q = nn_columns(&qkv, 0, d), key = nn_columns(&qkv, d, d);
+    nn_tensor v = nn_columns(&qkv, 2 * d, d);
+    nn_rms_norm(c, &input, x, &k->attention_norm1, m->eps, scale_msa);
+    nn_linear(c, &q, &input, &k->q, NULL);
+    nn_linear(c, &key, &input, &k->k, NULL);
+    nn_linear(c, &v, &input, &k->v, NULL);
     /* The reference's attention class has its own eps for these, whatever norm_eps says. */
     nn_head_norm_rope(c, &q, m->heads, norm_q, 1e-5, cosine, sine, NN_ROPE_INTERLEAVED);
     nn_head_norm_rope(c, &key, m->heads, norm_k, 1e-5, cosine, sine, NN_ROPE_INTERLEAVED);
     nn_attention(c, &h, &q, &key, &v, m->heads, m->heads, false);
-    nn_linear(c, &q, &h, &k->out, NULL);
-    nn_add_rms_norm(c, x, &q, &k->attention_norm2, m->eps, gate_msa);
+    nn_release(c, inner);
+    nn_tensor attended = nn_new2(c, s, d);
+    nn_linear(c, &attended, &h, &k->out, NULL);
+    nn_add_rms_norm(c, x, &attended, &k->attention_norm2, m->eps, gate_msa);
     nn_release(c, inner);
 
-    nn_tensor gate = nn_new2(c, s, m->ffn_dim), up = nn_new2(c, s, m->ffn_dim);
-    nn_rms_norm(c, &h, x, &k->ffn_norm1, m->eps, scale_mlp);
-    nn_linear(c, &gate, &h, &k->w1, NULL);
-    nn_linear(c, &up, &h, &k->w3, NULL);
-    nn_swiglu(c, &gate, &up);
-    nn_linear(c, &h, &gate, &k->w2, NULL);
+    nn_tensor hidden = nn_new2(c, s, m->ffn_dim);
+    size_t behind = nn_mark(c);
+    input = nn_new_operand(c, s, d);
+    nn_rms_norm(c, &input, x, &k->ffn_norm1, m->eps, scale_mlp);
+    nn_linear(c, &hidden, &input, &k->w1, &(nn_epilogue){.activation = NN_SILU, .up = &k->w3});
+    nn_release(c, behind);
+    nn_linear(c, &h, &hidden, &k->w2, NULL);
     nn_add_rms_norm(c, x, &h, &k->ffn_norm2, m->eps, gate_mlp);
     nn_release(c, mark);
 }
@@ -372,7 +368,8 @@ zimage_caption zimage_prepare_caption(nn *c, const zimage *m, const float *featu
     nn_upload(c, &x, features, length * m->caption_dim);
     nn_rms_norm(c, &x, &x, &m->caption_norm, m->eps, NULL);
     nn_tensor words = nn_rows(&p.tokens, 0, length);
-    nn_linear(c, &words, &x, &m->caption_embedder, &m->caption_embedder_bias);
+    nn_linear(c, &words, &x, &m->caption_embedder,
+              &(nn_epilogue){.bias = &m->caption_embedder_bias});
     if (caption_length > length) {
         nn_tensor rest = nn_rows(&p.tokens, length, caption_length - length);
         nn_fill_rows(c, &rest, &m->caption_pad_token);
@@ -418,7 +415,7 @@ static void embed_image(nn *c, const zimage *m, const zimage_caption *p, const n
     if (!nn_is_dry(c) && !nn_stopped(c))
         patchify(m, p, patches.data, (float *)(uintptr_t)latents, true);
     nn_tensor image = nn_rows(x, 0, tokens);
-    nn_linear(c, &image, &patches, &m->x_embedder, &m->x_embedder_bias);
+    nn_linear(c, &image, &patches, &m->x_embedder, &(nn_epilogue){.bias = &m->x_embedder_bias});
     if (p->image_length > tokens) {
         nn_tensor rest = nn_rows(x, tokens, p->image_length - tokens);
         nn_fill_rows(c, &rest, &m->x_pad_token);
@@ -462,7 +459,7 @@ void zimage_forward(nn *c, const zimage *m, const zimage_schedule *schedule, int
     nn_tensor last = nn_rows(&x, 0, tokens);
     nn_tensor patches = nn_new2(c, tokens, PATCH * PATCH * m->channels);
     nn_layer_norm(c, &last, &last, 1e-6, &scale);
-    nn_linear(c, &patches, &last, &m->final, &m->final_bias);
+    nn_linear(c, &patches, &last, &m->final, &(nn_epilogue){.bias = &m->final_bias});
     nn_trace_tensor(c, &patches, "transformer.final_layer");
     if (!nn_is_dry(c) && !nn_stopped(c))
         patchify(m, p, patches.data, output, false);

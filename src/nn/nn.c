@@ -119,7 +119,7 @@ void *nn_scratch(nn *c, size_t count, size_t size)
 
 static nn_tensor new_tensor(nn *c, int rank, int64_t n0, int64_t n1, int64_t n2)
 {
-    nn_tensor t = {.rank = rank, .n = {n0, n1, n2, 1}};
+    nn_tensor t = {.rank = rank, .n = {n0, n1, n2, 1}, .stride = n1};
     size_t count = 1;
     for (int i = 0; i < rank; i++)
         if (t.n[i] < 1 || !size_mul(count, (size_t)t.n[i], &count)) {
@@ -140,6 +140,18 @@ nn_tensor nn_new3(nn *c, int64_t n0, int64_t n1, int64_t n2)
     return new_tensor(c, 3, n0, n1, n2);
 }
 
+nn_tensor nn_new_operand(nn *c, int64_t m, int64_t k)
+{
+    nn_tensor t = {.rank = 2, .n = {m, k, 1, 1}, .stride = k, .operand = true};
+    t.data = nn_scratch(c, c->device->operand_bytes(c, m, k), 1);
+    return t;
+}
+
+void nn_set_precision(nn *c, nn_precision precision)
+{
+    c->params.precision = precision;
+}
+
 int64_t nn_count(const nn_tensor *t)
 {
     int64_t count = 1;
@@ -150,10 +162,18 @@ int64_t nn_count(const nn_tensor *t)
 
 nn_tensor nn_rows(const nn_tensor *t, int64_t first, int64_t count)
 {
-    nn_tensor rows = {.rank = 2, .n = {count, t->n[1], 1, 1}};
+    nn_tensor rows = {.rank = 2, .n = {count, t->n[1], 1, 1}, .stride = t->stride};
     if (t->data)
-        rows.data = t->data + first * t->n[1];
+        rows.data = t->data + first * t->stride;
     return rows;
+}
+
+nn_tensor nn_columns(const nn_tensor *t, int64_t first, int64_t count)
+{
+    nn_tensor columns = {.rank = 2, .n = {t->n[0], count, 1, 1}, .stride = t->stride};
+    if (t->data)
+        columns.data = t->data + first;
+    return columns;
 }
 
 nn_tensor nn_as2(nn *c, const nn_tensor *t, int64_t n0, int64_t n1)
@@ -161,7 +181,22 @@ nn_tensor nn_as2(nn *c, const nn_tensor *t, int64_t n0, int64_t n1)
     if (n0 * n1 != nn_count(t))
         nn_fail(c, CT_EINTERNAL, "as2: %" PRId64 " x %" PRId64 " is not the size of the tensor", n0,
                 n1);
-    return (nn_tensor){.rank = 2, .n = {n0, n1, 1, 1}, .data = t->data};
+    return (nn_tensor){.rank = 2, .n = {n0, n1, 1, 1}, .stride = n1, .data = t->data};
+}
+
+nn_weight nn_weight_rows(const nn_weight *w, int64_t first, int64_t count)
+{
+    nn_weight part = *w;
+    int64_t k = w->rank == 2 ? w->n[1] : 1, size = (int64_t)dtype_size(w->type);
+    part.n[0] = count;
+    if (!w->data)
+        return part;
+    part.data = (const char *)w->data + first * (w->bits ? k * w->bits / 8 : k * size);
+    if (w->bits) {
+        part.scales = (const char *)w->scales + first * (k / w->group) * size;
+        part.biases = (const char *)w->biases + first * (k / w->group) * size;
+    }
+    return part;
 }
 
 /* ---- Checks ---------------------------------------------------------------------------------- */
@@ -176,6 +211,12 @@ static bool require(nn *c, bool condition, const char *operation, const nn_weigh
         nn_fail(c, CT_EINTERNAL, "%s%s%s: expected %s", operation, w && w->name ? " with " : "",
                 w && w->name ? w->name : "", text);
     return condition;
+}
+
+/* Numbers without gaps. */
+static bool is_whole(const nn_tensor *t)
+{
+    return !t->operand && (t->rank != 2 || t->n[0] == 1 || t->stride == t->n[1]);
 }
 
 static bool is_matrix(const nn_tensor *t, int64_t rows, int64_t columns)
@@ -202,21 +243,25 @@ static bool is_row(const nn_tensor *t, int64_t n)
 
 void nn_upload(nn *c, const nn_tensor *t, const float *data, int64_t count)
 {
-    if (require(c, count == nn_count(t), "upload", NULL, "as many numbers as the tensor has") &&
+    if (require(c, count == nn_count(t) && is_whole(t), "upload", NULL,
+                "as many numbers as the tensor has") &&
         !c->params.dry)
         memcpy(t->data, data, (size_t)count * sizeof(float));
 }
 
 void nn_download(nn *c, const nn_tensor *t, float *data, int64_t count)
 {
-    if (require(c, count == nn_count(t), "download", NULL, "as many numbers as the tensor has") &&
+    if (require(c, count == nn_count(t) && is_whole(t), "download", NULL,
+                "as many numbers as the tensor has") &&
         !c->params.dry)
         memcpy(data, t->data, (size_t)count * sizeof(float));
 }
 
 void nn_copy(nn *c, const nn_tensor *out, const nn_tensor *x)
 {
-    if (require(c, nn_count(out) == nn_count(x), "copy", NULL, "equal sizes") && !c->params.dry)
+    if (require(c, nn_count(out) == nn_count(x) && is_whole(out) && is_whole(x), "copy", NULL,
+                "equal sizes") &&
+        !c->params.dry)
         memmove(out->data, x->data, (size_t)nn_count(x) * sizeof(float));
 }
 
@@ -251,20 +296,32 @@ void nn_fill_rows(nn *c, const nn_tensor *out, const nn_weight *w)
         c->device->fill_rows(c, out, w);
 }
 
-void nn_linear(nn *c, const nn_tensor *out, const nn_tensor *x, const nn_weight *w,
-               const nn_weight *bias)
+void nn_prepare(nn *c, const nn_tensor *out, const nn_tensor *x)
 {
-    bool fits = nn_has(w) && w->rank == 2 && x->rank == 2 && x->n[1] == w->n[1] &&
-                is_matrix(out, x->n[0], w->n[0]) && (!bias || is_vector(bias, w->n[0]));
-    if (require(c, fits, "linear", w, "out [M, N], x [M, K], w [N, K], bias [N]"))
-        c->device->linear(c, out, x, w, bias);
+    bool fits = out->operand && !x->operand && x->rank == 2 && is_matrix(out, x->n[0], x->n[1]);
+    if (require(c, fits, "prepare", NULL, "out and x [M, K], out an operand"))
+        c->device->prepare(c, out, x);
+}
+
+void nn_linear(nn *c, const nn_tensor *out, const nn_tensor *x, const nn_weight *w,
+               const nn_epilogue *epilogue)
+{
+    const nn_epilogue none = {0}, *e = epilogue ? epilogue : &none;
+    bool fits =
+        nn_has(w) && w->rank == 2 && x->rank == 2 && x->n[1] == w->n[1] && !out->operand &&
+        is_matrix(out, x->n[0], w->n[0]) && (!e->bias || is_vector(e->bias, w->n[0])) &&
+        (!e->gate || is_row(e->gate, w->n[0])) && !(x->operand && w->sensitive) &&
+        (!e->up || (nn_has(e->up) && e->up->rank == 2 && e->up->n[0] == w->n[0] &&
+                    e->up->n[1] == w->n[1] && e->up->sensitive == w->sensitive && !e->bias));
+    if (require(c, fits, "linear", w, "out [M, N], x [M, K], w and up [N, K], bias and gate [N]"))
+        c->device->linear(c, out, x, w, e);
 }
 
 void nn_rms_norm(nn *c, const nn_tensor *out, const nn_tensor *x, const nn_weight *w, double eps,
                  const nn_tensor *scale)
 {
-    bool fits =
-        x->rank == 2 && same_shape(out, x) && is_vector(w, x->n[1]) && is_row(scale, x->n[1]);
+    bool fits = x->rank == 2 && same_shape(out, x) && is_vector(w, x->n[1]) &&
+                is_row(scale, x->n[1]) && is_whole(x) && (out->operand || is_whole(out));
     if (require(c, fits, "rms_norm", w, "out and x [M, D], w [D], scale [D]"))
         c->device->rms_norm(c, out, x, w, (float)eps, scale);
 }
@@ -272,7 +329,8 @@ void nn_rms_norm(nn *c, const nn_tensor *out, const nn_tensor *x, const nn_weigh
 void nn_add_rms_norm(nn *c, const nn_tensor *x, const nn_tensor *y, const nn_weight *w, double eps,
                      const nn_tensor *gate)
 {
-    bool fits = x->rank == 2 && same_shape(x, y) && is_vector(w, x->n[1]) && is_row(gate, x->n[1]);
+    bool fits = x->rank == 2 && same_shape(x, y) && is_vector(w, x->n[1]) &&
+                is_row(gate, x->n[1]) && is_whole(x) && is_whole(y);
     if (require(c, fits, "add_rms_norm", w, "x and y [M, D], w [D], gate [D]"))
         c->device->add_rms_norm(c, x, y, w, (float)eps, gate);
 }
@@ -280,7 +338,8 @@ void nn_add_rms_norm(nn *c, const nn_tensor *x, const nn_tensor *y, const nn_wei
 void nn_layer_norm(nn *c, const nn_tensor *out, const nn_tensor *x, double eps,
                    const nn_tensor *scale)
 {
-    bool fits = x->rank == 2 && same_shape(out, x) && scale && is_row(scale, x->n[1]);
+    bool fits = x->rank == 2 && same_shape(out, x) && scale && is_row(scale, x->n[1]) &&
+                is_whole(out) && is_whole(x);
     if (require(c, fits, "layer_norm", NULL, "out and x [M, D], scale [D]"))
         c->device->layer_norm(c, out, x, (float)eps, scale);
 }
@@ -288,7 +347,7 @@ void nn_layer_norm(nn *c, const nn_tensor *out, const nn_tensor *x, double eps,
 void nn_head_norm_rope(nn *c, const nn_tensor *x, int heads, const nn_weight *w, double eps,
                        const nn_tensor *cosine, const nn_tensor *sine, nn_rope_pairs pairs)
 {
-    bool fits = x->rank == 2 && heads > 0 && x->n[1] % heads == 0;
+    bool fits = x->rank == 2 && heads > 0 && x->n[1] % heads == 0 && !x->operand;
     int64_t dim = fits ? x->n[1] / heads : 0;
     fits = fits && dim % 2 == 0 && (!w || is_vector(w, dim)) &&
            is_matrix(cosine, x->n[0], dim / 2) && same_shape(cosine, sine);
@@ -301,38 +360,34 @@ void nn_attention(nn *c, const nn_tensor *out, const nn_tensor *q, const nn_tens
 {
     bool fits = heads > 0 && kv_heads > 0 && heads % kv_heads == 0 && q->rank == 2 &&
                 q->n[1] % heads == 0 && same_shape(out, q) && same_shape(k, v) && k->rank == 2 &&
-                k->n[1] == q->n[1] / heads * kv_heads && (!causal || q->n[0] == k->n[0]);
+                k->n[1] == q->n[1] / heads * kv_heads && (!causal || q->n[0] == k->n[0]) &&
+                is_whole(out) && !q->operand && !k->operand && !v->operand;
     if (require(c, fits, "attention", NULL, "q and out [Sq, H*D], k and v [Sk, G*D]"))
         c->device->attention(c, out, q, k, v, heads, kv_heads, causal);
 }
 
-void nn_swiglu(nn *c, const nn_tensor *gate, const nn_tensor *up)
-{
-    if (require(c, same_shape(gate, up), "swiglu", NULL, "equal shapes"))
-        c->device->swiglu(c, gate, up);
-}
-
 void nn_silu(nn *c, const nn_tensor *out, const nn_tensor *x)
 {
-    if (require(c, same_shape(out, x), "silu", NULL, "equal shapes"))
+    if (require(c, same_shape(out, x) && is_whole(out) && is_whole(x), "silu", NULL,
+                "equal shapes"))
         c->device->silu(c, out, x);
 }
 
 void nn_tanh(nn *c, const nn_tensor *x)
 {
-    if (require(c, true, "tanh", NULL, ""))
+    if (require(c, is_whole(x), "tanh", NULL, "no gaps"))
         c->device->tanh(c, x);
 }
 
 void nn_add_scalar(nn *c, const nn_tensor *x, double value)
 {
-    if (require(c, true, "add_scalar", NULL, ""))
+    if (require(c, is_whole(x), "add_scalar", NULL, "no gaps"))
         c->device->add_scalar(c, x, (float)value);
 }
 
 void nn_add(nn *c, const nn_tensor *x, const nn_tensor *y)
 {
-    if (require(c, same_shape(x, y), "add", NULL, "equal shapes"))
+    if (require(c, same_shape(x, y) && is_whole(x) && is_whole(y), "add", NULL, "equal shapes"))
         c->device->add(c, x, y);
 }
 

@@ -21,10 +21,14 @@
 
 #define NN_MAX_RANK 4
 
+/* A matrix may be a part of a wider one: its rows are `stride` numbers apart. Everything else is
+ * without gaps (a matrix too where an operation does not say otherwise). */
 typedef struct nn_tensor {
     int rank;
     int64_t n[NN_MAX_RANK];
-    float *data; /* NULL in a dry run; models do not look at it */
+    int64_t stride; /* of a matrix */
+    bool operand;   /* not numbers but what products read: nn_new_operand */
+    float *data;    /* NULL in a dry run; models do not look at it */
 } nn_tensor;
 
 /* A weight as the file has it: row-major, at any alignment. It is read in place and converted while
@@ -52,18 +56,29 @@ static inline bool nn_has(const nn_weight *w)
     return w && w->data;
 }
 
+/* Rows first .. first+count-1 of a matrix, or elements of a vector. */
+nn_weight nn_weight_rows(const nn_weight *w, int64_t first, int64_t count);
+
 /* Receives named tensors while a network runs; used for traces. */
 typedef struct nn_trace {
     void *user;
     void (*tensor)(void *user, const char *name, const nn_tensor *value);
 } nn_trace;
 
+/* How products (linear, attention) are computed; everything else is float32. */
+typedef enum nn_precision {
+    NN_F32,
+    NN_BF16, /* operands rounded to bfloat16, sums in float32 */
+    NN_INT8  /* linear: rows of activations and of weights as 8-bit integers with a scale for each
+              * row, sums exact; weights marked sensitive, and attention: as NN_BF16 */
+} nn_precision;
+
 typedef struct nn_params {
     const ct_allocator *allocator;
     pool *threads;
     const struct cpu_kernels *kernels;
     bool dry;
-    bool bf16;                  /* round the operands of products to bfloat16 */
+    nn_precision precision;
     size_t arena_bytes;         /* for a real run: what the dry run found */
     const nn_trace *trace;      /* may be NULL */
     bool (*cancel)(void *user); /* may be NULL */
@@ -92,9 +107,17 @@ size_t nn_mark(const nn *c);
 void nn_release(nn *c, size_t mark);
 nn_tensor nn_new2(nn *c, int64_t n0, int64_t n1);
 nn_tensor nn_new3(nn *c, int64_t n0, int64_t n1, int64_t n2);
+/* A matrix [M, K] in the form in which the products of this precision read it, for several linear
+ * layers (none of them sensitive) on the same input. Written by nn_rms_norm and nn_prepare, read by
+ * nn_linear. */
+nn_tensor nn_new_operand(nn *c, int64_t m, int64_t k);
+/* For what follows. An operand is used under the precision that it was made in. */
+void nn_set_precision(nn *c, nn_precision precision);
 
 /* Rows first .. first+count-1 of a matrix; the same memory. */
 nn_tensor nn_rows(const nn_tensor *t, int64_t first, int64_t count);
+/* Columns first .. first+count-1; the same memory. */
+nn_tensor nn_columns(const nn_tensor *t, int64_t first, int64_t count);
 /* The same memory as a matrix of [n0, n1]. */
 nn_tensor nn_as2(nn *c, const nn_tensor *t, int64_t n0, int64_t n1);
 int64_t nn_count(const nn_tensor *t);
@@ -115,11 +138,27 @@ void nn_embed(nn *c, const nn_tensor *out, const nn_weight *w, const int32_t *id
 /* Every row of out [S, D] = w, a weight of D elements. */
 void nn_fill_rows(nn *c, const nn_tensor *out, const nn_weight *w);
 
-/* out [M, N] = x [M, K] w^T + bias; w [N, K], bias [N] or none (NULL). */
-void nn_linear(nn *c, const nn_tensor *out, const nn_tensor *x, const nn_weight *w,
-               const nn_weight *bias);
+/* out [M, K] (an operand) = x. */
+void nn_prepare(nn *c, const nn_tensor *out, const nn_tensor *x);
 
-/* out [M, D] = x / sqrt(mean(x^2) + eps) * w, then times scale [D] if that is given. In place. */
+typedef enum nn_activation { NN_LINEAR, NN_SILU, NN_GELU_TANH } nn_activation;
+
+/* What follows a product while its results are in the cache, in this order. */
+typedef struct nn_epilogue {
+    const nn_weight *bias; /* [N] */
+    nn_activation activation;
+    const nn_weight *up;   /* [N, K]: value * (x up^T), so NN_SILU makes SwiGLU; without bias */
+    const nn_tensor *gate; /* [N]: gate * value */
+    bool add;              /* out += value instead of out = value */
+} nn_epilogue;
+
+/* out [M, N] = epilogue(x [M, K] w^T), w [N, K]; epilogue may be NULL. out and x may be parts of
+ * wider matrices; x may be an operand. */
+void nn_linear(nn *c, const nn_tensor *out, const nn_tensor *x, const nn_weight *w,
+               const nn_epilogue *epilogue);
+
+/* out [M, D] = x / sqrt(mean(x^2) + eps) * w, then times scale [D] if that is given. In place. out
+ * may be an operand. */
 void nn_rms_norm(nn *c, const nn_tensor *out, const nn_tensor *x, const nn_weight *w, double eps,
                  const nn_tensor *scale);
 
@@ -137,18 +176,17 @@ typedef enum nn_rope_pairs {
     NN_ROPE_HALVES       /* features (k, k + D/2): Qwen and its relatives */
 } nn_rope_pairs;
 
-/* In place on x [S, H*D]: RMSNorm with w [D] over each head (none if w is NULL), then rotation by
- * the angles whose cosine and sine are given, [S, D/2]. */
+/* In place on x [S, H*D], which may be a part of a wider matrix: RMSNorm with w [D] over each head
+ * (none if w is NULL), then rotation by the angles whose cosine and sine are given, [S, D/2]. */
 void nn_head_norm_rope(nn *c, const nn_tensor *x, int heads, const nn_weight *w, double eps,
                        const nn_tensor *cosine, const nn_tensor *sine, nn_rope_pairs pairs);
 
 /* out [Sq, H*D] = softmax(q k^T / sqrt(D)) v for each head; q [Sq, H*D], k and v [Sk, G*D] where G
- * divides H (grouped queries: head h uses h / (H/G)). causal: query i sees keys 0..i (Sq = Sk). */
+ * divides H (grouped queries: head h uses h / (H/G)). causal: query i sees keys 0..i (Sq = Sk). q,
+ * k and v may be parts of wider matrices; out may be the same memory as q. */
 void nn_attention(nn *c, const nn_tensor *out, const nn_tensor *q, const nn_tensor *k,
                   const nn_tensor *v, int heads, int kv_heads, bool causal);
 
-/* gate = silu(gate) * up, both [M, F]. */
-void nn_swiglu(nn *c, const nn_tensor *gate, const nn_tensor *up);
 /* out = x / (1 + exp(-x)). In place. */
 void nn_silu(nn *c, const nn_tensor *out, const nn_tensor *x);
 /* x = tanh(x). */

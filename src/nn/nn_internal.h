@@ -10,8 +10,10 @@ typedef struct nn_device {
     const char *name;
     void (*embed)(nn *c, const nn_tensor *out, const nn_weight *w, const int32_t *ids);
     void (*fill_rows)(nn *c, const nn_tensor *out, const nn_weight *w);
+    size_t (*operand_bytes)(const nn *c, int64_t m, int64_t k);
+    void (*prepare)(nn *c, const nn_tensor *out, const nn_tensor *x);
     void (*linear)(nn *c, const nn_tensor *out, const nn_tensor *x, const nn_weight *w,
-                   const nn_weight *bias);
+                   const nn_epilogue *epilogue);
     void (*rms_norm)(nn *c, const nn_tensor *out, const nn_tensor *x, const nn_weight *w, float eps,
                      const nn_tensor *scale);
     void (*add_rms_norm)(nn *c, const nn_tensor *x, const nn_tensor *y, const nn_weight *w,
@@ -22,7 +24,6 @@ typedef struct nn_device {
                            const nn_tensor *cosine, const nn_tensor *sine, nn_rope_pairs pairs);
     void (*attention)(nn *c, const nn_tensor *out, const nn_tensor *q, const nn_tensor *k,
                       const nn_tensor *v, int heads, int kv_heads, bool causal);
-    void (*swiglu)(nn *c, const nn_tensor *gate, const nn_tensor *up);
     void (*silu)(nn *c, const nn_tensor *out, const nn_tensor *x);
     void (*tanh)(nn *c, const nn_tensor *x);
     void (*add_scalar)(nn *c, const nn_tensor *x, float value);

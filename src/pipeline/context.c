@@ -69,7 +69,7 @@ int ct_context_threads(const ct_context *context)
 
 const char *ct_context_cpu(const ct_context *context)
 {
-    return context->kernels->name;
+    return context->kernels.name;
 }
 
 void log_message(const ct_callbacks *callbacks, ct_log_level level, const char *format, ...)

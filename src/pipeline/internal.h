@@ -16,7 +16,7 @@ struct ct_context {
     ct_allocator allocator;
     ct_callbacks callbacks;
     pool *threads;
-    const cpu_kernels *kernels;
+    cpu_kernels kernels;
 };
 
 struct ct_model {

@@ -217,8 +217,8 @@ static nn_params network_params(const ct_job *job)
     const ct_context *context = job->model->context;
     return (nn_params){.allocator = job->allocator,
                        .threads = context->threads,
-                       .kernels = context->kernels,
-                       .bf16 = job->info.precision == CT_PRECISION_BF16,
+                       .kernels = &context->kernels,
+                       .precision = job->info.precision == CT_PRECISION_BF16 ? NN_BF16 : NN_F32,
                        .trace = job->trace_modules ? &job->trace.hook : NULL,
                        .cancel = job->callbacks.cancel,
                        .cancel_user = job->callbacks.user};

@@ -265,7 +265,7 @@ static ct_status add_recipe(const ct_job *job, ct_image *image, ct_error *error)
         .model_hash = info->hash,
         .model_class = info->class_name,
         .version = ct_version(),
-        .cpu = job->model->context->kernels->name,
+        .cpu = job->model->context->kernels.name,
     };
     image->recipe_json = recipe_json(job->allocator, &r);
     image->recipe_text = recipe_text(job->allocator, &r);

@@ -76,16 +76,19 @@ static void compare(const char *kernel, const cpu_kernels *k, const float *got, 
 
 static const cpu_kernels *definition(void)
 {
-    return cpu_kernels_all[0];
+    static cpu_kernels reference;
+    cpu_kernels_tier(&reference, 0);
+    return &reference;
 }
 
 /* Calls check for every table that can run here, the definition itself included. */
 static void each_table(void (*check)(const cpu_kernels *k))
 {
-    for (int i = 0; cpu_kernels_all[i]; i++)
-        if (cpu_kernels_usable(cpu_kernels_all[i]))
+    cpu_kernels k;
+    for (int i = 0; cpu_kernels_tier(&k, i); i++)
+        if (cpu_kernels_usable(&k))
             for (int round = 0; round < 20; round++)
-                check(cpu_kernels_all[i]);
+                check(&k);
 }
 
 /* The tile has another shape in each table, so it is compared with the sum in the header. */
@@ -297,15 +300,15 @@ static void test_kernels(void **state)
 static void test_tables(void **state)
 {
     (void)state;
-    const cpu_kernels *best = NULL;
+    cpu_kernels best, k;
     ct_error error;
     assert_int_equal(cpu_kernels_choose(&best, NULL, &error), CT_OK);
-    assert_true(cpu_kernels_usable(best));
-    for (int i = 0; cpu_kernels_all[i]; i++) {
-        const cpu_kernels *k = cpu_kernels_all[i];
-        assert_true(k->mr <= KERNEL_MAX_MR && k->nr <= KERNEL_MAX_NR && 48 % k->mr == 0);
-        ct_status status = cpu_kernels_choose(&best, k->name, &error);
-        assert_int_equal(status, cpu_kernels_usable(k) ? CT_OK : CT_EUNSUPPORTED);
+    assert_true(cpu_kernels_usable(&best));
+    for (int i = 0; cpu_kernels_tier(&k, i); i++) {
+        assert_true(k.mr <= KERNEL_MAX_MR && k.nr <= KERNEL_MAX_NR && 48 % k.mr == 0);
+        assert_true(k.gemm[CPU_F32] && k.gemm[CPU_INT8]);
+        ct_status status = cpu_kernels_choose(&best, k.name, &error);
+        assert_int_equal(status, cpu_kernels_usable(&k) ? CT_OK : CT_EUNSUPPORTED);
     }
     assert_int_equal(cpu_kernels_choose(&best, "abacus", &error), CT_EINVAL);
     assert_non_null(strstr(error.message, "abacus"));
@@ -340,10 +343,11 @@ static void bench_tile(const cpu_kernels *k, int64_t length)
 int main(int argc, char **argv)
 {
     if (argc > 1 && !strcmp(argv[1], "--bench")) {
-        for (int i = 0; cpu_kernels_all[i]; i++)
-            if (cpu_kernels_usable(cpu_kernels_all[i])) {
-                bench_tile(cpu_kernels_all[i], 128);
-                bench_tile(cpu_kernels_all[i], 512);
+        cpu_kernels k;
+        for (int i = 0; cpu_kernels_tier(&k, i); i++)
+            if (cpu_kernels_usable(&k)) {
+                bench_tile(&k, 128);
+                bench_tile(&k, 512);
             }
         return 0;
     }

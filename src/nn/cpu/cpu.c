@@ -1,5 +1,5 @@
 /* The CPU device: its operation table, and the operations on single numbers and rows. */
-#include "nn/cpu/cpu.h"
+#include "nn/cpu/operand.h"
 
 #include <math.h>
 #include <string.h>
@@ -14,12 +14,9 @@ const float *cpu_floats(nn *c, const nn_weight *w)
 {
     if (!nn_has(w))
         return NULL;
-    size_t count = 1;
-    for (int i = 0; i < w->rank; i++)
-        count *= (size_t)w->n[i];
-    float *floats = nn_scratch(c, count, sizeof(float));
+    float *floats = nn_scratch(c, (size_t)w->n[w->rank - 1], sizeof(float));
     if (floats)
-        dtype_to_float(floats, w->data, w->type, count);
+        weight_decode(c->params.kernels, w, 0, 0, w->n[w->rank - 1], floats);
     return floats;
 }
 
@@ -27,11 +24,8 @@ static void cpu_embed(nn *c, const nn_tensor *out, const nn_weight *w, const int
 {
     if (c->params.dry)
         return;
-    int64_t d = w->n[1];
-    size_t row = (size_t)d * dtype_size(w->type);
     for (int64_t i = 0; i < out->n[0]; i++)
-        dtype_to_float(out->data + i * d, (const char *)w->data + (size_t)ids[i] * row, w->type,
-                       (size_t)d);
+        weight_decode(c->params.kernels, w, ids[i], 0, w->n[1], out->data + i * out->stride);
 }
 
 static void cpu_fill_rows(nn *c, const nn_tensor *out, const nn_weight *w)
@@ -39,7 +33,7 @@ static void cpu_fill_rows(nn *c, const nn_tensor *out, const nn_weight *w)
     if (c->params.dry)
         return;
     for (int64_t i = 0; i < out->n[0]; i++)
-        dtype_to_float(out->data + i * out->n[1], w->data, w->type, (size_t)out->n[1]);
+        weight_decode(c->params.kernels, w, 0, 0, out->n[1], out->data + i * out->stride);
 }
 
 #define NUMBERS_PER_TASK 16384
@@ -59,11 +53,6 @@ static void pointwise_task(void *user, int64_t index, int worker)
     const pointwise *p = user;
     int64_t at = index * NUMBERS_PER_TASK;
     p->part(p, at, min64(NUMBERS_PER_TASK, p->count - at));
-}
-
-static void swiglu_part(const pointwise *p, int64_t at, int64_t n)
-{
-    p->kernels->swiglu(p->out + at, p->x + at, n);
 }
 
 static void silu_part(const pointwise *p, int64_t at, int64_t n)
@@ -95,11 +84,6 @@ static void run_pointwise(nn *c, const nn_tensor *out, const nn_tensor *x, float
     cpu_run(c, ceil_div(p.count, NUMBERS_PER_TASK), pointwise_task, &p);
 }
 
-static void cpu_swiglu(nn *c, const nn_tensor *gate, const nn_tensor *up)
-{
-    run_pointwise(c, gate, up, 0, swiglu_part);
-}
-
 static void cpu_silu(nn *c, const nn_tensor *out, const nn_tensor *x)
 {
     run_pointwise(c, out, x, 0, silu_part);
@@ -124,13 +108,14 @@ const nn_device nn_cpu_device = {
     .name = "cpu",
     .embed = cpu_embed,
     .fill_rows = cpu_fill_rows,
+    .operand_bytes = cpu_operand_bytes,
+    .prepare = cpu_prepare,
     .linear = cpu_linear,
     .rms_norm = cpu_rms_norm,
     .add_rms_norm = cpu_add_rms_norm,
     .layer_norm = cpu_layer_norm,
     .head_norm_rope = cpu_head_norm_rope,
     .attention = cpu_attention,
-    .swiglu = cpu_swiglu,
     .silu = cpu_silu,
     .tanh = cpu_tanh,
     .add_scalar = cpu_add_scalar,

@@ -11,8 +11,10 @@ void cpu_run(nn *c, int64_t count, void (*task)(void *user, int64_t index, int w
  * weight that is not there. */
 const float *cpu_floats(nn *c, const nn_weight *w);
 
+size_t cpu_operand_bytes(const nn *c, int64_t m, int64_t k);
+void cpu_prepare(nn *c, const nn_tensor *out, const nn_tensor *x);
 void cpu_linear(nn *c, const nn_tensor *out, const nn_tensor *x, const nn_weight *w,
-                const nn_weight *bias);
+                const nn_epilogue *epilogue);
 void cpu_conv2d(nn *c, const nn_tensor *out, const nn_tensor *x, const nn_weight *w,
                 const nn_weight *bias, const nn_conv *params);
 void cpu_attention(nn *c, const nn_tensor *out, const nn_tensor *q, const nn_tensor *k,

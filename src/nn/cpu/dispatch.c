@@ -1,4 +1,4 @@
-/* Which kernels this program has, and which of them this processor can run. */
+/* Which tiers of kernels this program has, and which of them this processor can run. */
 #include "nn/cpu/kernels.h"
 
 #include <string.h>
@@ -8,48 +8,71 @@ extern const cpu_kernels cpu_kernels_reference, cpu_kernels_baseline;
 extern const cpu_kernels cpu_kernels_avx2, cpu_kernels_avx512;
 #endif
 
-const cpu_kernels *const cpu_kernels_all[] = {
-    &cpu_kernels_reference,
-    &cpu_kernels_baseline,
+/* A tier: kernels for rows, and what products may need. */
+static const struct tier {
+    const char *name;
+    uint32_t features;
+    const cpu_kernels *rows;
+} tiers[] = {
+    {"reference", 0, &cpu_kernels_reference},
+    {"baseline", 0, &cpu_kernels_baseline},
 #if defined(__x86_64__)
-    &cpu_kernels_avx2,
-    &cpu_kernels_avx512,
+    {"avx2", CPU_HAS_AVX2, &cpu_kernels_avx2},
+    {"avxvnni", CPU_HAS_AVX2 | CPU_HAS_AVXVNNI, &cpu_kernels_avx2},
+#define AVX512 (CPU_HAS_AVX2 | CPU_HAS_AVX512)
+#define AVX512_ALL (AVX512 | CPU_HAS_AVX512VNNI | CPU_HAS_AVX512BF16)
+    {"avx512", AVX512, &cpu_kernels_avx512},
+    {"avx512vnni", AVX512 | CPU_HAS_AVX512VNNI, &cpu_kernels_avx512},
+    {"avx512bf16", AVX512_ALL, &cpu_kernels_avx512},
+    {"amx", AVX512_ALL | CPU_HAS_AMX, &cpu_kernels_avx512},
+#elif defined(__aarch64__)
+    {"dotprod", CPU_HAS_DOTPROD, &cpu_kernels_baseline},
+    {"i8mm", CPU_HAS_DOTPROD | CPU_HAS_I8MM, &cpu_kernels_baseline},
+    {"bf16", CPU_HAS_DOTPROD | CPU_HAS_I8MM | CPU_HAS_BF16, &cpu_kernels_baseline},
 #endif
-    NULL,
 };
 
-bool cpu_kernels_usable(const cpu_kernels *kernels)
+enum { TIERS = sizeof tiers / sizeof *tiers };
+
+bool cpu_kernels_tier(cpu_kernels *out, int index)
 {
-#if defined(__x86_64__)
-    /* __builtin_cpu_supports also asks whether the system saves the registers. */
-    if (kernels == &cpu_kernels_avx2)
-        return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-               __builtin_cpu_supports("bmi2");
-    if (kernels == &cpu_kernels_avx512)
-        return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-               __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
-               __builtin_cpu_supports("avx512cd");
-#endif
-    (void)kernels;
+    if (index < 0 || index >= TIERS)
+        return false;
+    *out = *tiers[index].rows;
+    out->name = tiers[index].name;
+    out->features = tiers[index].features;
+    for (int i = 0; i < CPU_COMPUTES; i++)
+        out->gemm[i] = index == 0 ? cpu_gemm_reference((cpu_compute)i)
+                                  : cpu_gemm_choose((cpu_compute)i, out->features);
     return true;
 }
 
-ct_status cpu_kernels_choose(const cpu_kernels **out, const char *name, ct_error *error)
+bool cpu_kernels_usable(const cpu_kernels *kernels)
 {
-    const cpu_kernels *best = NULL;
-    for (int i = 0; cpu_kernels_all[i]; i++) {
-        const cpu_kernels *k = cpu_kernels_all[i];
-        bool wanted = name && !strcmp(name, k->name);
-        if (wanted && !cpu_kernels_usable(k))
+    return !(kernels->features & ~cpu_features());
+}
+
+ct_status cpu_kernels_choose(cpu_kernels *out, const char *name, ct_error *error)
+{
+    cpu_kernels tier;
+    bool found = false;
+    for (int i = 0; cpu_kernels_tier(&tier, i); i++) {
+        bool wanted = name && !strcmp(name, tier.name);
+        if (wanted && !cpu_kernels_usable(&tier))
             return error_set(error, CT_EUNSUPPORTED, "this processor cannot run the %s kernels",
                              name);
-        if (wanted || (!name && cpu_kernels_usable(k)))
-            best = k;
+        if (wanted || (!name && cpu_kernels_usable(&tier))) {
+            *out = tier;
+            found = true;
+        }
     }
-    *out = best;
-    if (!best)
-        return error_set(error, CT_EINVAL,
-                         "there are no kernels named \"%s\"; known are baseline%s and reference",
-                         name, cpu_kernels_all[2] ? ", avx2, avx512" : "");
-    return CT_OK;
+    if (found)
+        return CT_OK;
+    char known[256] = "";
+    for (int i = 1; i < TIERS; i++) {
+        strncat(known, tiers[i].name, sizeof known - strlen(known) - 1);
+        strncat(known, ", ", sizeof known - strlen(known) - 1);
+    }
+    return error_set(error, CT_EINVAL,
+                     "there are no kernels named \"%s\"; known are %sand reference", name, known);
 }

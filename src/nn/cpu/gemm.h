@@ -53,8 +53,7 @@ typedef struct cpu_gemm {
     void (*end)(void);
 
     /* mr rows (nr columns) of words each, to a panel of mr * words (nr * words) words. words is a
-     * multiple of step; sources have any alignment of 4, panels one of 64 bytes (when words * mr * 4
-     * is no multiple of 64, later panels of an operand have less: a kernel may not rely on it).
+     * multiple of step. Sources and panels are aligned to 4 bytes.
      * The panel of a part of k, starting at word w, starts at word w * mr (w * nr) of the panel,
      * for every w that is a multiple of step. Nothing is read or written outside. */
     void (*pack_rows)(void *a, const void *const *rows, int64_t words);
@@ -63,7 +62,8 @@ typedef struct cpu_gemm {
     /* c [mr][nr], float or (CPU_INT8) int32_t, with row stride ldc in elements; it is added to if
      * accumulate, else overwritten. words > 0. Each sum has one order, that of the words, and a
      * product done in parts with accumulate gives the same bits as one done at once. */
-    void (*tile)(int64_t words, const void *a, const void *b, void *c, int64_t ldc, bool accumulate);
+    void (*tile)(int64_t words, const void *a, const void *b, void *c, int64_t ldc,
+                 bool accumulate);
 } cpu_gemm;
 
 /* Every product that this program has: for each way to compute the slowest first, the definition
@@ -73,5 +73,7 @@ extern const cpu_gemm *const cpu_gemms[];
 /* The fastest that needs nothing but these features; never NULL for CPU_F32 and CPU_INT8. NULL for
  * CPU_BF16: there are no bfloat16 products; round the operands and compute in float32. */
 const cpu_gemm *cpu_gemm_choose(cpu_compute compute, uint32_t features);
+/* The definition. */
+const cpu_gemm *cpu_gemm_reference(cpu_compute compute);
 
 #endif

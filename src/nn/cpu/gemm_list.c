@@ -4,12 +4,10 @@
 #include <stddef.h>
 
 extern const cpu_gemm gemm_reference_f32, gemm_reference_bf16, gemm_reference_int8;
+extern const cpu_gemm gemm_baseline_f32;
 
 const cpu_gemm *const cpu_gemms[] = {
-    &gemm_reference_f32,
-    &gemm_reference_bf16,
-    &gemm_reference_int8,
-    NULL,
+    &gemm_reference_f32, &gemm_reference_bf16, &gemm_reference_int8, &gemm_baseline_f32, NULL,
 };
 
 const cpu_gemm *cpu_gemm_choose(cpu_compute compute, uint32_t features)
@@ -23,4 +21,11 @@ const cpu_gemm *cpu_gemm_choose(cpu_compute compute, uint32_t features)
             best = cpu_gemms[i];
     }
     return best;
+}
+
+const cpu_gemm *cpu_gemm_reference(cpu_compute compute)
+{
+    static const cpu_gemm *const definition[CPU_COMPUTES] = {
+        &gemm_reference_f32, &gemm_reference_bf16, &gemm_reference_int8};
+    return definition[compute];
 }

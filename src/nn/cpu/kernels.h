@@ -1,21 +1,26 @@
-/* The inner loops of the CPU, as one table of functions for each instruction set.
+/* The inner loops of the CPU on rows of numbers, as one table of functions for each instruction
+ * set, beside the products of matrices (gemm.h).
  *
  * kernels_reference.c is the definition: plain scalar C, sums in double. kernels_vector.c is
  * written once on vectors of any length and compiled for each instruction set. Tests run every
- * table that the processor can run against the definition.
- *
- * Buffers that kernels read may be read up to MEM_PAD bytes past their end. */
+ * table that the processor can run against the definition. */
 #ifndef NN_CPU_KERNELS_H
 #define NN_CPU_KERNELS_H
 
 #include "core/dtype.h"
+#include "nn/cpu/gemm.h"
 #include "nn/nn.h"
 
 #define KERNEL_MAX_MR 8
 #define KERNEL_MAX_NR 32
 
 typedef struct cpu_kernels {
-    const char *name;
+    const char *name;  /* of the tier: "avx512bf16" */
+    uint32_t features; /* that it needs */
+    /* The products of this tier. CPU_BF16 NULL: the processor has none; operands are rounded to
+     * bfloat16 and multiplied in float32. */
+    const cpu_gemm *gemm[CPU_COMPUTES];
+
     int mr, nr; /* rows and columns of a tile */
 
     /* c [mr][nr] with row stride ldc = start + sum over t < taps, i < k of
@@ -25,6 +30,7 @@ typedef struct cpu_kernels {
     void (*tile)(int taps, int64_t k, const float *const *rows, const float *panel,
                  const float *bias, bool accumulate, float *c, int64_t ldc);
 
+    /* Gone when convolution and attention use gemm.h. */
     /* panel[i * nr + n] = w[n * row_stride + i * k_stride] for n < count, 0 for count <= n < nr;
      * strides in elements of type, k_stride at most 9. Rounded to bfloat16 if asked for. */
     void (*pack)(float *panel, const void *w, dtype type, int64_t row_stride, int64_t k_stride,
@@ -32,7 +38,33 @@ typedef struct cpu_kernels {
     /* panel[i * nr + n] = v[i * row_stride + n] for n < count, 0 beyond. */
     void (*pack_columns)(float *panel, const float *v, int64_t row_stride, int count, int64_t k,
                          bool bf16);
-    void (*round_bf16)(float *out, const float *x, int64_t n);
+
+    /* ---- Numbers of weights to float32 and back. ------------------------------------------- */
+
+    /* n numbers of type F32, F16, BF16, F8_E4M3 or F8_E5M2 times factor. */
+    void (*decode)(float *out, const void *in, dtype type, int64_t n, float factor);
+    /* out[i] = scale * code + bias for the n codes of one group or of a part of it: codes [n],
+     * a number each. */
+    void (*decode_codes)(float *out, const uint8_t *codes, int64_t n, float scale, float bias);
+    /* The codes of 4 bits of n / 2 bytes, lowest bits first; n even. */
+    void (*unpack4)(uint8_t *codes, const uint8_t *packed, int64_t n);
+    void (*round_bf16)(float *out, const float *x, int64_t n); /* in place */
+    void (*encode_bf16)(uint16_t *out, const float *x, int64_t n);
+    float (*max_abs)(const float *x, int64_t n);
+    /* out[i] = round(x[i] * inverse), ties to even, which must be within -127..127; returns the
+     * sum of the results. The second form stores them as value + 128. */
+    int32_t (*encode_int8)(int8_t *out, const float *x, int64_t n, float inverse);
+    int32_t (*encode_uint8)(uint8_t *out, const float *x, int64_t n, float inverse);
+    int32_t (*encode_int16)(int16_t *out, const float *x, int64_t n, float inverse);
+    /* Each block of `block` numbers (a power of two that divides n) times the Hadamard matrix of
+     * that order (natural order, +-1) / sqrt(block). In place. */
+    void (*hadamard)(float *x, int64_t n, int64_t block);
+    /* out[i] = (float)(c[i] - offset) * row_scale * column_scale[i]. out and c may be the same
+     * memory. */
+    void (*decode_sums)(float *out, const int32_t *c, int64_t n, int32_t offset, float row_scale,
+                        const float *column_scale);
+
+    /* ---- Rows of activations. --------------------------------------------------------------- */
 
     /* row[i] = exp(scale * (row[i] - max)) for i < valid, 0 for valid <= i < n; returns the sum.
      * valid >= 1. */
@@ -49,8 +81,10 @@ typedef struct cpu_kernels {
     void (*rope)(float *x, const float *cosine, const float *sine, int64_t n, nn_rope_pairs pairs);
 
     void (*silu)(float *out, const float *x, int64_t n);
+    void (*gelu)(float *x, int64_t n); /* with tanh, in place */
     void (*swiglu)(float *gate, const float *up, int64_t n);
     void (*add)(float *x, const float *y, int64_t n);
+    void (*add_product)(float *x, const float *y, const float *factor, int64_t n); /* += y factor */
 
     /* sum[c] += x[p][c], squares[c] += x[p][c]^2 over the pixels. */
     void (*channel_sums)(double *sum, double *squares, const float *x, int64_t pixels,
@@ -60,12 +94,12 @@ typedef struct cpu_kernels {
                            int64_t pixels, int64_t channels, bool silu);
 } cpu_kernels;
 
-/* The tables that this program has, slowest first; the definition is the first. NULL at the end. */
-extern const cpu_kernels *const cpu_kernels_all[];
-
-/* Whether this processor can run the table. */
+/* The tiers that this program has, slowest first; the definition is the first. False behind the
+ * last. */
+bool cpu_kernels_tier(cpu_kernels *out, int index);
+/* Whether this processor can run the tier. */
 bool cpu_kernels_usable(const cpu_kernels *kernels);
 /* By name, or the best one for NULL. */
-ct_status cpu_kernels_choose(const cpu_kernels **out, const char *name, ct_error *error);
+ct_status cpu_kernels_choose(cpu_kernels *out, const char *name, ct_error *error);
 
 #endif

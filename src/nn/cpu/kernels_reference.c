@@ -56,6 +56,93 @@ static void round_bf16(float *out, const float *x, int64_t n)
         out[i] = round_to_bf16(x[i]);
 }
 
+/* ---- Numbers of weights to float32 and back. ------------------------------------------------- */
+
+static void decode(float *out, const void *in, dtype type, int64_t n, float factor)
+{
+    dtype_to_float(out, in, type, (size_t)n);
+    for (int64_t i = 0; i < n; i++)
+        out[i] *= factor;
+}
+
+static void decode_codes(float *out, const uint8_t *codes, int64_t n, float scale, float bias)
+{
+    for (int64_t i = 0; i < n; i++)
+        out[i] = (float)((double)scale * codes[i] + (double)bias);
+}
+
+static void unpack4(uint8_t *codes, const uint8_t *packed, int64_t n)
+{
+    for (int64_t i = 0; i < n; i++)
+        codes[i] = packed[i / 2] >> i % 2 * 4 & 15;
+}
+
+static void encode_bf16(uint16_t *out, const float *x, int64_t n)
+{
+    for (int64_t i = 0; i < n; i++)
+        out[i] = bf16_from_float(x[i]);
+}
+
+static float max_abs(const float *x, int64_t n)
+{
+    float max = 0;
+    for (int64_t i = 0; i < n; i++)
+        max = fabsf(x[i]) > max ? fabsf(x[i]) : max;
+    return max;
+}
+
+static int32_t encode_int8(int8_t *out, const float *x, int64_t n, float inverse)
+{
+    int32_t sum = 0;
+    for (int64_t i = 0; i < n; i++)
+        sum += out[i] = (int8_t)rintf(x[i] * inverse);
+    return sum;
+}
+
+static int32_t encode_uint8(uint8_t *out, const float *x, int64_t n, float inverse)
+{
+    int32_t sum = 0;
+    for (int64_t i = 0; i < n; i++) {
+        int32_t value = (int32_t)rintf(x[i] * inverse);
+        out[i] = (uint8_t)(value + 128);
+        sum += value;
+    }
+    return sum;
+}
+
+static int32_t encode_int16(int16_t *out, const float *x, int64_t n, float inverse)
+{
+    int32_t sum = 0;
+    for (int64_t i = 0; i < n; i++)
+        sum += out[i] = (int16_t)rintf(x[i] * inverse);
+    return sum;
+}
+
+/* H[i][j] = (-1)^(number of bits that i and j share). */
+static void hadamard(float *x, int64_t n, int64_t block)
+{
+    for (int64_t at = 0; at < n; at += block) {
+        double out[1024];
+        for (int64_t i = 0; i < block; i++) {
+            out[i] = 0;
+            for (int64_t j = 0; j < block; j++)
+                out[i] +=
+                    (__builtin_popcountll((uint64_t)(i & j)) & 1 ? -1 : 1) * (double)x[at + j];
+        }
+        for (int64_t i = 0; i < block; i++)
+            x[at + i] = (float)(out[i] / sqrt((double)block));
+    }
+}
+
+static void decode_sums(float *out, const int32_t *c, int64_t n, int32_t offset, float row_scale,
+                        const float *column_scale)
+{
+    for (int64_t i = 0; i < n; i++)
+        out[i] = (float)(c[i] - offset) * row_scale * column_scale[i];
+}
+
+/* ---- Rows of activations. -------------------------------------------------------------------- */
+
 static float softmax(float *row, int64_t valid, int64_t n, float scale)
 {
     float max = row[0];
@@ -140,6 +227,20 @@ static void swiglu(float *gate, const float *up, int64_t n)
         gate[i] = (float)(silu_of(gate[i]) * (double)up[i]);
 }
 
+static void gelu(float *x, int64_t n)
+{
+    for (int64_t i = 0; i < n; i++) {
+        double v = (double)x[i];
+        x[i] = (float)(0.5 * v * (1 + tanh(0.7978845608028654 * (v + 0.044715 * v * v * v))));
+    }
+}
+
+static void add_product(float *x, const float *y, const float *factor, int64_t n)
+{
+    for (int64_t i = 0; i < n; i++)
+        x[i] += y[i] * factor[i];
+}
+
 static void add(float *x, const float *y, int64_t n)
 {
     for (int64_t i = 0; i < n; i++)
@@ -175,7 +276,17 @@ const cpu_kernels cpu_kernels_reference = {
     .tile = tile,
     .pack = pack,
     .pack_columns = pack_columns,
+    .decode = decode,
+    .decode_codes = decode_codes,
+    .unpack4 = unpack4,
     .round_bf16 = round_bf16,
+    .encode_bf16 = encode_bf16,
+    .max_abs = max_abs,
+    .encode_int8 = encode_int8,
+    .encode_uint8 = encode_uint8,
+    .encode_int16 = encode_int16,
+    .hadamard = hadamard,
+    .decode_sums = decode_sums,
     .softmax = softmax,
     .scale = scale_row,
     .rms_norm = rms_norm,
@@ -183,8 +294,10 @@ const cpu_kernels cpu_kernels_reference = {
     .layer_norm = layer_norm,
     .rope = rope,
     .silu = silu,
+    .gelu = gelu,
     .swiglu = swiglu,
     .add = add,
+    .add_product = add_product,
     .channel_sums = channel_sums,
     .channel_affine = channel_affine,
 };

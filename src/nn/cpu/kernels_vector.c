@@ -3,6 +3,7 @@
  *   KERNEL_TABLE  the name of the table        KERNEL_NAME  its name as a string
  *   KERNEL_VL     floats in a vector           KERNEL_MR    rows of a tile
  *   KERNEL_NV     vectors in a row of a tile
+ *   KERNEL_GEMM   the name of its matrix product; not given where there is a better one
  * kernels_reference.c defines what each function does. */
 #include "nn/cpu/kernels.h"
 
@@ -150,6 +151,74 @@ static void tile(int taps, int64_t k, const float *const *rows, const float *pan
     }
 }
 
+#ifdef KERNEL_GEMM
+static void gemm_pack(float *panel, const void *const *sources, int64_t words, int count)
+{
+    for (int64_t w = 0; w < words; w++)
+        for (int i = 0; i < count; i++)
+            memcpy(panel + w * count + i, (const char *)sources[i] + 4 * w, 4);
+}
+
+static void gemm_pack_rows(void *a, const void *const *rows, int64_t words)
+{
+    gemm_pack(a, rows, words, MR);
+}
+
+static void gemm_pack_columns(void *b, const void *const *columns, int64_t words)
+{
+    gemm_pack(b, columns, words, NR);
+}
+
+/* The accumulators stay in registers: MR rows of NV vectors. */
+static void gemm_tile(int64_t words, const void *a, const void *b, void *c, int64_t ldc,
+                      bool accumulate)
+{
+    const float *x = a, *y = b;
+    float *out = c;
+    vf sum[MR][NV];
+    UNROLL
+    for (int m = 0; m < MR; m++) {
+        UNROLL
+        for (int v = 0; v < NV; v++)
+            sum[m][v] = accumulate ? load(out + m * ldc + v * VL) : splat(0);
+    }
+    for (int64_t w = 0; w < words; w++, x += MR, y += NR) {
+        vf column[NV];
+        UNROLL
+        for (int v = 0; v < NV; v++)
+            column[v] = load(y + v * VL);
+        UNROLL
+        for (int m = 0; m < MR; m++) {
+            UNROLL
+            for (int v = 0; v < NV; v++)
+                sum[m][v] += x[m] * column[v];
+        }
+    }
+    UNROLL
+    for (int m = 0; m < MR; m++) {
+        UNROLL
+        for (int v = 0; v < NV; v++)
+            store(out + m * ldc + v * VL, sum[m][v]);
+    }
+}
+
+extern const cpu_gemm KERNEL_GEMM;
+const cpu_gemm KERNEL_GEMM = {
+    .name = KERNEL_NAME,
+    .compute = CPU_F32,
+    .element = GEMM_FLOAT32,
+    .mr = MR,
+    .nr = NR,
+    .step = 1,
+    .block_words = 256,
+    .block_columns = 64,
+    .block_rows = 768,
+    .pack_rows = gemm_pack_rows,
+    .pack_columns = gemm_pack_columns,
+    .tile = gemm_tile,
+};
+#endif
+
 /* As dtype_to_float, compiled for this instruction set. */
 static void convert(float *out, const unsigned char *in, dtype type, int64_t n)
 {
@@ -245,6 +314,164 @@ static void pack_columns(float *panel, const float *v, int64_t row_stride, int c
     if (bf16)
         round_bf16(panel, panel, k * NR);
 }
+
+/* ---- Numbers of weights to float32 and back. ------------------------------------------------- */
+
+static void decode(float *out, const void *in, dtype type, int64_t n, float factor)
+{
+    if (type == DTYPE_F32 || type == DTYPE_BF16 || type == DTYPE_F16)
+        convert(out, in, type, n);
+    else
+        dtype_to_float(out, in, type, (size_t)n);
+    if (factor != 1)
+        for (int64_t i = 0; i < n; i++)
+            out[i] *= factor;
+}
+
+static void decode_codes(float *out, const uint8_t *codes, int64_t n, float scale, float bias)
+{
+    for (int64_t i = 0; i < n; i++)
+        out[i] = scale * (float)codes[i] + bias;
+}
+
+static void unpack4(uint8_t *codes, const uint8_t *packed, int64_t n)
+{
+    for (int64_t i = 0; i < n / 2; i++) {
+        codes[2 * i] = packed[i] & 15;
+        codes[2 * i + 1] = packed[i] >> 4;
+    }
+}
+
+static void encode_bf16(uint16_t *out, const float *x, int64_t n)
+{
+    for (int64_t i = 0; i < n; i++) {
+        uint32_t bits;
+        memcpy(&bits, x + i, 4);
+        uint32_t rounded = (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;
+        uint32_t quiet = bits >> 16 | 0x40u;
+        out[i] = (uint16_t)((bits & 0x7fffffffu) > 0x7f800000u ? quiet : rounded);
+    }
+}
+
+static float max_abs(const float *x, int64_t n)
+{
+    vf top = splat(0);
+    int64_t i = 0;
+    for (; i + VL <= n; i += VL) {
+        vf v = load(x + i);
+        top = max_v(top, max_v(v, -v));
+    }
+    float max = 0;
+    for (int l = 0; l < VL; l++)
+        max = top[l] > max ? top[l] : max;
+    for (; i < n; i++)
+        max = fabsf(x[i]) > max ? fabsf(x[i]) : max;
+    return max;
+}
+
+/* Round to nearest even by adding 1.5 * 2^23: the result stands in the lowest bits. */
+static inline int32_t to_integer(float x, float inverse)
+{
+    float shifted = x * inverse + 12582912.0f;
+    int32_t bits;
+    memcpy(&bits, &shifted, 4);
+    return bits - 0x4b400000;
+}
+
+static int32_t encode_int8(int8_t *out, const float *x, int64_t n, float inverse)
+{
+    int32_t sum = 0;
+    for (int64_t i = 0; i < n; i++) {
+        int32_t value = to_integer(x[i], inverse);
+        out[i] = (int8_t)value;
+        sum += value;
+    }
+    return sum;
+}
+
+static int32_t encode_uint8(uint8_t *out, const float *x, int64_t n, float inverse)
+{
+    int32_t sum = 0;
+    for (int64_t i = 0; i < n; i++) {
+        int32_t value = to_integer(x[i], inverse);
+        out[i] = (uint8_t)(value + 128);
+        sum += value;
+    }
+    return sum;
+}
+
+static int32_t encode_int16(int16_t *out, const float *x, int64_t n, float inverse)
+{
+    int32_t sum = 0;
+    for (int64_t i = 0; i < n; i++) {
+        int32_t value = to_integer(x[i], inverse);
+        out[i] = (int16_t)value;
+        sum += value;
+    }
+    return sum;
+}
+
+/* Butterflies: distances within a vector by shuffling, longer ones between vectors. */
+static inline vf butterfly(vf x, int distance)
+{
+    vi swap, upper;
+    for (int i = 0; i < VL; i++) {
+        swap[i] = i ^ distance;
+        upper[i] = i & distance ? -1 : 0;
+    }
+#if defined(__clang__)
+    vf other;
+    for (int i = 0; i < VL; i++)
+        other[i] = x[swap[i]];
+#else
+    vf other = __builtin_shuffle(x, swap);
+#endif
+    return select(upper, other - x, other + x);
+}
+
+static void hadamard(float *x, int64_t n, int64_t block)
+{
+    const float factor = (float)(1 / sqrt((double)block));
+    if (block < VL) {
+        for (int64_t at = 0; at < n; at += block)
+            for (int64_t d = 1; d < block; d *= 2)
+                for (int64_t i = 0; i < block; i++)
+                    if (!(i & d)) {
+                        float a = x[at + i], b = x[at + i + d];
+                        x[at + i] = a + b;
+                        x[at + i + d] = a - b;
+                    }
+        for (int64_t i = 0; i < n; i++)
+            x[i] *= factor;
+        return;
+    }
+    for (int64_t at = 0; at < n; at += block) {
+        float *b = x + at;
+        for (int64_t i = 0; i < block; i += VL) {
+            vf v = load(b + i);
+            UNROLL
+            for (int d = 1; d < VL; d *= 2)
+                v = butterfly(v, d);
+            store(b + i, v * factor);
+        }
+        for (int64_t d = VL; d < block; d *= 2)
+            for (int64_t start = 0; start < block; start += 2 * d)
+                for (int64_t i = start; i < start + d; i += VL) {
+                    vf low = load(b + i), high = load(b + i + d);
+                    store(b + i, low + high);
+                    store(b + i + d, low - high);
+                }
+    }
+}
+
+static void decode_sums(float *out, const int32_t *c, int64_t n, int32_t offset, float row_scale,
+                        const float *column_scale)
+{
+    for (int64_t i = 0; i < n; i++)
+        out[i] = (float)(c[i] - offset) * row_scale * column_scale[i];
+}
+
+/* ---- Rows of activations. -------------------------------------------------------------------- */
 
 static float softmax(float *row, int64_t valid, int64_t n, float scale)
 {
@@ -374,6 +601,29 @@ static void swiglu(float *gate, const float *up, int64_t n)
         store_tail(gate + i, silu_v(load_tail(gate + i, n - i)) * load_tail(up + i, n - i), n - i);
 }
 
+/* 0.5 x (1 + tanh(u)) = x / (1 + exp(-2u)), u = sqrt(2 / pi) (x + 0.044715 x^3). */
+static inline vf gelu_v(vf x)
+{
+    vf u = (x * x * x * 0.044715f + x) * 1.5957691216f;
+    u = select(u < splat(-88), splat(-88), u);
+    return x / (exp_v(-u) + 1.0f);
+}
+
+static void gelu(float *x, int64_t n)
+{
+    int64_t i = 0;
+    for (; i + VL <= n; i += VL)
+        store(x + i, gelu_v(load(x + i)));
+    if (i < n)
+        store_tail(x + i, gelu_v(load_tail(x + i, n - i)), n - i);
+}
+
+static void add_product(float *x, const float *y, const float *factor, int64_t n)
+{
+    for (int64_t i = 0; i < n; i++)
+        x[i] += y[i] * factor[i];
+}
+
 static void add(float *x, const float *y, int64_t n)
 {
     for (int64_t i = 0; i < n; i++)
@@ -410,7 +660,17 @@ const cpu_kernels KERNEL_TABLE = {
     .tile = tile,
     .pack = pack,
     .pack_columns = pack_columns,
+    .decode = decode,
+    .decode_codes = decode_codes,
+    .unpack4 = unpack4,
     .round_bf16 = round_bf16,
+    .encode_bf16 = encode_bf16,
+    .max_abs = max_abs,
+    .encode_int8 = encode_int8,
+    .encode_uint8 = encode_uint8,
+    .encode_int16 = encode_int16,
+    .hadamard = hadamard,
+    .decode_sums = decode_sums,
     .softmax = softmax,
     .scale = scale_row,
     .rms_norm = rms_norm,
@@ -418,8 +678,10 @@ const cpu_kernels KERNEL_TABLE = {
     .layer_norm = layer_norm,
     .rope = rope,
     .silu = silu,
+    .gelu = gelu,
     .swiglu = swiglu,
     .add = add,
+    .add_product = add_product,
     .channel_sums = channel_sums,
     .channel_affine = channel_affine,
 };

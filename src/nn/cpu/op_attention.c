@@ -14,7 +14,7 @@ typedef struct attention {
     const cpu_kernels *kernels;
     const float *q, *k, *v;
     float *out;
-    int64_t queries, keys, dim, q_stride, kv_stride, blocks;
+    int64_t queries, keys, dim, q_stride, k_stride, v_stride, out_stride, blocks;
     int group; /* query heads for each key head */
     bool causal, bf16;
     float scale;
@@ -54,10 +54,10 @@ static void attention_task(void *user, int64_t index, int worker)
     float *queries = sums + STEP_QUERIES * ceil_div(dim, nr) * nr;
     const float *k = a->k + head / a->group * dim, *v = a->v + head / a->group * dim;
     for (int64_t j = 0; j < keys; j += nr)
-        kernels->pack(key_panels + j * dim, k + j * a->kv_stride, DTYPE_F32, a->kv_stride, 1,
+        kernels->pack(key_panels + j * dim, k + j * a->k_stride, DTYPE_F32, a->k_stride, 1,
                       (int)min64(nr, keys - j), dim, a->bf16);
     for (int64_t d = 0; d < dim; d += nr)
-        kernels->pack_columns(value_panels + d * keys, v + d, a->kv_stride, (int)min64(nr, dim - d),
+        kernels->pack_columns(value_panels + d * keys, v + d, a->v_stride, (int)min64(nr, dim - d),
                               keys, a->bf16);
 
     for (int64_t start = first; start < last; start += STEP_QUERIES) {
@@ -85,7 +85,7 @@ static void attention_task(void *user, int64_t index, int worker)
             multiply(kernels, scores + j, a->score_stride, count, value_panels + j * nr, keys * nr,
                      dim, min64(BLOCK_KEYS, visible - j), j > 0, sums, width);
         for (int64_t i = 0; i < count; i++) {
-            float *out = a->out + (start + i) * a->q_stride + head * dim;
+            float *out = a->out + (start + i) * a->out_stride + head * dim;
             memcpy(out, sums + i * width, (size_t)dim * sizeof(float));
             kernels->scale(out, dim, 1.0f / total[i]);
         }
@@ -107,12 +107,14 @@ void cpu_attention(nn *c, const nn_tensor *out, const nn_tensor *q, const nn_ten
         .queries = q->n[0],
         .keys = keys,
         .dim = dim,
-        .q_stride = q->n[1],
-        .kv_stride = k->n[1],
+        .q_stride = q->stride,
+        .k_stride = k->stride,
+        .v_stride = v->stride,
+        .out_stride = out->stride,
         .blocks = ceil_div(q->n[0], TASK_QUERIES),
         .group = heads / kv_heads,
         .causal = causal,
-        .bf16 = c->params.bf16,
+        .bf16 = c->params.precision != NN_F32,
         .scale = (float)(1 / sqrt((double)dim)),
         .key_floats = ceil_div(keys, nr) * nr * dim,
         .value_floats = ceil_div(dim, nr) * nr * keys,

@@ -1,5 +1,5 @@
 /* Normalisation: by row (RMS, layer), by head with rotation, by group of channels. */
-#include "nn/cpu/cpu.h"
+#include "nn/cpu/operand.h"
 
 #include <math.h>
 #include <string.h>
@@ -56,10 +56,56 @@ static void run_rows(nn *c, const nn_tensor *out, const nn_tensor *x, const nn_w
     nn_release(c, mark);
 }
 
+/* Rows that are encoded as soon as they are normalised, a panel in a task. */
+typedef struct panel_norm {
+    product p;
+    operand to;
+    const float *x, *w, *scale;
+    int64_t rows;
+    float eps;
+    char *scratch;
+    size_t scratch_bytes;
+} panel_norm;
+
+static void panel_task(void *user, int64_t index, int worker)
+{
+    const panel_norm *r = user;
+    const int mr = r->p.gemm->mr;
+    float *normed = (float *)(void *)(r->scratch + (size_t)worker * r->scratch_bytes);
+    const float *rows[GEMM_MAX_MR];
+    int64_t count = min64(mr, r->rows - index * mr);
+    for (int i = 0; i < mr; i++)
+        rows[i] = normed + min64(i, count - 1) * r->p.k;
+    for (int64_t i = 0; i < count; i++)
+        r->p.kernels->rms_norm(normed + i * r->p.k, r->x + (index * mr + i) * r->p.k, r->w,
+                               r->scale, r->p.k, r->eps);
+    operand_store_rows(&r->p, &r->to, index, rows, (char *)(normed + mr * r->p.k));
+}
+
+static void rms_norm_operand(nn *c, const nn_tensor *out, const nn_tensor *x, const nn_weight *w,
+                             float eps, const nn_tensor *scale)
+{
+    size_t mark = nn_mark(c);
+    panel_norm r = {.p = product_choose(c, x->n[1], false),
+                    .x = x->data,
+                    .w = cpu_floats(c, w),
+                    .scale = scale ? scale->data : NULL,
+                    .rows = x->n[0],
+                    .eps = eps};
+    r.to = operand_at(&r.p, r.rows, out->data);
+    r.scratch_bytes = (size_t)(r.p.gemm->mr * r.p.k * 4 + 63) / 64 * 64 + operand_scratch(&r.p);
+    r.scratch = nn_scratch(c, r.scratch_bytes, (size_t)pool_threads(c->params.threads));
+    cpu_run(c, ceil_div(r.rows, r.p.gemm->mr), panel_task, &r);
+    nn_release(c, mark);
+}
+
 void cpu_rms_norm(nn *c, const nn_tensor *out, const nn_tensor *x, const nn_weight *w, float eps,
                   const nn_tensor *scale)
 {
-    run_rows(c, out, x, w, eps, scale, rms_row);
+    if (out->operand)
+        rms_norm_operand(c, out, x, w, eps, scale);
+    else
+        run_rows(c, out, x, w, eps, scale, rms_row);
 }
 
 void cpu_add_rms_norm(nn *c, const nn_tensor *x, const nn_tensor *y, const nn_weight *w, float eps,
@@ -78,7 +124,7 @@ typedef struct head_norm {
     const cpu_kernels *kernels;
     float *x;
     const float *w, *cosine, *sine;
-    int64_t rows, heads, dim;
+    int64_t rows, stride, heads, dim;
     float eps;
     nn_rope_pairs pairs;
 } head_norm;
@@ -90,7 +136,7 @@ static void head_task(void *user, int64_t index, int worker)
     int64_t end = min64((index + 1) * ROWS_PER_TASK, h->rows);
     for (int64_t i = index * ROWS_PER_TASK; i < end; i++)
         for (int64_t j = 0; j < h->heads; j++) {
-            float *x = h->x + (i * h->heads + j) * h->dim;
+            float *x = h->x + i * h->stride + j * h->dim;
             if (h->w)
                 h->kernels->rms_norm(x, x, h->w, NULL, h->dim, h->eps);
             h->kernels->rope(x, h->cosine + i * h->dim / 2, h->sine + i * h->dim / 2, h->dim,
@@ -108,6 +154,7 @@ void cpu_head_norm_rope(nn *c, const nn_tensor *x, int heads, const nn_weight *w
                    cosine->data,
                    sine->data,
                    x->n[0],
+                   x->stride,
                    heads,
                    x->n[1] / heads,
                    eps,

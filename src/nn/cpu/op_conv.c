@@ -1,4 +1,4 @@
-/* Linear layers and convolutions: one blocked product of rows of the input and columns of packed
+/* Convolutions: a blocked product of rows of the input and columns of packed
  * weights. A convolution is the same product with more "taps": for each output pixel and each
  * position of the kernel a pointer says where the input row is, so neither im2col nor the upsampled
  * picture ever exist in memory. */
@@ -146,7 +146,7 @@ static void run_gemm(nn *c, gemm *g, const nn_tensor *x, const nn_weight *bias)
     size_t mark = nn_mark(c);
     const int64_t nr = c->params.kernels->nr, mr = c->params.kernels->mr;
     g->kernels = c->params.kernels;
-    g->bf16 = c->params.bf16;
+    g->bf16 = c->params.precision != NN_F32;
     g->x = g->bf16 ? rounded_input(c, x) : x->data;
     g->k_block = min64(g->k, BLOCK_K);
     g->tap_block = g->k < BLOCK_K ? (int)min64(g->taps, BLOCK_K / g->k) : 1;
@@ -169,13 +169,6 @@ static void run_gemm(nn *c, gemm *g, const nn_tensor *x, const nn_weight *bias)
     }
     cpu_run(c, g->blocks_n * ceil_div(g->m, g->block_m), gemm_task, g);
     nn_release(c, mark);
-}
-
-void cpu_linear(nn *c, const nn_tensor *out, const nn_tensor *x, const nn_weight *w,
-                const nn_weight *bias)
-{
-    gemm g = {.m = x->n[0], .n = w->n[0], .k = w->n[1], .taps = 1, .out = out->data, .w = w};
-    run_gemm(c, &g, x, bias);
 }
 
 void cpu_conv2d(nn *c, const nn_tensor *out, const nn_tensor *x, const nn_weight *w,

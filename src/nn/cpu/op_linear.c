@@ -1,0 +1,218 @@
+/* Linear layers: rows of activations times rows of a weight of any format.
+ *
+ * The activations are encoded and packed once. A task takes some columns of the result: it packs
+ * their weights, straight from the file, multiplies all rows and finishes the sums (scales of 8-bit
+ * products, bias, activation, gate) while they are in the cache. Packing a weight costs 1/M of the
+ * work. How rows and columns are cut changes no sum. */
+#include "nn/cpu/operand.h"
+
+#include <string.h>
+
+/* Enough tasks for many threads; the blocks of rows are halved until there are. */
+#define MIN_TASKS 48
+#define MIN_BLOCK_ROWS 112
+
+typedef struct linear {
+    product p;
+    operand a;
+    int64_t m, n;
+    const nn_weight *w, *up;
+    nn_activation activation;
+    const float *bias, *gate;
+    bool add;
+    float *out;
+    int64_t out_stride;
+
+    int64_t block_n, block_m, blocks_n;
+    char *scratch; /* for each worker */
+    size_t scratch_bytes, panels_bytes, sums_bytes;
+} linear;
+
+/* ---- The first operand ----------------------------------------------------------------------- */
+
+typedef struct preparation {
+    product p;
+    operand to;
+    const float *x;
+    int64_t m, stride;
+    char *scratch;
+    size_t scratch_bytes;
+} preparation;
+
+static void prepare_task(void *user, int64_t index, int worker)
+{
+    const preparation *r = user;
+    const float *rows[GEMM_MAX_MR];
+    for (int i = 0; i < r->p.gemm->mr; i++)
+        rows[i] = r->x + min64(index * r->p.gemm->mr + i, r->m - 1) * r->stride;
+    operand_store_rows(&r->p, &r->to, index, rows, r->scratch + (size_t)worker * r->scratch_bytes);
+}
+
+static void prepare(nn *c, const product *p, void *memory, const nn_tensor *x)
+{
+    size_t mark = nn_mark(c);
+    preparation r = {.p = *p,
+                     .to = operand_at(p, x->n[0], memory),
+                     .x = x->data,
+                     .m = x->n[0],
+                     .stride = x->stride,
+                     .scratch_bytes = operand_scratch(p)};
+    r.scratch = nn_scratch(c, r.scratch_bytes, (size_t)pool_threads(c->params.threads));
+    cpu_run(c, ceil_div(r.m, p->gemm->mr), prepare_task, &r);
+    nn_release(c, mark);
+}
+
+size_t cpu_operand_bytes(const nn *c, int64_t m, int64_t k)
+{
+    product p = product_choose(c, k, false);
+    return operand_bytes(&p, m);
+}
+
+void cpu_prepare(nn *c, const nn_tensor *out, const nn_tensor *x)
+{
+    product p = product_choose(c, x->n[1], false);
+    prepare(c, &p, out->data, x);
+}
+
+/* ---- The product ----------------------------------------------------------------------------- */
+
+/* Packs the weights of a task: the panels of w, then those of up. Returns how many of each. */
+static int64_t pack_weights(const linear *l, int64_t n0, int64_t n1, char *panels, float *scales,
+                            char *scratch)
+{
+    const int64_t nr = l->p.gemm->nr, each = ceil_div(n1 - n0, nr);
+    const size_t bytes = (size_t)(nr * l->p.words * 4);
+    for (int64_t i = 0; i < each; i++) {
+        int64_t n = n0 + i * nr, count = min64(nr, n1 - n);
+        product_pack_columns(&l->p, l->w, n, count, panels + (size_t)i * bytes, scales + i * nr,
+                             scratch);
+        if (l->up)
+            product_pack_columns(&l->p, l->up, n, count, panels + (size_t)(each + i) * bytes,
+                                 scales + (each + i) * nr, scratch);
+    }
+    return each;
+}
+
+/* value[i] *= by[i] */
+static void multiply(float *value, const float *by, int64_t n)
+{
+    for (int64_t i = 0; i < n; i++)
+        value[i] *= by[i];
+}
+
+/* From the sums of a row to its part of the result. sums has `width` columns of w, then those of
+ * up. */
+static void finish_row(const linear *l, float *sums, int64_t width, const float *scales, int64_t m,
+                       int64_t n0, int64_t count)
+{
+    const cpu_kernels *kernels = l->p.kernels;
+    float *up = sums + width, *out = l->out + m * l->out_stride + n0;
+    if (l->p.gemm->compute == CPU_INT8) {
+        int32_t offset = l->p.gemm->offset_columns ? 128 * l->a.sums[m] : 0;
+        kernels->decode_sums(sums, (const int32_t *)(const void *)sums, (l->up ? 2 : 1) * width,
+                             offset, l->a.scales[m], scales);
+    }
+    if (l->bias)
+        kernels->add(sums, l->bias + n0, count);
+    if (l->up && l->activation == NN_SILU) {
+        kernels->swiglu(sums, up, count);
+    } else {
+        if (l->activation == NN_SILU)
+            kernels->silu(sums, sums, count);
+        else if (l->activation == NN_GELU_TANH)
+            kernels->gelu(sums, count);
+        if (l->up)
+            multiply(sums, up, count);
+    }
+    if (l->add && l->gate) {
+        kernels->add_product(out, sums, l->gate + n0, count);
+    } else if (l->add) {
+        kernels->add(out, sums, count);
+    } else {
+        if (l->gate)
+            multiply(sums, l->gate + n0, count);
+        memcpy(out, sums, (size_t)count * sizeof(float));
+    }
+}
+
+static void linear_task(void *user, int64_t index, int worker)
+{
+    const linear *l = user;
+    const cpu_gemm *g = l->p.gemm;
+    const int64_t mr = g->mr, nr = g->nr, words = l->p.words;
+    int64_t n0 = index % l->blocks_n * l->block_n, n1 = min64(n0 + l->block_n, l->n);
+    int64_t first = index / l->blocks_n * l->block_m, last = min64(first + l->block_m, l->m);
+    char *panels = l->scratch + (size_t)worker * l->scratch_bytes;
+    float *sums = (float *)(void *)(panels + l->panels_bytes);
+    float *scales = (float *)(void *)((char *)sums + l->sums_bytes);
+    char *scratch = (char *)(scales + 2 * l->block_n);
+
+    if (g->begin)
+        g->begin();
+    int64_t each = pack_weights(l, n0, n1, panels, scales, scratch);
+    int64_t all = l->up ? 2 * each : each, width = all * nr;
+    for (int64_t m0 = first; m0 < last; m0 += g->block_rows) {
+        int64_t m1 = min64(m0 + g->block_rows, last);
+        for (int64_t w = 0; w < words; w += g->block_words) {
+            int64_t part = min64(g->block_words, words - w);
+            for (int64_t m = m0; m < m1; m += mr) {
+                const char *a = l->a.panels + (size_t)(m / mr) * l->a.panel_bytes + w * mr * 4;
+                for (int64_t j = 0; j < all; j++)
+                    g->tile(part, a, panels + (j * words + w) * nr * 4,
+                            sums + (m - m0) * width + j * nr, width, w > 0);
+            }
+        }
+        for (int64_t m = m0; m < m1; m++)
+            finish_row(l, sums + (m - m0) * width, each * nr, scales, m, n0, n1 - n0);
+    }
+    if (g->end)
+        g->end();
+}
+
+/* Columns and rows of a task, and the scratch memory that it takes. */
+static void cut(nn *c, linear *l)
+{
+    const cpu_gemm *g = l->p.gemm;
+    const int64_t both = l->up ? 2 : 1, mr = g->mr;
+    l->block_n = g->block_columns / both / g->nr * g->nr;
+    if (l->block_n < g->nr)
+        l->block_n = g->nr;
+    l->blocks_n = ceil_div(l->n, l->block_n);
+    l->block_m = ceil_div(l->m, mr) * mr;
+    while (l->blocks_n * ceil_div(l->m, l->block_m) < MIN_TASKS && l->block_m > MIN_BLOCK_ROWS)
+        l->block_m = ceil_div(l->block_m / 2, mr) * mr;
+    int64_t rows = ceil_div(min64(g->block_rows, l->block_m), mr) * mr;
+    l->panels_bytes = (size_t)(both * l->block_n * l->p.words * 4 + 63) / 64 * 64;
+    l->sums_bytes = (size_t)(rows * both * l->block_n * 4 + 63) / 64 * 64;
+    l->scratch_bytes = l->panels_bytes + l->sums_bytes +
+                       (size_t)(2 * l->block_n * 4 + 63) / 64 * 64 + operand_scratch(&l->p);
+    l->scratch = nn_scratch(c, l->scratch_bytes, (size_t)pool_threads(c->params.threads));
+}
+
+void cpu_linear(nn *c, const nn_tensor *out, const nn_tensor *x, const nn_weight *w,
+                const nn_epilogue *e)
+{
+    size_t mark = nn_mark(c);
+    linear l = {
+        .p = product_choose(c, w->n[1], w->sensitive),
+        .m = x->n[0],
+        .n = w->n[0],
+        .w = w,
+        .up = e->up,
+        .activation = e->activation,
+        .bias = cpu_floats(c, e->bias),
+        .gate = e->gate ? e->gate->data : NULL,
+        .add = e->add,
+        .out = out->data,
+        .out_stride = out->stride,
+    };
+    void *memory = x->data;
+    if (!x->operand) {
+        memory = nn_scratch(c, operand_bytes(&l.p, l.m), 1);
+        prepare(c, &l.p, memory, x);
+    }
+    l.a = operand_at(&l.p, l.m, memory);
+    cut(c, &l);
+    cpu_run(c, l.blocks_n * ceil_div(l.m, l.block_m), linear_task, &l);
+    nn_release(c, mark);
+}

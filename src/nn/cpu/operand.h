@@ -1,0 +1,45 @@
+/* What a matrix product reads: rows of activations and rows of weights, encoded as the chosen way
+ * to compute wants them and packed into the panels of its kernel. */
+#ifndef NN_CPU_OPERAND_H
+#define NN_CPU_OPERAND_H
+
+#include "nn/cpu/cpu.h"
+
+/* A product over k numbers under a precision. */
+typedef struct product {
+    const cpu_kernels *kernels;
+    const cpu_gemm *gemm;
+    int64_t k, words; /* of a row, padding included */
+    bool round;       /* to bfloat16, since the processor has no such products */
+    int64_t rotation; /* order of the Hadamard matrix that blocks of k are rotated by; 0: none */
+} product;
+
+product product_choose(const nn *c, int64_t k, bool sensitive);
+
+/* The first operand in memory: panels of gemm->mr rows, then for CPU_INT8 the scale and the sum of
+ * each row. */
+typedef struct operand {
+    char *panels;
+    float *scales;
+    int32_t *sums;
+    size_t panel_bytes;
+} operand;
+
+size_t operand_bytes(const product *p, int64_t m);
+operand operand_at(const product *p, int64_t m, void *memory);
+/* Scratch memory for the two functions below. */
+size_t operand_scratch(const product *p);
+
+/* Rows of k floats each into one panel; rows beyond m repeat others. */
+void operand_store_rows(const product *p, const operand *o, int64_t panel, const float *const *rows,
+                        char *scratch);
+/* Rows first .. first+count-1 (count <= gemm->nr) of a weight [N, K] into a panel of columns; zeros
+ * behind them. scales [nr], for CPU_INT8: what sums of a column are multiplied with. */
+void product_pack_columns(const product *p, const nn_weight *w, int64_t first, int64_t count,
+                          char *panel, float *scales, char *scratch);
+
+/* Numbers first .. first+count-1 of a row of a weight, as float32. */
+void weight_decode(const cpu_kernels *kernels, const nn_weight *w, int64_t row, int64_t first,
+                   int64_t count, float *out);
+
+#endif
