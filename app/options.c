@@ -133,18 +133,19 @@ const option_info option_table[OPTION_COUNT] = {
     [OPTION_PRECISION] = {
         .name = "precision", .kind = OPTION_KIND_CHOICE, .metavar = "P",
         .group = OPTION_GROUP_MACHINE, .commands = GENERATE,
-        .help = "fp32: the reference to rounding; bf16: operands of matrix products and "
-                "convolutions are rounded to bfloat16",
+        .help = "how the transformer multiplies: fp32 is the reference to rounding; bf16 and int8 "
+                "are faster where the processor has such instructions; auto: bf16 there",
         .fallback = "auto",
-        .words = "auto fp32 bf16",
+        .words = "auto fp32 bf16 int8",
         .elsewhere = "dtype torch-dtype type",
     },
     [OPTION_CPU] = {
         .name = "cpu", .kind = OPTION_KIND_TEXT, .metavar = "TIER",
         .group = OPTION_GROUP_MACHINE, .commands = GENERATE,
-        .help = "force the kernels for a kind of processor: baseline, avx2, avx512",
+        .help = "force the kernels for a kind of processor: baseline, avx2, avxvnni, avx512, "
+                "avx512vnni, avx512bf16, amx; on Arm baseline, dotprod, i8mm, bf16",
         .fallback = "the best for this one",
-        .words = "baseline avx2 avx512",
+        .words = "baseline avx2 avxvnni avx512 avx512vnni avx512bf16 amx dotprod i8mm bf16",
         .environment = "CALOTYPE_CPU",
     },
 

@@ -3,16 +3,6 @@
 
 #include <math.h>
 
-static const char *precision_name(ct_precision precision)
-{
-    switch (precision) {
-    case CT_PRECISION_AUTO: return "auto";
-    case CT_PRECISION_FP32: return "fp32";
-    case CT_PRECISION_BF16: return "bf16";
-    }
-    return "unknown";
-}
-
 /* Digits below a microsecond mean nothing. */
 static void member_seconds(json_writer *w, const char *key, double seconds)
 {
@@ -53,7 +43,7 @@ static void add_job(json_writer *w, const ct_job_info *job)
     member_boolean(w, "prompt_truncated", job->prompt_truncated);
     member_integer(w, "negative_tokens", job->negative_tokens);
     member_boolean(w, "negative_truncated", job->negative_truncated);
-    member_string(w, "precision", precision_name(job->precision));
+    member_string(w, "precision", ct_precision_name(job->precision));
     member_unsigned(w, "activation_bytes", job->activation_bytes);
 }
 

@@ -176,7 +176,7 @@ static ct_status check_options(const options *o, int pictures, ct_error *error)
 static ct_precision parse_precision(const option_value *value)
 {
     static const ct_precision in_order_of_words[] = {CT_PRECISION_AUTO, CT_PRECISION_FP32,
-                                                     CT_PRECISION_BF16};
+                                                     CT_PRECISION_BF16, CT_PRECISION_INT8};
     return value->given ? in_order_of_words[value->integer] : CT_PRECISION_AUTO;
 }
 

@@ -149,8 +149,7 @@ static void print_plan(report *r, const work_plan *plan)
     label(r, "work");
     fprintf(stderr, "%d evaluation%s%s, %s, %s of working memory\n", job->evaluations,
             job->evaluations == 1 ? "" : "s", plan->pictures > 1 ? " for each picture" : "",
-            job->precision == CT_PRECISION_BF16 ? "bf16" : "fp32",
-            format_bytes(text, job->activation_bytes));
+            ct_precision_name(job->precision), format_bytes(text, job->activation_bytes));
     label(r, "machine");
     int threads = ct_context_threads(plan->context);
     fprintf(stderr, "%d thread%s, %s kernels\n", threads, threads == 1 ? "" : "s",

@@ -216,11 +216,19 @@ CT_API const ct_model_info *ct_model_get_info(const ct_model *model);
 /* ---- Generation ------------------------------------------------------------------------------ */
 
 typedef enum ct_precision {
-    CT_PRECISION_AUTO = 0, /* fp32 with the kernels of this version */
+    CT_PRECISION_AUTO = 0, /* bf16 where the processor multiplies bfloat16 and the transformer's
+                            * weights have no more digits than that; else fp32 */
     CT_PRECISION_FP32 = 1, /* the reference in float32, to rounding */
-    CT_PRECISION_BF16 = 2  /* operands of every matrix product and convolution are rounded to
-                            * bfloat16; sums and everything else stay float32 */
+    CT_PRECISION_BF16 = 2, /* operands of the matrix products and of attention in text encoder and
+                            * transformer are rounded to bfloat16; sums and everything else, and
+                            * the VAE, stay float32 */
+    CT_PRECISION_INT8 = 3  /* matrix products of the transformer's blocks in 8-bit integers: a scale
+                            * for each token and for each row of a weight, rotated by a Hadamard
+                            * matrix before rounding; the rest as bf16 */
 } ct_precision;
+
+/* "auto", "fp32", "bf16", "int8"; NULL for other values. */
+CT_API const char *ct_precision_name(ct_precision precision);
 
 typedef enum ct_rng {
     CT_RNG_TORCH = 0 /* the numbers of torch.randn with a CPU generator of the same seed */

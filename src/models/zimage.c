@@ -115,23 +115,32 @@ static void bind_block(binder *b, const zimage *m, zimage_block *k, const char *
     k->ffn_norm2 = bind1(b, d, "%s.%d.ffn_norm2.weight", stack, i);
     if (modulated) {
         k->modulation = bind2(b, 4 * d, m->embed_dim, "%s.%d.adaLN_modulation.0.weight", stack, i);
+        k->modulation.sensitive = true;
         k->modulation_bias = bind1(b, 4 * d, "%s.%d.adaLN_modulation.0.bias", stack, i);
     }
+}
+
+/* What stays in bfloat16 when the blocks are computed in 8 bits: small layers at the ends, through
+ * which everything passes, and the modulation, which is a factor of everything. */
+static nn_weight sensitive(nn_weight w)
+{
+    w.sensitive = true;
+    return w;
 }
 
 static ct_status bind_weights(zimage *m, ct_error *error)
 {
     binder b = {.source = m->weights, .error = error};
     const int64_t d = m->dim, e = m->embed_dim, patch = PATCH * PATCH * m->channels;
-    m->t_mlp0 = bind2(&b, TIME_HIDDEN, 2 * FREQUENCIES, "t_embedder.mlp.0.weight");
+    m->t_mlp0 = sensitive(bind2(&b, TIME_HIDDEN, 2 * FREQUENCIES, "t_embedder.mlp.0.weight"));
     m->t_mlp0_bias = bind1(&b, TIME_HIDDEN, "t_embedder.mlp.0.bias");
-    m->t_mlp2 = bind2(&b, e, TIME_HIDDEN, "t_embedder.mlp.2.weight");
+    m->t_mlp2 = sensitive(bind2(&b, e, TIME_HIDDEN, "t_embedder.mlp.2.weight"));
     m->t_mlp2_bias = bind1(&b, e, "t_embedder.mlp.2.bias");
-    m->x_embedder = bind2(&b, d, patch, "all_x_embedder.2-1.weight");
+    m->x_embedder = sensitive(bind2(&b, d, patch, "all_x_embedder.2-1.weight"));
     m->x_embedder_bias = bind1(&b, d, "all_x_embedder.2-1.bias");
     m->x_pad_token = bind2(&b, 1, d, "x_pad_token");
     m->caption_norm = bind1(&b, m->caption_dim, "cap_embedder.0.weight");
-    m->caption_embedder = bind2(&b, d, m->caption_dim, "cap_embedder.1.weight");
+    m->caption_embedder = sensitive(bind2(&b, d, m->caption_dim, "cap_embedder.1.weight"));
     m->caption_embedder_bias = bind1(&b, d, "cap_embedder.1.bias");
     m->caption_pad_token = bind2(&b, 1, d, "cap_pad_token");
     for (int i = 0; i < m->refiners; i++) {
@@ -140,9 +149,10 @@ static ct_status bind_weights(zimage *m, ct_error *error)
     }
     for (int i = 0; i < m->layers; i++)
         bind_block(&b, m, &m->layer[i], "layers", i, true);
-    m->final_modulation = bind2(&b, d, e, "all_final_layer.2-1.adaLN_modulation.1.weight");
+    m->final_modulation =
+        sensitive(bind2(&b, d, e, "all_final_layer.2-1.adaLN_modulation.1.weight"));
     m->final_modulation_bias = bind1(&b, d, "all_final_layer.2-1.adaLN_modulation.1.bias");
-    m->final = bind2(&b, patch, d, "all_final_layer.2-1.linear.weight");
+    m->final = sensitive(bind2(&b, patch, d, "all_final_layer.2-1.linear.weight"));
     m->final_bias = bind1(&b, patch, "all_final_layer.2-1.linear.bias");
     return b.status;
 }

@@ -82,6 +82,22 @@ static ct_status resolve_guidance(ct_job *job, const ct_generate_params *p, ct_e
     return CT_OK;
 }
 
+const char *ct_precision_name(ct_precision precision)
+{
+    static const char *const names[] = {"auto", "fp32", "bf16", "int8"};
+    return precision >= CT_PRECISION_AUTO && precision <= CT_PRECISION_INT8 ? names[precision]
+                                                                            : NULL;
+}
+
+/* bfloat16 where it is faster and the weights have no more digits. */
+static ct_precision natural_precision(const ct_model *m)
+{
+    const zimage *z = m->transformer;
+    bool fast = m->context->kernels.gemm[CPU_BF16] != NULL;
+    bool short_weights = z->layers > 0 && (z->layer[0].w1.bits || z->layer[0].w1.type != DTYPE_F32);
+    return fast && short_weights ? CT_PRECISION_BF16 : CT_PRECISION_FP32;
+}
+
 static ct_status resolve_numbers(ct_job *job, const ct_generate_params *p, ct_error *error)
 {
     const ct_model_info *info = &job->model->info;
@@ -100,14 +116,14 @@ static ct_status resolve_numbers(ct_job *job, const ct_generate_params *p, ct_er
                          "shift is %g; it must be 0.01 to 100, or 0 for the model's "
                          "own",
                          p->shift);
-    if (p->precision < CT_PRECISION_AUTO || p->precision > CT_PRECISION_BF16)
+    if (p->precision < CT_PRECISION_AUTO || p->precision > CT_PRECISION_INT8)
         return error_set(error, CT_EINVAL, "precision has the unknown value %d", (int)p->precision);
     if (p->rng != CT_RNG_TORCH)
         return error_set(error, CT_EINVAL, "rng has the unknown value %d", (int)p->rng);
     j->steps = p->steps ? p->steps : info->default_steps;
     j->shift = p->shift != 0 ? p->shift : info->default_shift;
     j->scheduler = "FlowMatchEulerDiscreteScheduler";
-    j->precision = p->precision == CT_PRECISION_AUTO ? CT_PRECISION_FP32 : p->precision;
+    j->precision = p->precision == CT_PRECISION_AUTO ? natural_precision(job->model) : p->precision;
     job->cfg_normalization = p->cfg_normalization;
     job->cfg_truncation = p->cfg_truncation;
     job->trace_modules = p->trace_modules;
@@ -218,7 +234,6 @@ static nn_params network_params(const ct_job *job)
     return (nn_params){.allocator = job->allocator,
                        .threads = context->threads,
                        .kernels = &context->kernels,
-                       .precision = job->info.precision == CT_PRECISION_BF16 ? NN_BF16 : NN_F32,
                        .trace = job->trace_modules ? &job->trace.hook : NULL,
                        .cancel = job->callbacks.cancel,
                        .cancel_user = job->callbacks.user};

@@ -16,7 +16,7 @@ typedef struct recipe {
     double cfg_truncation; /* 1: none */
     double shift;
     const char *scheduler; /* class: "FlowMatchEulerDiscreteScheduler" */
-    const char *precision; /* "fp32", "bf16" */
+    const char *precision; /* "fp32", "bf16", "int8" */
     const char *rng;       /* "torch" */
     const char *model_name;
     const char *model_hash;  /* 32 hex digits */
