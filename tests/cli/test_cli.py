@@ -458,7 +458,7 @@ class Completions(Folder):
         self.assertEqual(self.complete("generate", "--cfg"), ["--cfg-scale", "--cfg-normalization", "--cfg-truncation"])
         self.assertEqual(self.complete("generate", "--precision", "b"), ["bf16"])
         self.assertEqual(self.complete("generate", "--precision", "=", "fp"), ["fp32"])
-        self.assertEqual(self.complete("generate", "--precision", "="), ["auto", "fp32", "bf16"])
+        self.assertEqual(self.complete("generate", "--precision", "="), ["auto", "fp32", "bf16", "int8"])
         self.assertEqual(self.complete("generate", "--prompt", "-"), [""])
         self.assertEqual(self.complete("completions", ""), ["bash", "zsh", "fish"])
         os.mkdir(self.path("model a"))
