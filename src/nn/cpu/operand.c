@@ -136,7 +136,7 @@ void operand_store_rows(const product *p, const operand *o, int64_t panel, const
         p->gemm->pack_rows(to, encoded, p->words);
         return;
     }
-    const int64_t per_word = elements_of_word(p->gemm->element);
+    const int64_t per_word = elements_of_word(p->gemm->element), width = encoded_words(p) * 4;
     for (int64_t w = 0; w < p->words; w += CHUNK) {
         int64_t words = min64(CHUNK, p->words - w),
                 n = min64(words * per_word, p->k - w * per_word);
@@ -145,8 +145,8 @@ void operand_store_rows(const product *p, const operand *o, int64_t panel, const
             encoded[i] = from;
             if (p->gemm->element == GEMM_FLOAT32 && !p->round && n == words)
                 continue;
-            encode(p, scratch + i * CHUNK * 4, from, n, words, 1, false);
-            encoded[i] = scratch + i * CHUNK * 4;
+            encode(p, scratch + i * width, from, n, words, 1, false);
+            encoded[i] = scratch + i * width;
         }
         p->gemm->pack_rows(to + w * mr * 4, encoded, words);
     }
