@@ -4,11 +4,21 @@
 #include <stddef.h>
 
 extern const cpu_gemm gemm_reference_f32, gemm_reference_bf16, gemm_reference_int8;
+#if defined(__aarch64__)
+extern const cpu_gemm gemm_neon_f32, gemm_neon_bf16, gemm_neon_int8, gemm_dotprod, gemm_i8mm;
+#endif
 
 const cpu_gemm *const cpu_gemms[] = {
     &gemm_reference_f32,
     &gemm_reference_bf16,
     &gemm_reference_int8,
+#if defined(__aarch64__)
+    &gemm_neon_f32,
+    &gemm_neon_bf16,
+    &gemm_neon_int8,
+    &gemm_dotprod,
+    &gemm_i8mm,
+#endif
     NULL,
 };
 
