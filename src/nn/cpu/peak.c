@@ -6,8 +6,8 @@
 
 static const cpu_peak_loop *find_loop(const cpu_gemm *gemm)
 {
-#if defined(__x86_64__)
-    for (const cpu_peak_loop *loop = cpu_peak_loops_x86; loop->run; loop++)
+#if defined(__x86_64__) || defined(__aarch64__)
+    for (const cpu_peak_loop *loop = cpu_peak_loops; loop->run; loop++)
         if (loop->compute == gemm->compute && loop->features == gemm->features)
             return loop;
 #else

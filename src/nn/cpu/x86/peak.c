@@ -48,7 +48,7 @@ TILE_LOOP(bf16_tile, "amx-tile,amx-bf16", SIX(TILE_BF16))
 TILE_LOOP(int8_tile, "amx-tile,amx-int8", SIX(TILE_INT8))
 
 /* Operations: 2 for each product, lanes, products of a word, instructions of a round. */
-const cpu_peak_loop cpu_peak_loops_x86[] = {
+const cpu_peak_loop cpu_peak_loops[] = {
     {CPU_F32, CPU_HAS_AVX2, 2 * 8 * 1 * 12, fma256},
     {CPU_F32, CPU_HAS_AVX512, 2 * 16 * 1 * 12, fma512},
     {CPU_BF16, CPU_HAS_AVX512 | CPU_HAS_AVX512BF16, 2 * 16 * 2 * 12, bf16_512},
