@@ -107,3 +107,20 @@ void mem_free_aligned(const ct_allocator *a, void *pointer)
     memcpy(&block, (char *)pointer - sizeof(void *), sizeof(void *));
     mem_free(a, block);
 }
+
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+#else
+#define ASAN_POISON_MEMORY_REGION(pointer, size) ((void)(pointer), (void)(size))
+#define ASAN_UNPOISON_MEMORY_REGION(pointer, size) ((void)(pointer), (void)(size))
+#endif
+
+void mem_poison(void *pointer, size_t size)
+{
+    ASAN_POISON_MEMORY_REGION(pointer, size);
+}
+
+void mem_unpoison(void *pointer, size_t size)
+{
+    ASAN_UNPOISON_MEMORY_REGION(pointer, size);
+}

@@ -26,6 +26,11 @@ void mem_free(const ct_allocator *a, const void *pointer);
 void *mem_alloc_aligned(const ct_allocator *a, size_t size);
 void mem_free_aligned(const ct_allocator *a, void *pointer);
 
+/* Under AddressSanitizer: memory that must not be touched for now, and what may be again. Else
+ * nothing. */
+void mem_poison(void *pointer, size_t size);
+void mem_unpoison(void *pointer, size_t size);
+
 /* a * b and a + b into *out; false when they overflow. */
 bool size_mul(size_t a, size_t b, size_t *out);
 bool size_add(size_t a, size_t b, size_t *out);

@@ -235,15 +235,6 @@ int vae_kl_decode_units(const vae_kl *m)
 
 /* ---- Parts ----------------------------------------------------------------------------------- */
 
-/* Moves y, which was made after mark, to mark, and releases everything else made since. */
-static nn_tensor replace(nn *c, size_t mark, const nn_tensor *y)
-{
-    nn_release(c, mark);
-    nn_tensor place = nn_new3(c, y->n[0], y->n[1], y->n[2]);
-    nn_copy(c, &place, y);
-    return place;
-}
-
 static nn_tensor resnet(nn *c, const vae_kl *m, const vae_resnet *r, size_t mark, nn_tensor x)
 {
     const int64_t h = x.n[0], w = x.n[1];
@@ -256,7 +247,7 @@ static nn_tensor resnet(nn *c, const vae_kl *m, const vae_resnet *r, size_t mark
         nn_group_norm(c, &a, &a, &r->norm2, &r->norm2_bias, m->groups, EPS, true);
         nn_conv2d(c, &b, &a, &r->conv2, &r->conv2_bias, NULL);
         nn_add(c, &y, &b);
-        return replace(c, mark, &y);
+        return nn_keep(c, mark, &y);
     }
     size_t temporary = nn_mark(c);
     nn_tensor a = nn_new3(c, h, w, r->in), b = nn_new3(c, h, w, r->in);
@@ -339,12 +330,12 @@ void vae_kl_decode(nn *c, const vae_kl *m, const float *latents, int64_t height,
     if (nn_has(&m->post_quant)) {
         nn_tensor y = nn_new3(c, height, width, m->latent_channels);
         nn_conv2d(c, &y, &z, &m->post_quant, &m->post_quant_bias, NULL);
-        z = replace(c, mark, &y);
+        z = nn_keep(c, mark, &y);
         nn_trace_tensor(c, &z, "vae.post_quant_conv");
     }
     nn_tensor x = nn_new3(c, height, width, s->conv_in.n[0]);
     nn_conv2d(c, &x, &z, &s->conv_in, &s->conv_in_bias, NULL);
-    x = replace(c, mark, &x);
+    x = nn_keep(c, mark, &x);
     nn_trace_tensor(c, &x, "vae.decoder.conv_in");
     x = mid_block(c, m, s, mark, x);
     nn_trace_tensor(c, &x, "vae.decoder.mid_block");
@@ -358,7 +349,7 @@ void vae_kl_decode(nn *c, const vae_kl *m, const float *latents, int64_t height,
         if (nn_has(&k->resize)) {
             nn_tensor y = nn_new3(c, 2 * x.n[0], 2 * x.n[1], x.n[2]);
             nn_conv2d(c, &y, &x, &k->resize, &k->resize_bias, &(nn_conv){.upsample = true});
-            x = replace(c, mark, &y);
+            x = nn_keep(c, mark, &y);
         }
         nn_trace_tensor(c, &x, "vae.decoder.up_blocks.%d", i);
         if (block_done)
@@ -380,7 +371,7 @@ void vae_kl_encode(nn *c, const vae_kl *m, const float *picture, int64_t height,
     nn_tensor in = from_planes(c, picture, 3, height, width, 1, 0);
     nn_tensor x = nn_new3(c, height, width, s->conv_in.n[0]);
     nn_conv2d(c, &x, &in, &s->conv_in, &s->conv_in_bias, NULL);
-    x = replace(c, mark, &x);
+    x = nn_keep(c, mark, &x);
     nn_trace_tensor(c, &x, "vae.encoder.conv_in");
     for (int i = 0; i < m->blocks && !nn_stopped(c); i++) {
         const vae_block *k = &s->block[i];
@@ -390,7 +381,7 @@ void vae_kl_encode(nn *c, const vae_kl *m, const float *picture, int64_t height,
             nn_conv half = {.stride = 2, .pad_bottom_right = true};
             nn_tensor y = nn_new3(c, x.n[0] / 2, x.n[1] / 2, x.n[2]);
             nn_conv2d(c, &y, &x, &k->resize, &k->resize_bias, &half);
-            x = replace(c, mark, &y);
+            x = nn_keep(c, mark, &y);
         }
         nn_trace_tensor(c, &x, "vae.encoder.down_blocks.%d", i);
     }

@@ -28,6 +28,7 @@ ct_status nn_create(nn **out, const nn_params *params, ct_error *error)
             return error_memory(error, params->arena_bytes,
                                 "activations (a smaller picture needs less)");
         }
+        mem_poison(c->arena, c->capacity);
     }
     *out = c;
     return CT_OK;
@@ -37,6 +38,8 @@ void nn_free(nn *c)
 {
     if (!c)
         return;
+    if (c->arena)
+        mem_unpoison(c->arena, c->capacity);
     mem_free_aligned(c->params.allocator, c->arena);
     mem_free(c->params.allocator, c);
 }
@@ -44,7 +47,7 @@ void nn_free(nn *c)
 void nn_reset(nn *c)
 {
     c->error = (ct_error){0};
-    c->used = 0;
+    nn_release(c, 0);
 }
 
 ct_status nn_status(const nn *c, ct_error *error)
@@ -92,6 +95,8 @@ size_t nn_mark(const nn *c)
 
 void nn_release(nn *c, size_t mark)
 {
+    if (c->arena && mark < c->used)
+        mem_poison(c->arena + mark, c->used - mark);
     c->used = mark;
 }
 
@@ -110,7 +115,9 @@ void *nn_scratch(nn *c, size_t count, size_t size)
                 c->capacity);
         return NULL;
     }
-    void *at = c->arena ? c->arena + c->used : NULL;
+    char *at = c->arena ? c->arena + c->used : NULL;
+    if (at)
+        mem_unpoison(at, count * size); /* what lies between two tensors stays forbidden */
     c->used = end;
     if (c->used > c->peak)
         c->peak = c->used;
@@ -138,6 +145,19 @@ nn_tensor nn_new2(nn *c, int64_t n0, int64_t n1)
 nn_tensor nn_new3(nn *c, int64_t n0, int64_t n1, int64_t n2)
 {
     return new_tensor(c, 3, n0, n1, n2);
+}
+
+nn_tensor nn_keep(nn *c, size_t mark, const nn_tensor *t)
+{
+    const size_t end = c->used;
+    c->used = mark;
+    nn_tensor place = new_tensor(c, t->rank, t->n[0], t->n[1], t->n[2]);
+    if (c->error.code != CT_OK || !c->arena)
+        return place;
+    memmove(place.data, t->data, (size_t)nn_count(t) * sizeof(float));
+    if (end > c->used)
+        mem_poison(c->arena + c->used, end - c->used);
+    return place;
 }
 
 nn_tensor nn_new_operand(nn *c, int64_t m, int64_t k)

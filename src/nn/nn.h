@@ -105,6 +105,8 @@ size_t nn_peak(const nn *c);
 /* Memory for activations: a stack. What was made after a mark goes with its release. */
 size_t nn_mark(const nn *c);
 void nn_release(nn *c, size_t mark);
+/* Releases what was made after mark but for t, which is moved there. */
+nn_tensor nn_keep(nn *c, size_t mark, const nn_tensor *t);
 nn_tensor nn_new2(nn *c, int64_t n0, int64_t n1);
 nn_tensor nn_new3(nn *c, int64_t n0, int64_t n1, int64_t n2);
 /* A matrix [M, K] in the form in which the products of this precision read it, for several linear
