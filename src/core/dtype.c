@@ -33,7 +33,8 @@ bool dtype_parse(const char *name, dtype *out)
 
 bool dtype_is_float(dtype type)
 {
-    return type == DTYPE_F32 || type == DTYPE_F16 || type == DTYPE_BF16;
+    return type == DTYPE_F32 || type == DTYPE_F16 || type == DTYPE_BF16 || type == DTYPE_F8_E4M3 ||
+           type == DTYPE_F8_E5M2;
 }
 
 void dtype_to_float(float *out, const void *in, dtype type, size_t count)
@@ -43,9 +44,27 @@ void dtype_to_float(float *out, const void *in, dtype type, size_t count)
         memcpy(out, p, count * 4);
         return;
     }
+    if (type == DTYPE_F8_E4M3 || type == DTYPE_F8_E5M2) {
+        for (size_t i = 0; i < count; i++)
+            out[i] = type == DTYPE_F8_E4M3 ? f8_e4m3_to_float(p[i]) : f8_e5m2_to_float(p[i]);
+        return;
+    }
     for (size_t i = 0; i < count; i++) {
         uint16_t h;
         memcpy(&h, p + 2 * i, 2);
         out[i] = type == DTYPE_BF16 ? bf16_to_float(h) : f16_to_float(h);
+    }
+}
+
+void dtype_from_float(void *out, const float *in, dtype type, size_t count)
+{
+    unsigned char *p = out;
+    if (type == DTYPE_F32) {
+        memcpy(p, in, count * 4);
+        return;
+    }
+    for (size_t i = 0; i < count; i++) {
+        uint16_t h = type == DTYPE_BF16 ? bf16_from_float(in[i]) : f16_from_float(in[i]);
+        memcpy(p + 2 * i, &h, 2);
     }
 }

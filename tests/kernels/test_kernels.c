@@ -187,18 +187,204 @@ static void check_round_bf16(const cpu_kernels *k)
         assert_true(out[i] == bf16_of(x[i]) || (isnan(out[i]) && isnan(x[i])));
 }
 
-static void check_softmax(const cpu_kernels *k)
+/* ---- Softmax --------------------------------------------------------------------------------- */
+
+static void check_row_max(const cpu_kernels *k)
 {
-    const int64_t n = random_between(1, 300), valid = random_between(1, n);
-    float *row = guarded(n, 30), *want = guarded_copy(row, n);
-    float scale = 0.01f + (float)(random32() % 100) / 100;
-    float sum = k->softmax(row, valid, n, scale);
-    float want_sum = definition()->softmax(want, valid, n, scale);
-    compare("softmax", k, row, want, n, 1e-6);
-    compare("softmax sum", k, &sum, &want_sum, 1, 1e-6);
-    guarded_free(row, n);
+    const int64_t n = random_between(1, 300);
+    float *x = guarded(n, 30);
+    assert_true(k->row_max(x, n) == definition()->row_max(x, n));
+    x[random_between(0, n - 1)] = 31;
+    assert_true(k->row_max(x, n) == 31);
+    guarded_free(x, n);
+}
+
+/* Exponents are those of a row whose greatest is 0, or of a later block, where all are below. */
+static void check_exp2_row(const cpu_kernels *k)
+{
+    const int64_t n = 16 * random_between(1, 20), valid = random_between(0, n);
+    float *x = guarded(n, random32() & 1 ? 3 : 200), *got = guarded(n, 1), *want = guarded(n, 1);
+    const float factor = 0.01f + (float)(random32() % 100) / 100;
+    const float offset = factor * definition()->row_max(x, n) + (random32() & 1 ? 0 : 2);
+    float sum = k->exp2_row(got, x, valid, n, factor, offset);
+    float want_sum = definition()->exp2_row(want, x, valid, n, factor, offset);
+    /* The exponent is rounded: 200 * 2^-24 * ln 2 */
+    compare("exp2_row", k, got, want, n, 1e-5);
+    compare("exp2_row sum", k, &sum, &want_sum, 1, 1e-5);
+    for (int64_t i = valid; i < n; i++)
+        assert_true(got[i] == 0);
+    k->exp2_row(x, x, valid, n, factor, offset); /* in place */
+    assert_memory_equal(x, got, (size_t)n * sizeof(float));
+
+    float nan = NAN, row[16] = {0};
+    row[3] = nan;
+    assert_true(isnan(k->exp2_row(row, row, 16, 16, 1, 0)) && isnan(row[3]) && row[4] == 1);
+    guarded_free(x, n);
+    guarded_free(got, n);
     guarded_free(want, n);
 }
+
+static void check_exp2_row_bf16(const cpu_kernels *k)
+{
+    const int64_t n = 16 * random_between(1, 20), valid = random_between(0, n);
+    float *x = guarded(n, 20), *exact = guarded(n, 1), *words = guarded(n / 2, 1);
+    uint16_t *got = (uint16_t *)(void *)words;
+    const float factor = 0.5f, offset = factor * definition()->row_max(x, n);
+    float sum = k->exp2_row_bf16(got, x, valid, n, factor, offset);
+    float want_sum = definition()->exp2_row(exact, x, valid, n, factor, offset);
+    compare("exp2_row_bf16 sum", k, &sum, &want_sum, 1, 1e-5);
+    for (int64_t i = 0; i < n; i++)
+        /* Half a unit in the last of 8 places, and what the exponential is off by. */
+        assert_true(fabsf(bf16_to_float(got[i]) - exact[i]) <= exact[i] * (1 / 256.0f + 2e-5f));
+    guarded_free(x, n);
+    guarded_free(exact, n);
+    guarded_free(words, n / 2);
+}
+
+/* ---- Words ----------------------------------------------------------------------------------- */
+
+static void check_encode_bf16(const cpu_kernels *k)
+{
+    const int64_t n = random_between(1, 200);
+    float *low = guarded(n, 1e10f), *high = guarded(n, 1), *got = guarded(n, 1);
+    low[random_between(0, n - 1)] = NAN;
+    high[random_between(0, n - 1)] = INFINITY;
+    k->encode_bf16_pairs((uint32_t *)(void *)got, low, high, n);
+    uint16_t *one = malloc((size_t)n * sizeof *one);
+    assert_non_null(one);
+    k->encode_bf16(one, low, n);
+    for (int64_t i = 0; i < n; i++) {
+        uint32_t word;
+        memcpy(&word, got + i, 4);
+        assert_int_equal(word & 0xffff, bf16_from_float(low[i]));
+        assert_int_equal(word >> 16, bf16_from_float(high[i]));
+        assert_int_equal(one[i], bf16_from_float(low[i]));
+    }
+    free(one);
+    guarded_free(low, n);
+    guarded_free(high, n);
+    guarded_free(got, n);
+}
+
+static void check_transpose(const cpu_kernels *k)
+{
+    const int64_t rows = random_between(1, 40), columns = random_between(1, 40);
+    const int64_t in_stride = columns + random_between(0, 5);
+    const int64_t out_stride = rows + random_between(0, 5);
+    float *in = guarded(rows * in_stride, 1), *out = guarded(columns * out_stride, 1);
+    float *before = guarded_copy(out, columns * out_stride);
+    k->transpose((uint32_t *)(void *)out, out_stride, (uint32_t *)(void *)in, in_stride, rows,
+                 columns);
+    for (int64_t j = 0; j < columns; j++)
+        for (int64_t i = 0; i < out_stride; i++)
+            assert_true(out[j * out_stride + i] ==
+                        (i < rows ? in[i * in_stride + j] : before[j * out_stride + i]));
+    guarded_free(in, rows * in_stride);
+    guarded_free(out, columns * out_stride);
+    guarded_free(before, columns * out_stride);
+}
+
+/* ---- Weights and 8-bit products -------------------------------------------------------------- */
+
+static void check_decode(const cpu_kernels *k)
+{
+    static const dtype types[] = {DTYPE_F32, DTYPE_F16, DTYPE_BF16, DTYPE_F8_E4M3, DTYPE_F8_E5M2};
+    const dtype type = types[random32() % 5];
+    const int64_t n = random_between(1, 200);
+    const float factor = random32() & 1 ? 1 : 0.37f;
+    unsigned char bytes[4 * 200 + 1], *in = bytes + 1; /* unaligned, as files may be */
+    for (int64_t i = 0; i < n; i++) {
+        float x = random_float(2);
+        uint16_t h = (uint16_t)(random32() & 0xbfff); /* finite in either format */
+        if (type == DTYPE_F32)
+            memcpy(in + 4 * i, &x, 4);
+        else if (dtype_size(type) == 2)
+            memcpy(in + 2 * i, &h, 2);
+        else
+            in[i] = (uint8_t)(random32() & 0xbf);
+    }
+    float *got = guarded(n, 1), *want = guarded(n, 1);
+    k->decode(got, in, type, n, factor);
+    dtype_to_float(want, in, type, (size_t)n);
+    for (int64_t i = 0; i < n; i++)
+        assert_true(got[i] == want[i] * factor);
+    guarded_free(got, n);
+    guarded_free(want, n);
+}
+
+static void check_codes(const cpu_kernels *k)
+{
+    const int64_t n = 2 * random_between(1, 100);
+    uint8_t packed[100], codes[201];
+    codes[n] = 77;
+    for (int64_t i = 0; i < n / 2; i++)
+        packed[i] = (uint8_t)random32();
+    k->unpack4(codes, packed, n);
+    for (int64_t i = 0; i < n; i++)
+        assert_int_equal(codes[i], i % 2 ? packed[i / 2] >> 4 : packed[i / 2] & 15);
+    assert_int_equal(codes[n], 77);
+    const float scale = random_float(2), bias = random_float(2);
+    float *got = guarded(n, 1), *want = guarded(n, 1);
+    k->decode_codes(got, codes, n, scale, bias);
+    definition()->decode_codes(want, codes, n, scale, bias);
+    compare("decode_codes", k, got, want, n, 1e-6);
+    guarded_free(got, n);
+    guarded_free(want, n);
+}
+
+static void check_encode_integers(const cpu_kernels *k)
+{
+    const int64_t n = random_between(1, 200);
+    float *x = guarded(n, 3);
+    float max = k->max_abs(x, n), inverse = 127 / max;
+    assert_true(max == definition()->max_abs(x, n));
+    int8_t a[202], a_want[202];
+    uint8_t b[202], b_want[202];
+    int16_t c[202], c_want[202];
+    a[n] = 99, b[n] = 99, c[n] = 99;
+    assert_int_equal(k->encode_int8(a, x, n, inverse),
+                     definition()->encode_int8(a_want, x, n, inverse));
+    assert_int_equal(k->encode_uint8(b, x, n, inverse),
+                     definition()->encode_uint8(b_want, x, n, inverse));
+    assert_int_equal(k->encode_int16(c, x, n, inverse),
+                     definition()->encode_int16(c_want, x, n, inverse));
+    assert_memory_equal(a, a_want, (size_t)n);
+    assert_memory_equal(b, b_want, (size_t)n);
+    assert_memory_equal(c, c_want, (size_t)n * 2);
+    assert_true(a[n] == 99 && b[n] == 99 && c[n] == 99);
+    guarded_free(x, n);
+}
+
+static void check_hadamard(const cpu_kernels *k)
+{
+    const int64_t block = (int64_t)1 << random_between(0, 8), n = block * random_between(1, 3);
+    float *got = guarded(n, 1), *want = guarded_copy(got, n);
+    k->hadamard(got, n, block);
+    definition()->hadamard(want, n, block);
+    compare("hadamard", k, got, want, n, 1e-6);
+    guarded_free(got, n);
+    guarded_free(want, n);
+}
+
+static void check_decode_sums(const cpu_kernels *k)
+{
+    const int64_t n = random_between(1, 100);
+    const int32_t offset = (int32_t)(random32() % 200000) - 100000;
+    float *scales = guarded(n, 1), *got = guarded(n, 1), *want = guarded(n, 1);
+    for (int64_t i = 0; i < n; i++) {
+        int32_t sum = (int32_t)(random32() % 4000000) - 2000000;
+        memcpy(got + i, &sum, 4);
+        memcpy(want + i, &sum, 4);
+    }
+    k->decode_sums(got, (int32_t *)(void *)got, n, offset, 0.013f, scales);
+    definition()->decode_sums(want, (int32_t *)(void *)want, n, offset, 0.013f, scales);
+    compare("decode_sums", k, got, want, n, 1e-6);
+    guarded_free(scales, n);
+    guarded_free(got, n);
+    guarded_free(want, n);
+}
+
+/* ---- Rows of activations --------------------------------------------------------------------- */
 
 static void check_norms(const cpu_kernels *k)
 {
@@ -258,6 +444,14 @@ static void check_pointwise(const cpu_kernels *k)
     k->add(got, y, n);
     definition()->add(want, y, n);
     compare("add", k, got, want, n, 1e-6);
+    k->add_product(got, y, x, n);
+    definition()->add_product(want, y, x, n);
+    compare("add_product", k, got, want, n, 1e-6);
+    memcpy(got, x, (size_t)n * sizeof(float));
+    memcpy(want, x, (size_t)n * sizeof(float));
+    k->gelu(got, n);
+    definition()->gelu(want, n);
+    compare("gelu", k, got, want, n, 1e-6);
     k->scale(got, n, 0.3f);
     definition()->scale(want, n, 0.3f);
     compare("scale", k, got, want, n, 1e-6);
@@ -362,7 +556,16 @@ int main(int argc, char **argv)
         {"pack", test_kernels, NULL, NULL, (void *)check_pack},
         {"pack_columns", test_kernels, NULL, NULL, (void *)check_pack_columns},
         {"round_bf16", test_kernels, NULL, NULL, (void *)check_round_bf16},
-        {"softmax", test_kernels, NULL, NULL, (void *)check_softmax},
+        {"row_max", test_kernels, NULL, NULL, (void *)check_row_max},
+        {"exp2_row", test_kernels, NULL, NULL, (void *)check_exp2_row},
+        {"exp2_row_bf16", test_kernels, NULL, NULL, (void *)check_exp2_row_bf16},
+        {"encode_bf16", test_kernels, NULL, NULL, (void *)check_encode_bf16},
+        {"transpose", test_kernels, NULL, NULL, (void *)check_transpose},
+        {"decode", test_kernels, NULL, NULL, (void *)check_decode},
+        {"codes", test_kernels, NULL, NULL, (void *)check_codes},
+        {"encode_integers", test_kernels, NULL, NULL, (void *)check_encode_integers},
+        {"hadamard", test_kernels, NULL, NULL, (void *)check_hadamard},
+        {"decode_sums", test_kernels, NULL, NULL, (void *)check_decode_sums},
         {"norms", test_kernels, NULL, NULL, (void *)check_norms},
         {"rope", test_kernels, NULL, NULL, (void *)check_rope},
         {"pointwise", test_kernels, NULL, NULL, (void *)check_pointwise},

@@ -50,6 +50,11 @@ typedef struct cpu_kernels {
     void (*unpack4)(uint8_t *codes, const uint8_t *packed, int64_t n);
     void (*round_bf16)(float *out, const float *x, int64_t n); /* in place */
     void (*encode_bf16)(uint16_t *out, const float *x, int64_t n);
+    /* out[i] = low[i] and above it high[i], as bfloat16. */
+    void (*encode_bf16_pairs)(uint32_t *out, const float *low, const float *high, int64_t n);
+    /* out[j * out_stride + i] = in[i * in_stride + j] for i < rows, j < columns. */
+    void (*transpose)(uint32_t *out, int64_t out_stride, const uint32_t *in, int64_t in_stride,
+                      int64_t rows, int64_t columns);
     float (*max_abs)(const float *x, int64_t n);
     /* out[i] = round(x[i] * inverse), ties to even, which must be within -127..127; returns the
      * sum of the results. The second form stores them as value + 128. */
@@ -66,9 +71,16 @@ typedef struct cpu_kernels {
 
     /* ---- Rows of activations. --------------------------------------------------------------- */
 
-    /* row[i] = exp(scale * (row[i] - max)) for i < valid, 0 for valid <= i < n; returns the sum.
-     * valid >= 1. */
-    float (*softmax)(float *row, int64_t valid, int64_t n, float scale);
+    /* The largest of n >= 1 numbers. */
+    float (*row_max)(const float *x, int64_t n);
+    /* The numerators of a softmax: out[i] = 2^(factor * x[i] - offset) for i < valid, 0 for valid
+     * <= i < n; returns their sum. n is a multiple of 16. Exponents are at most about 0; below -126
+     * counts as that. out and x may be the same memory. */
+    float (*exp2_row)(float *out, const float *x, int64_t valid, int64_t n, float factor,
+                      float offset);
+    /* The same rounded to bfloat16, ties in any direction; the sum is that of the unrounded. */
+    float (*exp2_row_bf16)(uint16_t *out, const float *x, int64_t valid, int64_t n, float factor,
+                           float offset);
     void (*scale)(float *x, int64_t n, float factor);
 
     /* scale and gate may be NULL. */

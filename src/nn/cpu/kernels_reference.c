@@ -83,6 +83,20 @@ static void encode_bf16(uint16_t *out, const float *x, int64_t n)
         out[i] = bf16_from_float(x[i]);
 }
 
+static void encode_bf16_pairs(uint32_t *out, const float *low, const float *high, int64_t n)
+{
+    for (int64_t i = 0; i < n; i++)
+        out[i] = bf16_from_float(low[i]) | (uint32_t)bf16_from_float(high[i]) << 16;
+}
+
+static void transpose(uint32_t *out, int64_t out_stride, const uint32_t *in, int64_t in_stride,
+                      int64_t rows, int64_t columns)
+{
+    for (int64_t i = 0; i < rows; i++)
+        for (int64_t j = 0; j < columns; j++)
+            out[j * out_stride + i] = in[i * in_stride + j];
+}
+
 static float max_abs(const float *x, int64_t n)
 {
     float max = 0;
@@ -143,15 +157,40 @@ static void decode_sums(float *out, const int32_t *c, int64_t n, int32_t offset,
 
 /* ---- Rows of activations. -------------------------------------------------------------------- */
 
-static float softmax(float *row, int64_t valid, int64_t n, float scale)
+static float row_max(const float *x, int64_t n)
 {
-    float max = row[0];
-    for (int64_t i = 1; i < valid; i++)
-        max = row[i] > max ? row[i] : max;
+    float max = x[0];
+    for (int64_t i = 1; i < n; i++)
+        max = x[i] > max ? x[i] : max;
+    return max;
+}
+
+static double exp2_of(float x, float factor, float offset)
+{
+    double exponent = (double)factor * (double)x - (double)offset;
+    return exp2(exponent < -126 ? -126 : exponent);
+}
+
+static float exp2_row(float *out, const float *x, int64_t valid, int64_t n, float factor,
+                      float offset)
+{
     double sum = 0;
     for (int64_t i = 0; i < n; i++) {
-        row[i] = i < valid ? (float)exp((double)scale * ((double)row[i] - (double)max)) : 0;
-        sum += (double)row[i];
+        double value = i < valid ? exp2_of(x[i], factor, offset) : 0;
+        out[i] = (float)value;
+        sum += value;
+    }
+    return (float)sum;
+}
+
+static float exp2_row_bf16(uint16_t *out, const float *x, int64_t valid, int64_t n, float factor,
+                           float offset)
+{
+    double sum = 0;
+    for (int64_t i = 0; i < n; i++) {
+        double value = i < valid ? exp2_of(x[i], factor, offset) : 0;
+        out[i] = bf16_from_float((float)value);
+        sum += value;
     }
     return (float)sum;
 }
@@ -281,13 +320,17 @@ const cpu_kernels cpu_kernels_reference = {
     .unpack4 = unpack4,
     .round_bf16 = round_bf16,
     .encode_bf16 = encode_bf16,
+    .encode_bf16_pairs = encode_bf16_pairs,
+    .transpose = transpose,
     .max_abs = max_abs,
     .encode_int8 = encode_int8,
     .encode_uint8 = encode_uint8,
     .encode_int16 = encode_int16,
     .hadamard = hadamard,
     .decode_sums = decode_sums,
-    .softmax = softmax,
+    .row_max = row_max,
+    .exp2_row = exp2_row,
+    .exp2_row_bf16 = exp2_row_bf16,
     .scale = scale_row,
     .rms_norm = rms_norm,
     .add_rms_norm = add_rms_norm,

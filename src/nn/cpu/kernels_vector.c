@@ -14,8 +14,10 @@ enum { VL = KERNEL_VL, MR = KERNEL_MR, NV = KERNEL_NV, NR = VL * NV };
 typedef float vf __attribute__((vector_size(KERNEL_VL * 4)));
 typedef int32_t vi __attribute__((vector_size(KERNEL_VL * 4)));
 typedef uint32_t vu __attribute__((vector_size(KERNEL_VL * 4)));
+typedef uint16_t vh __attribute__((vector_size(KERNEL_VL * 2)));
 /* The same at any alignment. */
 typedef float vf_memory __attribute__((vector_size(KERNEL_VL * 4), aligned(4), may_alias));
+typedef uint16_t vh_memory __attribute__((vector_size(KERNEL_VL * 2), aligned(2), may_alias));
 
 #if defined(__clang__)
 #define UNROLL _Pragma("unroll")
@@ -59,9 +61,12 @@ static inline vf select(vi mask, vf yes, vf no)
     return (vf)((mask & (vi)yes) | (~mask & (vi)no));
 }
 
+/* b where one of them is NaN. In this form compilers see the instruction that does it. */
 static inline vf max_v(vf a, vf b)
 {
-    return select(a > b, a, b);
+    for (int i = 0; i < VL; i++)
+        a[i] = a[i] > b[i] ? a[i] : b[i];
+    return a;
 }
 
 /* The lanes are added in one fixed order. */
@@ -71,6 +76,17 @@ static inline double lanes(vf v)
     for (int i = 0; i < VL; i++)
         sum += (double)v[i];
     return sum;
+}
+
+/* In pairs: fewer steps. */
+static inline float sum_lanes(vf v)
+{
+    float part[VL];
+    store(part, v);
+    for (int width = VL / 2; width > 0; width /= 2)
+        for (int i = 0; i < width; i++)
+            part[i] += part[i + width];
+    return part[0];
 }
 
 /* e^x to about 1 ulp, for x in the range where neither end overflows; outside, the value at the
@@ -92,6 +108,23 @@ static inline vf exp_v(vf x)
     p = p * (r * r) + r + 1.0f;
     vi power = (__builtin_convertvector(n, vi) + 127) << 23;
     return p * (vf)power;
+}
+
+/* 2^x for -126 <= x < 127, to 1.5e-7: x = n + f, where n is taken from the lowest bits after adding
+ * 1.5 * 2^23 and goes into the exponent of a polynomial in f (minimax of the relative error). NaN
+ * stays NaN. */
+static inline vf exp2_v(vf x)
+{
+    const vf shift = splat(12582912.0f);
+    vf shifted = x + shift;
+    vf f = x - (shifted - shift);
+    vf p = splat(1.3276467799e-3f);
+    p = p * f + 9.6755412483e-3f;
+    p = p * f + 5.5507132866e-2f;
+    p = p * f + 2.4022119727e-1f;
+    p = p * f + 6.9314696706e-1f;
+    p = p * f + 1.0f;
+    return (vf)((vi)p + ((vi)shifted << 23));
 }
 
 /* Below -88 exp(-x) ends, and with it the fall of silu towards 0. */
@@ -242,8 +275,8 @@ static void convert(float *out, const unsigned char *in, dtype type, int64_t n)
 typedef float v4 __attribute__((vector_size(16)));
 typedef float v4_memory __attribute__((vector_size(16), aligned(4), may_alias));
 
-/* Four rows of four floats become four columns: out[i * NR + n] = in[n * stride + i]. */
-static inline void transpose4(float *out, const float *in, int64_t stride)
+/* Four rows of four floats become four columns: out[i * out_stride + n] = in[n * stride + i]. */
+static inline void transpose4(float *out, int64_t out_stride, const float *in, int64_t stride)
 {
     v4 a = *(const v4_memory *)in, b = *(const v4_memory *)(in + stride);
     v4 c = *(const v4_memory *)(in + 2 * stride), d = *(const v4_memory *)(in + 3 * stride);
@@ -252,9 +285,9 @@ static inline void transpose4(float *out, const float *in, int64_t stride)
     v4 cd = __builtin_shufflevector(c, d, 0, 4, 1, 5),
        cd2 = __builtin_shufflevector(c, d, 2, 6, 3, 7);
     *(v4_memory *)out = __builtin_shufflevector(ab, cd, 0, 1, 4, 5);
-    *(v4_memory *)(out + NR) = __builtin_shufflevector(ab, cd, 2, 3, 6, 7);
-    *(v4_memory *)(out + 2 * NR) = __builtin_shufflevector(ab2, cd2, 0, 1, 4, 5);
-    *(v4_memory *)(out + 3 * NR) = __builtin_shufflevector(ab2, cd2, 2, 3, 6, 7);
+    *(v4_memory *)(out + out_stride) = __builtin_shufflevector(ab, cd, 2, 3, 6, 7);
+    *(v4_memory *)(out + 2 * out_stride) = __builtin_shufflevector(ab2, cd2, 0, 1, 4, 5);
+    *(v4_memory *)(out + 3 * out_stride) = __builtin_shufflevector(ab2, cd2, 2, 3, 6, 7);
 }
 
 static void round_bf16(float *out, const float *x, int64_t n)
@@ -291,7 +324,7 @@ static void pack(float *panel, const void *w, dtype type, int64_t row_stride, in
         int64_t i = 0;
         for (; i + 4 <= length; i += 4)
             for (int n = 0; n < NR; n += 4)
-                transpose4(out + i * NR + n, &rows[n][i], CHUNK);
+                transpose4(out + i * NR + n, NR, &rows[n][i], CHUNK);
         for (; i < length; i++)
             for (int n = 0; n < NR; n++)
                 out[i * NR + n] = rows[n][i];
@@ -342,14 +375,47 @@ static void unpack4(uint8_t *codes, const uint8_t *packed, int64_t n)
     }
 }
 
+static inline uint32_t bf16_bits(float x)
+{
+    uint32_t bits;
+    memcpy(&bits, &x, 4);
+    uint32_t rounded = (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;
+    uint32_t quiet = bits >> 16 | 0x40u;
+    return (bits & 0x7fffffffu) > 0x7f800000u ? quiet : rounded;
+}
+
 static void encode_bf16(uint16_t *out, const float *x, int64_t n)
 {
-    for (int64_t i = 0; i < n; i++) {
-        uint32_t bits;
-        memcpy(&bits, x + i, 4);
-        uint32_t rounded = (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;
-        uint32_t quiet = bits >> 16 | 0x40u;
-        out[i] = (uint16_t)((bits & 0x7fffffffu) > 0x7f800000u ? quiet : rounded);
+    for (int64_t i = 0; i < n; i++)
+        out[i] = (uint16_t)bf16_bits(x[i]);
+}
+
+static void encode_bf16_pairs(uint32_t *out, const float *low, const float *high, int64_t n)
+{
+    for (int64_t i = 0; i < n; i++)
+        out[i] = bf16_bits(low[i]) | bf16_bits(high[i]) << 16;
+}
+
+/* Four by four, reading a cache line of a row at once: rows a power of two apart share few places
+ * in the cache. */
+static void transpose(uint32_t *out, int64_t out_stride, const uint32_t *in, int64_t in_stride,
+                      int64_t rows, int64_t columns)
+{
+    for (int64_t j0 = 0; j0 < columns; j0 += 16) {
+        int64_t j1 = columns - j0 < 16 ? columns : j0 + 16;
+        int64_t i = 0;
+        for (; i + 4 <= rows; i += 4) {
+            int64_t j = j0;
+            for (; j + 4 <= j1; j += 4)
+                transpose4((float *)(out + j * out_stride + i), out_stride,
+                           (const float *)(in + i * in_stride + j), in_stride);
+            for (; j < j1; j++)
+                for (int64_t l = i; l < i + 4; l++)
+                    out[j * out_stride + l] = in[l * in_stride + j];
+        }
+        for (; i < rows; i++)
+            for (int64_t j = j0; j < j1; j++)
+                out[j * out_stride + i] = in[i * in_stride + j];
     }
 }
 
@@ -473,31 +539,86 @@ static void decode_sums(float *out, const int32_t *c, int64_t n, int32_t offset,
 
 /* ---- Rows of activations. -------------------------------------------------------------------- */
 
-static float softmax(float *row, int64_t valid, int64_t n, float scale)
+static float row_max(const float *x, int64_t n)
 {
-    vf top = splat(row[0]);
+    vf top[4];
+    for (int v = 0; v < 4; v++)
+        top[v] = splat(x[0]);
     int64_t i = 0;
-    for (; i + VL <= valid; i += VL)
-        top = max_v(top, load(row + i));
-    float max = row[0];
+    for (; i + 4 * VL <= n; i += 4 * VL)
+        UNROLL
+    for (int v = 0; v < 4; v++)
+        top[v] = max_v(load(x + i + v * VL), top[v]);
+    for (; i + VL <= n; i += VL)
+        top[0] = max_v(load(x + i), top[0]);
+    vf all = max_v(max_v(top[0], top[1]), max_v(top[2], top[3]));
+    float max = x[0];
     for (int l = 0; l < VL; l++)
-        max = top[l] > max ? top[l] : max;
-    for (; i < valid; i++)
-        max = row[i] > max ? row[i] : max;
+        max = all[l] > max ? all[l] : max;
+    for (; i < n; i++)
+        max = x[i] > max ? x[i] : max;
+    return max;
+}
+
+static inline vf exp2_at(const float *x, float factor, float offset)
+{
+    return exp2_v(max_v(splat(-126), load(x) * factor - offset));
+}
+
+/* The first n lanes; zeros behind them. */
+static inline vf first_lanes(vf x, int64_t n)
+{
+    vi mask;
+    for (int i = 0; i < VL; i++)
+        mask[i] = i < n ? -1 : 0;
+    return (vf)(mask & (vi)x);
+}
+
+static float exp2_row(float *out, const float *x, int64_t valid, int64_t n, float factor,
+                      float offset)
+{
     vf sum = splat(0);
-    for (i = 0; i + VL <= valid; i += VL) {
-        vf e = exp_v((load(row + i) - max) * scale);
-        store(row + i, e);
+    int64_t i = 0;
+    for (; i + VL <= valid; i += VL) {
+        vf e = exp2_at(x + i, factor, offset);
+        store(out + i, e);
         sum += e;
     }
     if (i < valid) {
-        vf e = exp_v((load_tail(row + i, valid - i) - max) * scale);
-        store_tail(row + i, e, valid - i);
-        sum += load_tail(row + i, valid - i);
+        vf e = first_lanes(exp2_at(x + i, factor, offset), valid - i);
+        store(out + i, e);
+        sum += e;
+        i += VL;
     }
-    for (i = valid; i < n; i++)
-        row[i] = 0;
-    return (float)lanes(sum);
+    for (; i < n; i += VL)
+        store(out + i, splat(0));
+    return sum_lanes(sum);
+}
+
+/* To bfloat16; of two that are equally near the larger one. */
+static inline void store_bf16(uint16_t *out, vf x)
+{
+    *(vh_memory *)out = __builtin_convertvector(((vu)x + 0x8000u) >> 16, vh);
+}
+
+static float exp2_row_bf16(uint16_t *out, const float *x, int64_t valid, int64_t n, float factor,
+                           float offset)
+{
+    vf sum = splat(0);
+    int64_t i = 0;
+    for (; i + VL <= valid; i += VL) {
+        vf e = exp2_at(x + i, factor, offset);
+        store_bf16(out + i, e);
+        sum += e;
+    }
+    if (i < valid) {
+        vf e = first_lanes(exp2_at(x + i, factor, offset), valid - i);
+        store_bf16(out + i, e);
+        sum += e;
+        i += VL;
+    }
+    memset(out + i, 0, (size_t)(n - i) * sizeof *out);
+    return sum_lanes(sum);
 }
 
 static void scale_row(float *x, int64_t n, float factor)
@@ -665,13 +786,17 @@ const cpu_kernels KERNEL_TABLE = {
     .unpack4 = unpack4,
     .round_bf16 = round_bf16,
     .encode_bf16 = encode_bf16,
+    .encode_bf16_pairs = encode_bf16_pairs,
+    .transpose = transpose,
     .max_abs = max_abs,
     .encode_int8 = encode_int8,
     .encode_uint8 = encode_uint8,
     .encode_int16 = encode_int16,
     .hadamard = hadamard,
     .decode_sums = decode_sums,
-    .softmax = softmax,
+    .row_max = row_max,
+    .exp2_row = exp2_row,
+    .exp2_row_bf16 = exp2_row_bf16,
     .scale = scale_row,
     .rms_norm = rms_norm,
     .add_rms_norm = add_rms_norm,

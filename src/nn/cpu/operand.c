@@ -22,6 +22,11 @@ static int64_t round_up(int64_t n, int64_t multiple)
     return (n + multiple - 1) / multiple * multiple;
 }
 
+int64_t product_per_word(const product *p)
+{
+    return elements_of_word(p->gemm->element);
+}
+
 product product_choose(const nn *c, int64_t k, bool sensitive)
 {
     const cpu_kernels *kernels = c->params.kernels;
@@ -119,13 +124,35 @@ static float encode_row(const product *p, char *out, float *x, int32_t *sum, boo
     return max / 127;
 }
 
+/* Rows of floats, encoded a chunk at a time, to a panel. */
+static void pack_floats(const product *p, char *to, const float *const *sources, int count,
+                        void (*pack)(void *panel, const void *const *sources, int64_t words),
+                        char *scratch)
+{
+    const int64_t per_word = elements_of_word(p->gemm->element), width = encoded_words(p) * 4;
+    const void *encoded[GEMM_MAX_NR > GEMM_MAX_MR ? GEMM_MAX_NR : GEMM_MAX_MR];
+    for (int64_t w = 0; w < p->words; w += CHUNK) {
+        int64_t words = min64(CHUNK, p->words - w);
+        int64_t n = min64(words * per_word, p->k - w * per_word);
+        for (int i = 0; i < count; i++) {
+            const float *from = sources[i] + w * per_word;
+            encoded[i] = from;
+            if (p->gemm->element == GEMM_FLOAT32 && !p->round && n == words)
+                continue;
+            encode(p, scratch + i * width, from, n, words, 1, false);
+            encoded[i] = scratch + i * width;
+        }
+        pack(to + w * count * 4, encoded, words);
+    }
+}
+
 void operand_store_rows(const product *p, const operand *o, int64_t panel, const float *const *rows,
                         char *scratch)
 {
     const int mr = p->gemm->mr;
     char *to = o->panels + (size_t)panel * o->panel_bytes;
-    const void *encoded[GEMM_MAX_MR];
     if (p->gemm->compute == CPU_INT8) {
+        const void *encoded[GEMM_MAX_MR];
         float *row = (float *)(void *)(scratch + mr * p->words * 4);
         for (int i = 0; i < mr; i++) {
             char *out = scratch + i * p->words * 4;
@@ -136,20 +163,12 @@ void operand_store_rows(const product *p, const operand *o, int64_t panel, const
         p->gemm->pack_rows(to, encoded, p->words);
         return;
     }
-    const int64_t per_word = elements_of_word(p->gemm->element), width = encoded_words(p) * 4;
-    for (int64_t w = 0; w < p->words; w += CHUNK) {
-        int64_t words = min64(CHUNK, p->words - w),
-                n = min64(words * per_word, p->k - w * per_word);
-        for (int i = 0; i < mr; i++) {
-            const float *from = rows[i] + w * per_word;
-            encoded[i] = from;
-            if (p->gemm->element == GEMM_FLOAT32 && !p->round && n == words)
-                continue;
-            encode(p, scratch + i * width, from, n, words, 1, false);
-            encoded[i] = scratch + i * width;
-        }
-        p->gemm->pack_rows(to + w * mr * 4, encoded, words);
-    }
+    pack_floats(p, to, rows, mr, p->gemm->pack_rows, scratch);
+}
+
+void product_pack_floats(const product *p, const float *const *columns, char *panel, char *scratch)
+{
+    pack_floats(p, panel, columns, p->gemm->nr, p->gemm->pack_columns, scratch);
 }
 
 /* ---- Weights --------------------------------------------------------------------------------- */

@@ -25,6 +25,9 @@ typedef struct operand {
     size_t panel_bytes;
 } operand;
 
+/* Numbers in a word. */
+int64_t product_per_word(const product *p);
+
 size_t operand_bytes(const product *p, int64_t m);
 operand operand_at(const product *p, int64_t m, void *memory);
 /* Scratch memory for the two functions below. */
@@ -33,6 +36,8 @@ size_t operand_scratch(const product *p);
 /* Rows of k floats each into one panel; rows beyond m repeat others. */
 void operand_store_rows(const product *p, const operand *o, int64_t panel, const float *const *rows,
                         char *scratch);
+/* nr rows of k floats each into a panel of columns; not for CPU_INT8. */
+void product_pack_floats(const product *p, const float *const *columns, char *panel, char *scratch);
 /* Rows first .. first+count-1 (count <= gemm->nr) of a weight [N, K] into a panel of columns; zeros
  * behind them. scales [nr], for CPU_INT8: what sums of a column are multiplied with. */
 void product_pack_columns(const product *p, const nn_weight *w, int64_t first, int64_t count,
