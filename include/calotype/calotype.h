@@ -171,12 +171,26 @@ CT_API const char *ct_context_cpu(const ct_context *context);
 
 typedef struct ct_model ct_model;
 
-/* Opens a directory in diffusers layout (model_index.json and a folder for each part). Reads the
- * configuration and the headers of the weight files, checks every tensor for presence, dtype and
- * shape, and maps the files; weights are read when they are first used. The files must not change
- * while the model is open. */
+/* Opens a directory in diffusers layout (model_index.json and a folder for each part), or as mflux
+ * and MLX-z-image save models. Reads the configuration and the headers of the weight files, checks
+ * every tensor for presence, dtype and shape, and maps the files; weights are read when they are
+ * first used, and quantized ones stay quantized. The files must not change while the model is
+ * open. */
 CT_API ct_status ct_model_load(ct_context *context, const char *directory, ct_model **out,
                                ct_error *error);
+
+typedef struct ct_model_params {
+    size_t struct_size;
+    /* Decode quantized and FP8 matrices to bfloat16 while loading: as much memory as a bfloat16
+     * model needs, for the speed of one. */
+    bool dequantize;
+} ct_model_params;
+
+CT_API void ct_model_params_init(ct_model_params *params);
+
+/* ct_model_load with choices; params may be NULL for the defaults. */
+CT_API ct_status ct_model_load_with(ct_context *context, const char *directory,
+                                    const ct_model_params *params, ct_model **out, ct_error *error);
 CT_API void ct_model_free(ct_model **model);
 
 /* One part of a model: text encoder, transformer, VAE. */
@@ -188,7 +202,9 @@ typedef struct ct_component_info {
     const char *dtypes;     /* for example "BF16" or "F32 (12), BF16 (400)" */
     int files;              /* how many weight files */
     const char *const *paths;
-    const char *summary; /* its dimensions in one line */
+    const char *summary;      /* its dimensions in one line */
+    const char *quantization; /* "4-bit, groups of 64"; an empty string when nothing is */
+    uint64_t decoded_bytes;   /* of matrices that were decoded into memory */
 } ct_component_info;
 
 typedef struct ct_model_info {
