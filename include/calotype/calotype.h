@@ -103,7 +103,8 @@ typedef enum ct_log_level {
 typedef enum ct_stage {
     CT_STAGE_ENCODE = 0,  /* the prompt goes through the text encoder; steps are layers */
     CT_STAGE_DENOISE = 1, /* steps of the sampler */
-    CT_STAGE_DECODE = 2   /* latents to pixels; steps are blocks of the VAE */
+    CT_STAGE_DECODE = 2,  /* latents to pixels; steps are blocks of the VAE */
+    CT_STAGE_QUANTIZE = 3 /* ct_quantize; steps are tensors */
 } ct_stage;
 
 /* A view of the latents of a running job, [channels, height, width] in float32. Valid only during
@@ -228,6 +229,46 @@ typedef struct ct_model_info {
 
 /* Lives as long as the model. Never NULL. */
 CT_API const ct_model_info *ct_model_get_info(const ct_model *model);
+
+/* ---- Quantizing ------------------------------------------------------------------------------ */
+
+/* A tensor that was written. Strings live until the callback returns. */
+typedef struct ct_quantized_tensor {
+    const char *component; /* the folder: "transformer" */
+    const char *name;      /* of the module or tensor in the new files */
+    bool quantized;        /* otherwise it is a copy */
+    int64_t rows, columns; /* of a quantized matrix */
+    uint64_t bytes_before, bytes_after;
+    /* |w - w'| / |w| of a quantized matrix, where w' is what the new file decodes to. */
+    double relative_l2;
+} ct_quantized_tensor;
+
+typedef struct ct_quantize_params {
+    size_t struct_size;
+    const char *output; /* required: the folder to be made. It must not exist */
+    int bits;           /* required: 2, 3, 4, 5, 6 or 8 */
+    int group_size;     /* 32, 64 or 128 numbers share scale and bias; 0: 64 */
+    /* Called after each tensor; may be NULL. */
+    void (*tensor)(void *user, const ct_quantized_tensor *tensor);
+    void *user;
+} ct_quantize_params;
+
+CT_API void ct_quantize_params_init(ct_quantize_params *params);
+
+typedef struct ct_quantize_result {
+    int tensors, quantized;             /* how many, and how many of them were quantized */
+    uint64_t bytes_before, bytes_after; /* of all tensors */
+    double relative_l2;                 /* of all quantized matrices together */
+} ct_quantize_result;
+
+/* Writes a copy of a model whose matrices are quantized in MLX affine groups: those of all linear
+ * layers and embedding tables whose rows are multiples of the group. With groups of 64 the files
+ * are those that mflux saves, otherwise those of MLX-z-image (docs/formats.md). One tensor at a
+ * time is in memory. The folder is written under the name "OUTPUT.PID.part" and renamed when it is
+ * whole. Uses the callbacks of the context; result may be NULL. */
+CT_API ct_status ct_quantize(ct_context *context, const char *directory,
+                             const ct_quantize_params *params, ct_quantize_result *result,
+                             ct_error *error);
 
 /* ---- Generation ------------------------------------------------------------------------------ */
 
