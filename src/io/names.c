@@ -75,6 +75,19 @@ const weight_view *names_find(const weights *w, const char *name)
     return found;
 }
 
+bool names_are_hf(const weights *w)
+{
+    /* One of each component, with other names in other layouts. */
+    static const char *const evidence[] = {"model.embed_tokens.weight", "t_embedder.mlp.0.weight",
+                                           "encoder.conv_in.weight"};
+    for (size_t i = 0; i < sizeof evidence / sizeof *evidence; i++) {
+        const weight_view *v = names_find(w, evidence[i]);
+        if (v && strcmp(v->name, evidence[i]) != 0)
+            return false;
+    }
+    return true;
+}
+
 int names_parts(const weights *w, const char *stem, const char *name)
 {
     char full[NAMES_LENGTH];

@@ -22,6 +22,9 @@ void names_spell(char out[NAMES_LENGTH], name_layout layout, const char *name);
 /* The tensor of this HF name, under whatever name it has; NULL when there is none. */
 const weight_view *names_find(const weights *w, const char *name);
 
+/* Whether the tensors of a component have their HF names. */
+bool names_are_hf(const weights *w);
+
 /* How many of the numbered parts stem.0., stem.1., ... have a tensor of this HF name behind the
  * number: names_parts(w, "layers", "attention_norm1.weight"). */
 int names_parts(const weights *w, const char *stem, const char *name);

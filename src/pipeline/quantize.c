@@ -126,6 +126,10 @@ static ct_status check_source(const weights *source, const weight_view *v, ct_er
 static ct_status plan_part(work *w, part *p, ct_error *error)
 {
     uint64_t shard_bytes = 0;
+    /* What was renamed already is only copied. */
+    const name_layout layout = !names_are_hf(p->source) ? NAMES_HF
+                               : w->mflux               ? NAMES_MFLUX
+                                                        : NAMES_MLX_Z_IMAGE;
     p->count = weights_count(p->source);
     p->shards = 1;
     p->items = mem_zero_array(w->allocator, p->count, sizeof *p->items);
@@ -138,7 +142,7 @@ static ct_status plan_part(work *w, part *p, ct_error *error)
         if (status != CT_OK)
             return status;
         t->action = choose_action(w, p, t->from);
-        names_spell(t->name, w->mflux ? NAMES_MFLUX : NAMES_MLX_Z_IMAGE, t->from->name);
+        names_spell(t->name, layout, t->from->name);
         const uint64_t bytes = bytes_after(w, t);
         if (w->mflux && shard_bytes > 0 && shard_bytes + bytes > SHARD_MAXIMUM) {
             p->shards++;
