@@ -7,7 +7,8 @@
  * up. So a block's keys and values stay in the second-level cache, and scores in the first.
  *
  * Scores are multiplied with log2(e) / sqrt(D) while the exponents are formed: exp(x) =
- * 2^(x log2 e). How queries are cut changes no sum; how keys are cut depends on their number and the kernel. */
+ * 2^(x log2 e). How queries are cut changes no sum; how keys are cut depends on their number and
+ * on the kernel. */
 #include "nn/cpu/operand.h"
 
 #include <math.h>
