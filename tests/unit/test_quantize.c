@@ -628,6 +628,7 @@ typedef struct maker {
     const char *left_out; /* a tensor; NULL: none */
 } maker;
 
+CORE_PRINTF(5, 6)
 static void make(maker *m, int64_t n0, int64_t n1, int64_t kernel, const char *format, ...)
 {
     static float numbers[1 << 18];
@@ -711,6 +712,7 @@ static void make_text_encoder(maker *m)
     }
 }
 
+CORE_PRINTF(4, 5)
 static void make_resnet(maker *m, int64_t in, int64_t out, const char *format, ...)
 {
     char p[128];
