@@ -573,6 +573,22 @@ typedef struct copying {
     bool (*wanted)(const char *name);
 } copying;
 
+/* MLX-z-image reads the number of heads under another key, which goes before all others. */
+static ct_status write_with_heads(const copying *c, const char *name, const char *text,
+                                  ct_error *error)
+{
+    const char *rest = strchr(text, '{');
+    strbuf s;
+    strbuf_init(&s, c->w->allocator, FILE_MAXIMUM);
+    strbuf_printf(&s, "{\n  \"nheads\": %d,", c->w->model->transformer->heads);
+    strbuf_puts(&s, rest ? rest + 1 : "");
+    ct_status status = rest && strbuf_ok(&s)
+                           ? write_file(c->w, c->to, name, s.data, s.length, error)
+                           : error_memory(error, strlen(text), "a configuration");
+    strbuf_free(&s);
+    return status;
+}
+
 static bool wanted_of_model(const char *name)
 {
     static const char *const beginnings[] = {"LICENSE", "LICENCE", "NOTICE", "COPYING"};
@@ -603,7 +619,11 @@ static ct_status copy_file(void *user, const char *name, ct_error *error)
         status = error_memory(error, strlen(c->from), "a path");
     else if (c->wanted(name) && !file_is_directory(path)) {
         status = file_read(a, path, FILE_MAXIMUM, &data, &size, error);
-        if (status == CT_OK)
+        const bool heads = status == CT_OK && !c->w->mflux && !strcmp(name, "config.json") &&
+                           strstr(data, "\"n_heads\"") && !strstr(data, "\"nheads\"");
+        if (heads)
+            status = write_with_heads(c, name, data, error);
+        else if (status == CT_OK)
             status = write_file(c->w, c->to, name, data, size, error);
     }
     mem_free(a, data);
