@@ -1,5 +1,5 @@
 /* The files of a component, and one sorted table of their tensors. */
-#define _POSIX_C_SOURCE 200809L
+#define _DEFAULT_SOURCE
 #include "io/weights.h"
 #include "core/mem.h"
 #include "core/strbuf.h"
@@ -9,6 +9,8 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
 #define INDEX_MAXIMUM ((size_t)64 << 20)
 #define MAX_FILES 4096 /* each holds a mapping; the largest real models have some dozens */
@@ -428,6 +430,14 @@ void weights_set_codes(weights *w, const weight_view *view, int bits, int64_t gr
     weight_view *own = &w->views[view - w->views];
     own->bits = bits;
     own->group = group;
+}
+
+void weights_drop(const unsigned char *data, size_t bytes)
+{
+    const uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE);
+    const uintptr_t first = (uintptr_t)data / page * page;
+    if (bytes)
+        madvise((void *)first, (uintptr_t)data + bytes - first, MADV_DONTNEED);
 }
 
 void *weights_allocate(weights *w, size_t bytes)

@@ -48,6 +48,9 @@ const char *weights_header(const weights *w, int file, size_t *length);
 const char *weights_metadata(const weights *w, const char *key);
 /* Says how many bits the codes of a view have, and how many of them share a scale. */
 void weights_set_codes(weights *w, const weight_view *view, int bits, int64_t group);
+/* Bytes of a view that are done with: their pages leave this process, and come back when they are
+ * touched. */
+void weights_drop(const unsigned char *data, size_t bytes);
 /* Memory that is freed with the weights, for what cannot be used as the file has it; NULL when it
  * cannot be had. Aligned and padded for kernels. */
 void *weights_allocate(weights *w, size_t bytes);
