@@ -18,8 +18,8 @@ typedef struct product {
 product product_choose(const nn *c, int64_t k, bool sensitive);
 
 /* Operands lie in memory in the order in which a product reads them: slice by slice of k, in each
- * slice panel by panel. Where the part of a panel that starts at word w (a multiple of slice) is, for
- * an operand of `total` rows or columns (padded) in panels of `width`. */
+ * slice panel by panel. Where the part of a panel that starts at word w (a multiple of slice) is,
+ * for an operand of `total` rows or columns (padded) in panels of `width`. */
 static inline size_t product_part(const product *p, int64_t total, int64_t panel, int64_t width,
                                   int64_t w)
 {
