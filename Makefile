@@ -17,7 +17,7 @@ export UBSAN_OPTIONS = print_stacktrace=1:halt_on_error=1
 
 # ninja and meson use all processors by themselves.
 .NOTPARALLEL:
-.PHONY: all help deps demo test bench dist format fuzz install clean
+.PHONY: all help deps demo test test-arm bench dist format fuzz install clean
 
 all: $(BUILD)/build.ninja
 	@echo "build: the library and the program, optimized, in $(BUILD)/"
@@ -27,6 +27,7 @@ help:
 	@echo "make           build the library and the program in $(BUILD)/"
 	@echo "make demo      build, then make a picture: demo.png"
 	@echo "make test      all tests, plain and with sanitizers"
+	@echo "make test-arm  the tests of the kernels on emulated 64-bit ARM (Debian)"
 	@echo "make bench     measure the speed of the kernels"
 	@echo "make install   install the program, the library and its header"
 	@echo "make deps      install what the build needs (Debian, Ubuntu)"
@@ -51,6 +52,10 @@ build-dist/build.ninja:
 build-fuzz/build.ninja:
 	@echo "setup: build-fuzz/, with clang, sanitizers and libFuzzer"
 	@CC=clang meson setup build-fuzz $(SANITIZE) -Dfuzz=true $(MESON_FLAGS)
+
+build-arm/build.ninja:
+	@echo "setup: build-arm/, the kernels and their tests for AArch64"
+	@meson setup build-arm --cross-file tools/aarch64-linux.ini -Dkernels_only=true $(MESON_FLAGS)
 
 deps:
 	@sh tools/deps.sh
@@ -79,6 +84,13 @@ test: deps
 	    meson test -C $(BUILD)-asan --no-rebuild --print-errorlogs || true
 	@python3 tools/test_summary.py $(BUILD) $(BUILD)-asan
 
+test-arm:
+	@sh tools/deps.sh arm
+	@$(MAKE) --no-print-directory build-arm/build.ninja
+	@echo "test-arm: the kernels on emulated processors, old and new"
+	@ninja -C build-arm
+	@meson test -C build-arm --no-rebuild --print-errorlogs
+
 bench: all
 	@echo "bench: the speed of the kernels on this machine"
 	@meson test -C $(BUILD) --no-rebuild --benchmark --verbose
@@ -105,5 +117,6 @@ install: all
 
 clean:
 	@echo "clean: everything that was built"
-	@rm -rf $(BUILD) $(BUILD)-asan build-ci build-ci-asan build-clang build-dist build-fuzz
+	@rm -rf $(BUILD) $(BUILD)-asan build-arm build-ci build-ci-asan build-clang build-dist \
+	    build-fuzz
 	@rm -rf dist demo.png

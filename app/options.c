@@ -9,14 +9,16 @@
 /* ---- The table ----------------------------------------------------------------------------- */
 
 #define GENERATE OPTION_FOR_GENERATE
+#define QUANTIZE OPTION_FOR_QUANTIZE
 #define SIDE_MAXIMUM 16384
 
 /* clang-format off */
 const option_info option_table[OPTION_COUNT] = {
     [OPTION_MODEL] = {
         .name = "model", .letter = 'm', .kind = OPTION_KIND_DIRECTORY, .metavar = "DIR",
-        .group = OPTION_GROUP_MAIN, .commands = GENERATE, .required = GENERATE,
-        .help = "the model: a directory in diffusers layout",
+        .group = OPTION_GROUP_MAIN, .commands = GENERATE | QUANTIZE,
+        .required = GENERATE | QUANTIZE,
+        .help = "the model: a directory in the layout of diffusers, mflux or MLX-z-image",
         .elsewhere = "diffusion-model model-path pretrained-model-name-or-path",
     },
     [OPTION_PROMPT] = {
@@ -124,9 +126,9 @@ const option_info option_table[OPTION_COUNT] = {
 
     [OPTION_THREADS] = {
         .name = "threads", .letter = 't', .kind = OPTION_KIND_INTEGER, .metavar = "N",
-        .group = OPTION_GROUP_MACHINE, .commands = GENERATE,
+        .group = OPTION_GROUP_MACHINE, .commands = GENERATE | QUANTIZE,
         .min = 1, .max = 1024,
-        .help = "how many; the picture does not depend on it",
+        .help = "how many; the result does not depend on it",
         .fallback = "all processors",
         .elsewhere = "jobs",
     },
@@ -174,22 +176,50 @@ const option_info option_table[OPTION_COUNT] = {
         .help = "the output of every block too; needs --trace",
     },
 
+    [OPTION_OUTPUT_DIRECTORY] = {
+        .name = "output", .letter = 'o', .kind = OPTION_KIND_DIRECTORY, .metavar = "DIR",
+        .group = OPTION_GROUP_MAIN, .commands = QUANTIZE, .required = QUANTIZE,
+        .help = "the folder to be made; it must not exist",
+        .elsewhere = "out output-path mlx-path path",
+    },
+    [OPTION_BITS] = {
+        .name = "bits", .letter = 'b', .kind = OPTION_KIND_CHOICE, .metavar = "N",
+        .group = OPTION_GROUP_MAIN, .commands = QUANTIZE, .required = QUANTIZE,
+        .help = "bits for each number of a matrix",
+        .words = "8 6 5 4 3 2",
+        .elsewhere = "q-bits quantize",
+    },
+    [OPTION_GROUP_SIZE] = {
+        .name = "group-size", .letter = 'g', .kind = OPTION_KIND_CHOICE, .metavar = "N",
+        .group = OPTION_GROUP_MAIN, .commands = QUANTIZE,
+        .help = "so many numbers share a scale and a bias. 64 is what mflux reads, 32 (with 4 "
+                "bits) what MLX-z-image reads",
+        .fallback = "64",
+        .words = "32 64 128",
+        .elsewhere = "q-group-size",
+    },
+    [OPTION_DEQUANTIZE] = {
+        .name = "dequantize", .kind = OPTION_KIND_FLAG,
+        .group = OPTION_GROUP_MACHINE, .commands = GENERATE,
+        .help = "decode a quantized model to bfloat16 while it is opened: more memory",
+    },
+
     [OPTION_QUIET] = {
         .name = "quiet", .letter = 'q', .kind = OPTION_KIND_FLAG,
-        .group = OPTION_GROUP_REPORT, .commands = GENERATE, .conflict = OPTION_VERBOSE,
-        .help = "print one line for each picture, FILE seed N, and errors; with --json: no "
-                "progress",
+        .group = OPTION_GROUP_REPORT, .commands = GENERATE | QUANTIZE, .conflict = OPTION_VERBOSE,
+        .help = "print one line for each result (a picture: FILE seed N) and errors; with --json: "
+                "no progress",
         .elsewhere = "silent",
     },
     [OPTION_VERBOSE] = {
         .name = "verbose", .letter = 'v', .kind = OPTION_KIND_FLAG,
-        .group = OPTION_GROUP_REPORT, .commands = GENERATE, .conflict = OPTION_QUIET,
+        .group = OPTION_GROUP_REPORT, .commands = GENERATE | QUANTIZE, .conflict = OPTION_QUIET,
         .help = "say more; twice: say everything",
         .elsewhere = "debug",
     },
     [OPTION_JSON] = {
         .name = "json", .kind = OPTION_KIND_FLAG,
-        .group = OPTION_GROUP_REPORT, .commands = GENERATE | OPTION_FOR_INFO,
+        .group = OPTION_GROUP_REPORT, .commands = GENERATE | QUANTIZE | OPTION_FOR_INFO,
         .help = "print JSON, one object on a line, and nothing else",
     },
     [OPTION_HELP] = {

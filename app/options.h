@@ -35,6 +35,10 @@ typedef enum option_id {
     OPTION_NOISE,
     OPTION_TRACE,
     OPTION_TRACE_MODULES,
+    OPTION_OUTPUT_DIRECTORY,
+    OPTION_BITS,
+    OPTION_GROUP_SIZE,
+    OPTION_DEQUANTIZE,
     OPTION_QUIET,
     OPTION_VERBOSE,
     OPTION_JSON,
@@ -70,7 +74,8 @@ typedef enum option_group {
 #define OPTION_FOR_INFO 2u
 #define OPTION_FOR_COMPLETIONS 4u
 #define OPTION_FOR_HELP 8u
-#define OPTION_FOR_ALL 15u
+#define OPTION_FOR_QUANTIZE 16u
+#define OPTION_FOR_ALL 31u
 
 typedef struct option_info {
     const char *name; /* of the long form, without the dashes */

@@ -15,6 +15,18 @@ static const char generate_details[] =
     "\n"
     "Exit status: 0 done, 1 the work failed, 2 a mistake in the options, 130 cancelled.\n";
 
+static const char quantize_details[] =
+    "Examples\n"
+    "  calotype quantize -m models/Z-Image-Turbo --bits 4 -o models/Z-Image-Turbo-4bit\n"
+    "  calotype quantize -m models/emoji-256 --bits 8 -o emoji-8bit --json > errors.jsonl\n"
+    "\n"
+    "Each matrix is printed with the relative L2 error of its new numbers, which is also stored "
+    "in\n"
+    "the files. The folder appears under its name when it is complete; until then it is called\n"
+    "DIR.PID.part.\n"
+    "\n"
+    "Exit status: 0 done, 1 the work failed, 2 a mistake in the options, 130 cancelled.\n";
+
 static const char info_details[] =
     "Examples\n"
     "  calotype info models/emoji-256     what is in a model, and its defaults\n"
@@ -33,6 +45,11 @@ const command command_table[] = {
      .summary = "make pictures from a prompt",
      .details = generate_details,
      .run = generate_run},
+    {.name = "quantize",
+     .bit = OPTION_FOR_QUANTIZE,
+     .summary = "write a copy of a model with fewer bits",
+     .details = quantize_details,
+     .run = quantize_run},
     {.name = "info",
      .bit = OPTION_FOR_INFO,
      .arguments = "PATH",
@@ -54,7 +71,7 @@ const command command_table[] = {
      .bit = OPTION_FOR_HELP,
      .arguments = "[COMMAND]",
      .max_arguments = 1,
-     .words = "generate info completions help",
+     .words = "generate quantize info completions help",
      .summary = "show the help of a command",
      .run = help_run},
     {.name = NULL},

@@ -230,11 +230,15 @@ static ct_status open_job(work *w, ct_error *error)
     params.threads = (int)value[OPTION_THREADS].integer;
     params.cpu = value[OPTION_CPU].text;
     params.callbacks = report_callbacks(w->report);
+    ct_model_params model_params;
+    ct_model_params_init(&model_params);
+    model_params.dequantize = value[OPTION_DEQUANTIZE].given;
     report_hold(w->report);
     report_busy(w->report, "opening", value[OPTION_MODEL].text);
     ct_status status = ct_context_create(&params, &w->context, error);
     if (status == CT_OK)
-        status = ct_model_load(w->context, value[OPTION_MODEL].text, &w->model, error);
+        status = ct_model_load_with(w->context, value[OPTION_MODEL].text, &model_params, &w->model,
+                                    error);
     if (status == CT_OK)
         status = ct_job_create(w->model, &w->params, &w->job, error);
     return status;

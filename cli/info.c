@@ -26,6 +26,7 @@ static void component_json(json_writer *w, const ct_component_info *c)
     member_unsigned(w, "parameters", c->parameters);
     member_unsigned(w, "bytes", c->bytes);
     member_string(w, "dtypes", c->dtypes);
+    member_string(w, "quantization", *c->quantization ? c->quantization : NULL);
     member_string(w, "summary", c->summary);
     json_write_key(w, "files");
     json_write_array(w);
@@ -103,6 +104,8 @@ static void print_component(const terminal *t, const ct_component_info *c)
     label(t, "parameters");
     fprintf(t->stream, "%s, %s, %s\n", format_count(count, c->parameters),
             format_bytes(bytes, c->bytes), c->dtypes);
+    if (*c->quantization)
+        line(t, "quantized", c->quantization);
     line(t, "dimensions", c->summary);
     for (int i = 0; i < c->files; i++) {
         const char *name = strrchr(c->paths[i], '/');

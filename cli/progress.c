@@ -17,6 +17,7 @@ const char *progress_stage_name(ct_stage stage)
     case CT_STAGE_ENCODE: return "encode";
     case CT_STAGE_DENOISE: return "denoise";
     case CT_STAGE_DECODE: return "decode";
+    case CT_STAGE_QUANTIZE: return "quantize";
     }
     return "work";
 }

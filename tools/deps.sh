@@ -1,6 +1,6 @@
 #!/bin/sh
 # Installs what the build needs and this machine lacks. Does nothing, and needs no network, when all
-# is there. Arguments name further packages, such as clang.
+# is there. Arguments name further packages, such as clang; "arm" is what "make test-arm" needs.
 set -eu
 
 missing=
@@ -24,7 +24,14 @@ need_library libpng libpng-dev
 need_library libxxhash libxxhash-dev
 need_library cmocka libcmocka-dev
 for package in "$@"; do
-    need_program "$package" "$package"
+    if [ "$package" != arm ]; then
+        need_program "$package" "$package"
+        continue
+    fi
+    need_program aarch64-linux-gnu-gcc gcc-aarch64-linux-gnu
+    need_program qemu-aarch64 qemu-user
+    [ -e /usr/aarch64-linux-gnu/include/stdio.h ] || missing="$missing libc6-dev-arm64-cross"
+    [ -e /usr/lib/aarch64-linux-gnu/pkgconfig/cmocka.pc ] || missing="$missing libcmocka-dev:arm64"
 done
 
 if [ -z "$missing" ]; then
@@ -41,6 +48,9 @@ root=
 if [ "$(id -u)" -ne 0 ]; then
     root=sudo
 fi
+case $missing in
+*:arm64*) $root dpkg --add-architecture arm64 ;;
+esac
 $root apt-get update -q
 # shellcheck disable=SC2086 # one word for each package
 $root env DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends $missing

@@ -103,7 +103,8 @@ typedef enum ct_log_level {
 typedef enum ct_stage {
     CT_STAGE_ENCODE = 0,  /* the prompt goes through the text encoder; steps are layers */
     CT_STAGE_DENOISE = 1, /* steps of the sampler */
-    CT_STAGE_DECODE = 2   /* latents to pixels; steps are blocks of the VAE */
+    CT_STAGE_DECODE = 2,  /* latents to pixels; steps are blocks of the VAE */
+    CT_STAGE_QUANTIZE = 3 /* ct_quantize; steps are tensors */
 } ct_stage;
 
 /* A view of the latents of a running job, [channels, height, width] in float32. Valid only during
@@ -171,12 +172,26 @@ CT_API const char *ct_context_cpu(const ct_context *context);
 
 typedef struct ct_model ct_model;
 
-/* Opens a directory in diffusers layout (model_index.json and a folder for each part). Reads the
- * configuration and the headers of the weight files, checks every tensor for presence, dtype and
- * shape, and maps the files; weights are read when they are first used. The files must not change
- * while the model is open. */
+/* Opens a directory in diffusers layout (model_index.json and a folder for each part), or as mflux
+ * and MLX-z-image save models. Reads the configuration and the headers of the weight files, checks
+ * every tensor for presence, dtype and shape, and maps the files; weights are read when they are
+ * first used, and quantized ones stay quantized. The files must not change while the model is
+ * open. */
 CT_API ct_status ct_model_load(ct_context *context, const char *directory, ct_model **out,
                                ct_error *error);
+
+typedef struct ct_model_params {
+    size_t struct_size;
+    /* Decode quantized and FP8 matrices to bfloat16 while loading: as much memory as a bfloat16
+     * model needs, for the speed of one. */
+    bool dequantize;
+} ct_model_params;
+
+CT_API void ct_model_params_init(ct_model_params *params);
+
+/* ct_model_load with choices; params may be NULL for the defaults. */
+CT_API ct_status ct_model_load_with(ct_context *context, const char *directory,
+                                    const ct_model_params *params, ct_model **out, ct_error *error);
 CT_API void ct_model_free(ct_model **model);
 
 /* One part of a model: text encoder, transformer, VAE. */
@@ -188,7 +203,9 @@ typedef struct ct_component_info {
     const char *dtypes;     /* for example "BF16" or "F32 (12), BF16 (400)" */
     int files;              /* how many weight files */
     const char *const *paths;
-    const char *summary; /* its dimensions in one line */
+    const char *summary;      /* its dimensions in one line */
+    const char *quantization; /* "4-bit, groups of 64"; an empty string when nothing is */
+    uint64_t decoded_bytes;   /* of matrices that were decoded into memory */
 } ct_component_info;
 
 typedef struct ct_model_info {
@@ -212,6 +229,46 @@ typedef struct ct_model_info {
 
 /* Lives as long as the model. Never NULL. */
 CT_API const ct_model_info *ct_model_get_info(const ct_model *model);
+
+/* ---- Quantizing ------------------------------------------------------------------------------ */
+
+/* A tensor that was written. Strings live until the callback returns. */
+typedef struct ct_quantized_tensor {
+    const char *component; /* the folder: "transformer" */
+    const char *name;      /* of the module or tensor in the new files */
+    bool quantized;        /* otherwise it is a copy */
+    int64_t rows, columns; /* of a quantized matrix */
+    uint64_t bytes_before, bytes_after;
+    /* |w - w'| / |w| of a quantized matrix, where w' is what the new file decodes to. */
+    double relative_l2;
+} ct_quantized_tensor;
+
+typedef struct ct_quantize_params {
+    size_t struct_size;
+    const char *output; /* required: the folder to be made. It must not exist */
+    int bits;           /* required: 2, 3, 4, 5, 6 or 8 */
+    int group_size;     /* 32, 64 or 128 numbers share scale and bias; 0: 64 */
+    /* Called after each tensor; may be NULL. */
+    void (*tensor)(void *user, const ct_quantized_tensor *tensor);
+    void *user;
+} ct_quantize_params;
+
+CT_API void ct_quantize_params_init(ct_quantize_params *params);
+
+typedef struct ct_quantize_result {
+    int tensors, quantized;             /* how many, and how many of them were quantized */
+    uint64_t bytes_before, bytes_after; /* of all tensors */
+    double relative_l2;                 /* of all quantized matrices together */
+} ct_quantize_result;
+
+/* Writes a copy of a model whose matrices are quantized in MLX affine groups: those of all linear
+ * layers and embedding tables whose rows are multiples of the group. With groups of 64 the files
+ * are those that mflux saves, otherwise those of MLX-z-image (docs/formats.md). One tensor at a
+ * time is in memory. The folder is written under the name "OUTPUT.PID.part" and renamed when it is
+ * whole. Uses the callbacks of the context; result may be NULL. */
+CT_API ct_status ct_quantize(ct_context *context, const char *directory,
+                             const ct_quantize_params *params, ct_quantize_result *result,
+                             ct_error *error);
 
 /* ---- Generation ------------------------------------------------------------------------------ */
 

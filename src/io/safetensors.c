@@ -1,3 +1,4 @@
+#define _POSIX_C_SOURCE 200809L
 /* Reading checks everything that the reference implementation checks, because the offsets decide
  * what memory is touched later; writing orders the data so that every tensor is aligned. */
 #include "io/safetensors.h"
@@ -264,7 +265,7 @@ typedef struct record {
     dtype type;
     int rank;
     int64_t shape[WEIGHT_MAX_RANK];
-    size_t at, bytes; /* in the data file */
+    size_t at, bytes; /* in the data file; or, once the layout is known, in the data */
     size_t index;     /* the order of adding */
 } record;
 
@@ -277,7 +278,9 @@ struct safetensors_writer {
     file_output out;  /* opened first, so that a path that cannot be written fails at once */
     file_output data; /* the tensors in the order of adding; never renamed */
     size_t data_size;
-    ct_status failed; /* of the data file, whose content is unknown afterwards */
+    size_t header_size; /* with its length; 0 before the layout is known, of declared tensors */
+    size_t put;         /* bytes of declared tensors that are written */
+    ct_status failed;   /* of the data file, whose content is unknown afterwards */
     record *records;
     size_t record_count, record_capacity;
     note *notes;
@@ -360,8 +363,9 @@ static ct_status check_record(const safetensors_writer *w, const char *name, dty
     return CT_OK;
 }
 
-ct_status safetensors_writer_add(safetensors_writer *w, const char *name, dtype type, int rank,
-                                 const int64_t *shape, const void *data, ct_error *error)
+/* A record whose data begin at the end of all others. */
+static ct_status add_record(safetensors_writer *w, const char *name, dtype type, int rank,
+                            const int64_t *shape, ct_error *error)
 {
     size_t bytes;
     ct_status status = check_record(w, name, type, rank, shape, &bytes, error);
@@ -374,12 +378,6 @@ ct_status safetensors_writer_add(safetensors_writer *w, const char *name, dtype 
     char *copy = room ? mem_strdup(w->allocator, name) : NULL;
     if (!copy)
         return error_memory(error, sizeof *w->records, w->out.path);
-    if (w->failed == CT_OK && bytes && fwrite(data, 1, bytes, w->data.stream) != bytes)
-        w->failed = error_set(error, CT_EIO, "cannot write %s: %s", w->out.path, strerror(errno));
-    if (w->failed != CT_OK) {
-        mem_free(w->allocator, copy);
-        return w->failed;
-    }
     record *r = &w->records[w->record_count];
     *r = (record){.name = copy,
                   .type = type,
@@ -392,6 +390,20 @@ ct_status safetensors_writer_add(safetensors_writer *w, const char *name, dtype 
     w->data_size += bytes;
     w->record_count++;
     return CT_OK;
+}
+
+ct_status safetensors_writer_add(safetensors_writer *w, const char *name, dtype type, int rank,
+                                 const int64_t *shape, const void *data, ct_error *error)
+{
+    if (w->failed != CT_OK)
+        return error_set(error, w->failed, "cannot write %s: an earlier write failed", w->out.path);
+    ct_status status = add_record(w, name, type, rank, shape, error);
+    if (status != CT_OK)
+        return status;
+    size_t bytes = w->records[w->record_count - 1].bytes;
+    if (bytes && fwrite(data, 1, bytes, w->data.stream) != bytes)
+        w->failed = error_set(error, CT_EIO, "cannot write %s: %s", w->out.path, strerror(errno));
+    return w->failed;
 }
 
 ct_status safetensors_writer_metadata(safetensors_writer *w, const char *key, const char *value,
@@ -491,12 +503,9 @@ static ct_status copy_data(safetensors_writer *w, ct_error *error)
     return status;
 }
 
-static ct_status write_all(safetensors_writer *w, ct_error *error)
+/* The length and the header; *size is that of both. */
+static ct_status put_header(safetensors_writer *w, size_t *size, ct_error *error)
 {
-    if (w->failed != CT_OK)
-        return error_set(error, w->failed, "cannot write %s: an earlier write failed", w->out.path);
-    if (w->record_count)
-        qsort(w->records, w->record_count, sizeof *w->records, compare_records);
     strbuf header;
     strbuf_init(&header, w->allocator, HEADER_MAXIMUM);
     write_header(w, &header);
@@ -509,13 +518,101 @@ static ct_status write_all(safetensors_writer *w, ct_error *error)
     else if (fwrite(prefix, 1, PREFIX, w->out.stream) != PREFIX ||
              fwrite(header.data, 1, header.length, w->out.stream) != header.length)
         status = error_set(error, CT_EIO, "cannot write %s: %s", w->out.path, strerror(errno));
+    *size = PREFIX + header.length;
     strbuf_free(&header);
+    return status;
+}
+
+static void sort_records(safetensors_writer *w)
+{
+    if (w->record_count)
+        qsort(w->records, w->record_count, sizeof *w->records, compare_records);
+}
+
+static ct_status write_all(safetensors_writer *w, ct_error *error)
+{
+    size_t size;
+    sort_records(w);
+    ct_status status = put_header(w, &size, error);
     return status == CT_OK ? copy_data(w, error) : status;
+}
+
+/* ---- Declared tensors ------------------------------------------------------------------- */
+
+ct_status safetensors_writer_declare(safetensors_writer *w, const char *name, dtype type, int rank,
+                                     const int64_t *shape, ct_error *error)
+{
+    return add_record(w, name, type, rank, shape, error);
+}
+
+ct_status safetensors_writer_begin(safetensors_writer *w, ct_error *error)
+{
+    sort_records(w);
+    size_t at = 0;
+    for (size_t i = 0; i < w->record_count; i++) {
+        w->records[i].at = at;
+        at += w->records[i].bytes;
+    }
+    return put_header(w, &w->header_size, error);
+}
+
+static ct_status seek(safetensors_writer *w, size_t at, ct_error *error)
+{
+    if (fseeko(w->out.stream, (off_t)at, SEEK_SET) == 0)
+        return CT_OK;
+    return error_set(error, CT_EIO, "cannot write %s: %s", w->out.path, strerror(errno));
+}
+
+ct_status safetensors_writer_put(safetensors_writer *w, const char *name, size_t at,
+                                 const void *data, size_t bytes, ct_error *error)
+{
+    const record *r = NULL;
+    for (size_t i = 0; !r && i < w->record_count; i++)
+        r = strcmp(w->records[i].name, name) ? NULL : &w->records[i];
+    if (!r || !w->header_size || at > r->bytes || bytes > r->bytes - at)
+        return error_set(error, CT_EINVAL, "%s: " NAME " has no such bytes", w->out.path, name);
+    ct_status status = seek(w, w->header_size + r->at + at, error);
+    if (status == CT_OK && bytes && fwrite(data, 1, bytes, w->out.stream) != bytes)
+        status = error_set(error, CT_EIO, "cannot write %s: %s", w->out.path, strerror(errno));
+    w->put += bytes;
+    return status;
+}
+
+ct_status safetensors_writer_replace(safetensors_writer *w, const char *key, const char *value,
+                                     ct_error *error)
+{
+    for (size_t i = 0; i < w->note_count; i++)
+        if (!strcmp(w->notes[i].key, key) && strlen(w->notes[i].value) == strlen(value)) {
+            memcpy(w->notes[i].value, value, strlen(value));
+            return CT_OK;
+        }
+    return error_set(error, CT_EINVAL, "%s: there is no metadata \"%.120s\" of this length",
+                     w->out.path, key);
+}
+
+/* Writes the header again, with the metadata as it is now. */
+static ct_status complete(safetensors_writer *w, ct_error *error)
+{
+    size_t size = 0;
+    if (w->put != w->data_size)
+        return error_set(error, CT_EINVAL, "%s: %zu bytes were put instead of %zu", w->out.path,
+                         w->put, w->data_size);
+    ct_status status = seek(w, 0, error);
+    if (status == CT_OK)
+        status = put_header(w, &size, error);
+    if (status == CT_OK && size != w->header_size)
+        status =
+            error_set(error, CT_EINTERNAL, "%s: the header has another length now", w->out.path);
+    return status;
 }
 
 ct_status safetensors_writer_commit(safetensors_writer *w, ct_error *error)
 {
-    ct_status status = write_all(w, error);
+    ct_status status = w->failed;
+    if (status != CT_OK)
+        error_set(error, status, "cannot write %s: an earlier write failed", w->out.path);
+    else
+        status = w->header_size ? complete(w, error) : write_all(w, error);
     if (status == CT_OK)
         status = file_output_commit(&w->out, error);
     writer_free(w);

@@ -29,6 +29,20 @@ ct_status safetensors_writer_add(safetensors_writer *w, const char *name, dtype 
                                  const int64_t *shape, const void *data, ct_error *error);
 ct_status safetensors_writer_metadata(safetensors_writer *w, const char *key, const char *value,
                                       ct_error *error);
+
+/* The same for tensors whose sizes are known beforehand. They are written in pieces and in any
+ * order, to where they stay, so that neither memory nor a second file holds them:
+ *     open, declare and metadata for each, begin, put for each piece, commit */
+ct_status safetensors_writer_declare(safetensors_writer *w, const char *name, dtype type, int rank,
+                                     const int64_t *shape, ct_error *error);
+ct_status safetensors_writer_begin(safetensors_writer *w, ct_error *error);
+/* bytes of the tensor from byte at on. All bytes must be put, each once. */
+ct_status safetensors_writer_put(safetensors_writer *w, const char *name, size_t at,
+                                 const void *data, size_t bytes, ct_error *error);
+/* Replaces the value of a key by one of the same length, at any time before the commit. */
+ct_status safetensors_writer_replace(safetensors_writer *w, const char *key, const char *value,
+                                     ct_error *error);
+
 /* Completes and renames the file; the writer is freed in any case. */
 ct_status safetensors_writer_commit(safetensors_writer *w, ct_error *error);
 /* Drops everything. NULL is allowed. */

@@ -30,6 +30,9 @@ struct weights {
     int file_count;
     weight_view *views; /* sorted by name */
     size_t count, capacity;
+    void **blocks; /* of weights_allocate */
+    size_t block_count, block_capacity;
+    uint64_t allocated;
 };
 
 static int compare_views(const void *left, const void *right)
@@ -304,10 +307,10 @@ static ct_status find_single(char **path, const ct_allocator *a, const char *dir
     return *path ? CT_OK : error_memory(error, strlen(directory) + sizeof name, "a path");
 }
 
-ct_status weights_open_directory(weights **out, const ct_allocator *a, const char *directory,
-                                 const char *stem, ct_error *error)
+/* Opens what is there under the usual names of a stem; *out stays NULL when nothing is. */
+static ct_status open_stem(weights **out, const ct_allocator *a, const char *directory,
+                           const char *stem, ct_error *error)
 {
-    *out = NULL;
     strbuf name;
     strbuf_init(&name, a, 1024);
     strbuf_puts(&name, stem);
@@ -325,8 +328,20 @@ ct_status weights_open_directory(weights **out, const ct_allocator *a, const cha
     if (file_exists(index))
         return open_single(out, a, directory, index, error);
     mem_free(a, index);
+    return CT_OK;
+}
+
+ct_status weights_open_directory(weights **out, const ct_allocator *a, const char *directory,
+                                 const char *stem, ct_error *error)
+{
+    *out = NULL;
+    ct_status status = open_stem(out, a, directory, stem, error);
+    if (status == CT_OK && !*out && strcmp(stem, "model") != 0)
+        status = open_stem(out, a, directory, "model", error);
+    if (status != CT_OK || *out)
+        return status;
     char *path;
-    ct_status status = find_single(&path, a, directory, stem, error);
+    status = find_single(&path, a, directory, stem, error);
     return status == CT_OK ? open_single(out, a, directory, path, error) : status;
 }
 
@@ -340,6 +355,9 @@ void weights_close(weights *w)
         file_map_close(&w->files[i].map);
         mem_free(a, w->files[i].path);
     }
+    for (size_t i = 0; i < w->block_count; i++)
+        mem_free_aligned(a, w->blocks[i]);
+    mem_free(a, w->blocks);
     mem_free(a, w->views);
     mem_free(a, w->files);
     mem_free(a, w->source);
@@ -403,6 +421,37 @@ const char *weights_metadata(const weights *w, const char *key)
             return text;
     }
     return NULL;
+}
+
+void weights_set_codes(weights *w, const weight_view *view, int bits, int64_t group)
+{
+    weight_view *own = &w->views[view - w->views];
+    own->bits = bits;
+    own->group = group;
+}
+
+void *weights_allocate(weights *w, size_t bytes)
+{
+    if (w->block_count == w->block_capacity) {
+        size_t more = w->block_capacity ? w->block_capacity * 2 : 64;
+        void *larger = mem_grow(w->allocator, w->blocks, w->block_count * sizeof *w->blocks,
+                                more * sizeof *w->blocks);
+        if (!larger)
+            return NULL;
+        w->blocks = larger;
+        w->block_capacity = more;
+    }
+    void *block = mem_alloc_aligned(w->allocator, bytes);
+    if (block) {
+        w->blocks[w->block_count++] = block;
+        w->allocated += bytes;
+    }
+    return block;
+}
+
+uint64_t weights_allocated(const weights *w)
+{
+    return w->allocated;
 }
 
 const char *weights_source(const weights *w)

@@ -17,12 +17,16 @@ typedef struct weight_view {
     const unsigned char *data;
     size_t bytes;
     int file; /* index into weights_path */
+    /* U32 only: the matrix behind the codes of MLX affine groups, once it was bound. */
+    int bits;
+    int64_t group;
 } weight_view;
 
 typedef struct weights weights;
 
 /* Opens all weight files of a component directory: <stem>.safetensors.index.json and the shards it
- * names; or else <stem>.safetensors; or else the only .safetensors file that is there. stem is
+ * names; or else <stem>.safetensors; or else the same for the stem "model", which programs around
+ * MLX use everywhere; or else the only .safetensors file that is there. stem is
  * "diffusion_pytorch_model" or "model". Checks every header and offset; reads no tensor data. */
 ct_status weights_open_directory(weights **out, const ct_allocator *a, const char *directory,
                                  const char *stem, ct_error *error);
@@ -42,6 +46,13 @@ const char *weights_path(const weights *w, int file);
 const char *weights_header(const weights *w, int file, size_t *length);
 /* The __metadata__ string under key in the first file that has it, or NULL. */
 const char *weights_metadata(const weights *w, const char *key);
+/* Says how many bits the codes of a view have, and how many of them share a scale. */
+void weights_set_codes(weights *w, const weight_view *view, int bits, int64_t group);
+/* Memory that is freed with the weights, for what cannot be used as the file has it; NULL when it
+ * cannot be had. Aligned and padded for kernels. */
+void *weights_allocate(weights *w, size_t bytes);
+/* How much of it there is. */
+uint64_t weights_allocated(const weights *w);
 /* The directory or file that was opened, for messages. */
 const char *weights_source(const weights *w);
 

@@ -1,9 +1,12 @@
 #include "models/bind.h"
 
+#include "core/affine.h"
 #include "core/file.h"
 #include "core/mem.h"
+#include "io/names.h"
 
 #include <inttypes.h>
+#include <math.h>
 #include <stdarg.h>
 #include <stdio.h>
 
@@ -17,49 +20,255 @@ static void shape_text(char *text, size_t size, int rank, const int64_t *shape)
     }
 }
 
+static ct_status check_shape(const binder *b, const weight_view *v, int rank, const int64_t *shape)
+{
+    bool same = v->rank == rank;
+    for (int i = 0; same && i < rank; i++)
+        same = v->shape[i] == shape[i];
+    if (same)
+        return CT_OK;
+    char found[128], expected[128];
+    shape_text(found, sizeof found, v->rank, v->shape);
+    shape_text(expected, sizeof expected, rank, shape);
+    return error_set(b->error, CT_EFORMAT,
+                     "%s: tensor %s has shape [%s], but by config.json it must be [%s]",
+                     weights_source(b->source), v->name, found, expected);
+}
+
+/* ---- Quantized matrices ---------------------------------------------------------------------- */
+
+#define WEIGHT ".weight"
+
+static bool is_weight(const char *name)
+{
+    size_t length = strlen(name);
+    return length > strlen(WEIGHT) && !strcmp(name + length - strlen(WEIGHT), WEIGHT);
+}
+
+/* The tensor beside module.weight: module.part. */
+static const weight_view *beside(const binder *b, const weight_view *v, const char *part)
+{
+    char name[NAMES_LENGTH];
+    if (!is_weight(v->name))
+        return NULL;
+    snprintf(name, sizeof name, "%.*s.%s", (int)(strlen(v->name) - strlen(WEIGHT)), v->name, part);
+    return weights_find(b->source, name);
+}
+
+/* The modes of MLX whose scales are 8-bit floats, told by their sizes. */
+static ct_status refuse_mode(const binder *b, const weight_view *v, int64_t bits, int64_t group)
+{
+    const char *mode = group == 16 ? "nvfp4" : bits == 8 ? "mxfp8" : "mxfp4";
+    return error_set(b->error, CT_EUNSUPPORTED,
+                     "%s: tensor %s is quantized in MLX's mode %s, which is not supported; mode "
+                     "\"affine\" is",
+                     weights_source(b->source), v->name, mode);
+}
+
+/* codes, scales and biases must fit each other and the matrix [rows, columns]. */
+static ct_status check_codes(const binder *b, const weight_view *v, const int64_t shape[2],
+                             nn_weight *w)
+{
+    const char *source = weights_source(b->source);
+    const weight_view *scales = beside(b, v, "scales"), *biases = beside(b, v, "biases");
+    const int64_t rows = shape[0], columns = shape[1];
+    if (v->rank != 2 || v->shape[0] != rows)
+        return check_shape(b, v, 2, shape);
+    /* rows is at least 1 and the file holds them all, so that these products are small. */
+    const int64_t bits = v->shape[1] * 32 / columns;
+    if (v->shape[1] * 32 % columns != 0 || !affine_bits(bits))
+        return error_set(b->error, CT_EFORMAT,
+                         "%s: tensor %s has %" PRId64 " words of codes in a row, which does not "
+                         "fit rows of %" PRId64 " numbers with 2, 3, 4, 5, 6 or 8 bits",
+                         source, v->name, v->shape[1], columns);
+    if (!scales)
+        return error_set(b->error, CT_ENOTFOUND,
+                         "%s: tensor %s holds codes (U32), but there are no .scales beside it; the "
+                         "files are incomplete, or quantized in a way that is not supported",
+                         source, v->name);
+    if (scales->rank != 2 || scales->shape[0] != rows || scales->shape[1] < 1 ||
+        columns % scales->shape[1] != 0)
+        return error_set(b->error, CT_EFORMAT,
+                         "%s: tensor %s must have one row of scales for each of the %" PRId64
+                         " rows of codes, and a number of them that divides %" PRId64,
+                         source, scales->name, rows, columns);
+    const int64_t group = columns / scales->shape[1];
+    if (scales->type == DTYPE_U8)
+        return refuse_mode(b, v, bits, group);
+    if (!biases)
+        return error_set(b->error, CT_ENOTFOUND,
+                         "%s: tensor %s has scales, but no .biases beside it; the files are "
+                         "incomplete",
+                         source, v->name);
+    if (biases->type != scales->type || biases->rank != 2 || biases->shape[0] != rows ||
+        biases->shape[1] != scales->shape[1])
+        return error_set(b->error, CT_EFORMAT,
+                         "%s: tensors %s and %s must have one dtype and shape", source,
+                         scales->name, biases->name);
+    if (scales->type != DTYPE_F32 && scales->type != DTYPE_F16 && scales->type != DTYPE_BF16)
+        return error_set(b->error, CT_EUNSUPPORTED,
+                         "%s: tensor %s is %s; scales can be F32, F16 or BF16", source,
+                         scales->name, dtype_name(scales->type));
+    *w = (nn_weight){.type = scales->type,
+                     .bits = (int)bits,
+                     .group = group,
+                     .scales = scales->data,
+                     .biases = biases->data};
+    weights_set_codes(b->source, v, w->bits, w->group);
+    return CT_OK;
+}
+
+/* "Scaled" FP8: the number that all of a tensor is multiplied with, under the names of both
+ * conventions. Inputs have scales, too; they are for products in FP8. */
+static ct_status find_factor(const binder *b, const weight_view *v, nn_weight *w)
+{
+    const weight_view *scale = beside(b, v, "scale_weight");
+    if (!scale)
+        scale = beside(b, v, "weight_scale");
+    if (!scale)
+        return CT_OK;
+    int64_t count = 1;
+    for (int i = 0; i < scale->rank; i++)
+        count = scale->shape[i] == 1 ? count : 0;
+    if (!dtype_is_float(scale->type) || count != 1)
+        return error_set(b->error, CT_EUNSUPPORTED,
+                         "%s: tensor %s must be a single number; other kinds of scaled FP8 are not "
+                         "supported",
+                         weights_source(b->source), scale->name);
+    dtype_to_float(&w->factor, scale->data, scale->type, 1);
+    if (!isfinite(w->factor) || w->factor == 0)
+        return error_set(b->error, CT_EFORMAT, "%s: tensor %s is zero or not a number",
+                         weights_source(b->source), scale->name);
+    return CT_OK;
+}
+
+/* ---- Memory instead of the file -------------------------------------------------------------- */
+
+#define DECODED_AT_ONCE 1024
+
+typedef struct decoding {
+    const nn_weight *w;
+    uint16_t *out; /* BF16 */
+} decoding;
+
+static void decode_row(void *user, int64_t row, int worker)
+{
+    (void)worker;
+    const decoding *d = user;
+    const nn_weight *w = d->w;
+    const int64_t columns = w->n[1];
+    const size_t scale_bytes = w->bits ? (size_t)(columns / w->group) * dtype_size(w->type) : 0;
+    const size_t row_bytes = (size_t)columns * (size_t)(w->bits ? w->bits : 8) / 8;
+    const char *data = (const char *)w->data + (size_t)row * row_bytes;
+    const char *scales = (const char *)w->scales + (size_t)row * scale_bytes;
+    const char *biases = (const char *)w->biases + (size_t)row * scale_bytes;
+    uint16_t *out = d->out + row * columns;
+    float part[DECODED_AT_ONCE];
+    for (int64_t at = 0; at < columns; at += DECODED_AT_ONCE) {
+        const int64_t count = columns - at < DECODED_AT_ONCE ? columns - at : DECODED_AT_ONCE;
+        if (w->bits)
+            affine_decode(part, data, w->bits, w->group, scales, biases, w->type, at, count);
+        else
+            dtype_to_float(part, data + at, w->type, (size_t)count);
+        for (int64_t i = 0; !w->bits && w->factor != 0 && i < count; i++)
+            part[i] *= w->factor;
+        dtype_from_float(out + at, part, DTYPE_BF16, (size_t)count);
+    }
+}
+
+static ct_status dequantize(const binder *b, nn_weight *w)
+{
+    size_t count, bytes;
+    void *out = NULL;
+    if (size_mul((size_t)w->n[0], (size_t)w->n[1], &count) && size_mul(count, 2, &bytes))
+        out = weights_allocate(b->source, bytes);
+    if (!out)
+        return error_memory(b->error, (size_t)w->n[0] * (size_t)w->n[1] * 2, w->name);
+    decoding d = {.w = w, .out = out};
+    if (b->options->threads)
+        pool_run(b->options->threads, w->n[0], decode_row, &d);
+    for (int64_t row = 0; !b->options->threads && row < w->n[0]; row++)
+        decode_row(&d, row, 0);
+    *w = (nn_weight){
+        .name = w->name, .type = DTYPE_BF16, .rank = 2, .n = {w->n[0], w->n[1]}, .data = out};
+    return CT_OK;
+}
+
+/* [out, height, width, in] to [out, in, height, width]. */
+static ct_status channels_first(const binder *b, nn_weight *w)
+{
+    const size_t size = dtype_size(w->type);
+    const size_t in = (size_t)w->n[1], pixels = (size_t)(w->n[2] * w->n[3]);
+    if (pixels == 1)
+        return CT_OK;
+    const size_t bytes = (size_t)w->n[0] * in * pixels * size; /* those of the tensor */
+    unsigned char *to = weights_allocate(b->source, bytes);
+    if (!to)
+        return error_memory(b->error, bytes, w->name);
+    const unsigned char *from = w->data;
+    w->data = to;
+    for (int64_t o = 0; o < w->n[0]; o++, from += in * pixels * size)
+        for (size_t i = 0; i < in; i++)
+            for (size_t p = 0; p < pixels; p++, to += size)
+                memcpy(to, from + (p * in + i) * size, size);
+    return CT_OK;
+}
+
+/* ---- Binding --------------------------------------------------------------------------------- */
+
+static ct_status bind_numbers(binder *b, const weight_view *v, int rank, const int64_t *shape,
+                              nn_weight *w)
+{
+    const bool last = rank == 4 && names_channels_last(b->source);
+    const int64_t stored[4] = {shape[0], last ? shape[2] : 0, last ? shape[3] : 0,
+                               last ? shape[1] : 0};
+    ct_status status = check_shape(b, v, rank, last ? stored : shape);
+    if (status != CT_OK)
+        return status;
+    if (!dtype_is_float(v->type))
+        return error_set(b->error, CT_EUNSUPPORTED,
+                         "%s: tensor %s is %s; F32, F16, BF16, F8_E4M3 and F8_E5M2 can be used",
+                         weights_source(b->source), v->name, dtype_name(v->type));
+    w->type = v->type;
+    if (dtype_size(v->type) == 1)
+        status = find_factor(b, v, w);
+    return status == CT_OK && last ? channels_first(b, w) : status;
+}
+
 CORE_PRINTF(4, 0)
 static nn_weight bind(binder *b, int rank, const int64_t *shape, const char *format, va_list args)
 {
-    nn_weight none = {0};
+    nn_weight w = {0};
     if (b->status != CT_OK)
-        return none;
-    char name[256];
+        return w;
+    char name[NAMES_LENGTH];
     vsnprintf(name, sizeof name, format, args);
-    const char *source = weights_source(b->source);
-    const weight_view *v = weights_find(b->source, name);
+    const weight_view *v = names_find(b->source, name);
     if (!v) {
         b->status = error_set(b->error, CT_ENOTFOUND,
                               "%s: tensor %s is missing; the files are incomplete or belong to "
                               "another model",
-                              source, name);
-        return none;
+                              weights_source(b->source), name);
+        return w;
     }
-    bool same = v->rank == rank;
-    for (int i = 0; same && i < rank; i++)
-        same = v->shape[i] == shape[i];
-    if (!same) {
-        char found[128], expected[128];
-        shape_text(found, sizeof found, v->rank, v->shape);
-        shape_text(expected, sizeof expected, rank, shape);
-        b->status = error_set(b->error, CT_EFORMAT,
-                              "%s: tensor %s has shape [%s], but by config.json it must be [%s]",
-                              source, name, found, expected);
-        return none;
-    }
-    if (!dtype_is_float(v->type)) {
-        b->status = error_set(b->error, CT_EUNSUPPORTED,
-                              "%s: tensor %s is %s; F32, F16 and BF16 can be used", source, name,
-                              dtype_name(v->type));
-        return none;
-    }
-    nn_weight w = {.name = v->name, .type = v->type, .rank = rank, .data = v->data};
+    const bool codes = rank == 2 && v->type == DTYPE_U32 && is_weight(v->name);
+    if (codes)
+        b->status = check_codes(b, v, shape, &w);
+    w.name = v->name;
+    w.rank = rank;
+    w.data = v->data;
     uint64_t count = 1;
     for (int i = 0; i < rank; i++) {
         w.n[i] = shape[i];
         count *= (uint64_t)shape[i];
     }
+    if (!codes)
+        b->status = bind_numbers(b, v, rank, shape, &w);
+    if (b->status == CT_OK && b->options->dequantize && rank == 2 &&
+        (codes || dtype_size(w.type) == 1))
+        b->status = dequantize(b, &w);
     b->parameters += count;
-    return w;
+    return b->status == CT_OK ? w : (nn_weight){0};
 }
 
 nn_weight bind1(binder *b, int64_t n0, const char *format, ...)
@@ -89,6 +298,40 @@ nn_weight bind_conv(binder *b, int64_t n0, int64_t n1, int64_t k, const char *fo
     return w;
 }
 
+/* ---- Components ------------------------------------------------------------------------------ */
+
+#define INFERRED_MAXIMUM 4096
+
+int64_t tensor_size(const weights *w, const char *name, int axis)
+{
+    const weight_view *v = names_find(w, name);
+    return v && axis < v->rank ? v->shape[axis] : 0;
+}
+
+void infer_integer(json_writer *out, const char *key, int64_t value)
+{
+    json_write_key(out, key);
+    json_write_integer(out, value);
+}
+
+static ct_status infer_config(config *c, const weights *w, const component_format *format,
+                              const ct_allocator *a, ct_error *error)
+{
+    strbuf text;
+    json_writer out;
+    strbuf_init(&text, a, INFERRED_MAXIMUM);
+    json_write_init(&out, &text);
+    json_write_object(&out);
+    format->infer(w, &out);
+    json_write_object_end(&out);
+    snprintf(c->path, sizeof c->path, "%s (it has no config.json)", weights_source(w));
+    ct_status status = strbuf_ok(&text)
+                           ? json_parse(&c->root, text.data, text.length, c->path, error)
+                           : error_memory(error, INFERRED_MAXIMUM, "a configuration");
+    strbuf_free(&text);
+    return status;
+}
+
 /* The configuration names the class in _class_name (diffusers) or architectures (transformers). */
 static ct_status check_class(const config *c, const char *class_prefix, ct_error *error)
 {
@@ -104,20 +347,24 @@ static ct_status check_class(const config *c, const char *class_prefix, ct_error
     return CT_OK;
 }
 
-ct_status component_open(config *c, weights **w, const ct_allocator *a, const char *directory,
-                         const char *stem, const char *class_prefix, ct_error *error)
+ct_status component_open(config *c, weights **w, const component_format *format,
+                         const load_options *options, const char *directory, ct_error *error)
 {
+    const ct_allocator *a = options->allocator;
     *w = NULL;
     *c = (config){0};
     char *path = path_join(a, directory, "config.json");
     if (!path)
         return error_memory(error, strlen(directory), "a path");
-    ct_status status = config_open(c, a, path, error);
+    const bool infer = options->infer && !file_exists(path);
+    ct_status status = infer ? CT_OK : config_open(c, a, path, error);
     mem_free(a, path);
+    if (status == CT_OK && !infer)
+        status = check_class(c, format->class_prefix, error);
     if (status == CT_OK)
-        status = check_class(c, class_prefix, error);
-    if (status == CT_OK)
-        status = weights_open_directory(w, a, directory, stem, error);
+        status = weights_open_directory(w, a, directory, format->stem, error);
+    if (status == CT_OK && infer)
+        status = infer_config(c, *w, format, a, error);
     if (status != CT_OK)
         config_close(c);
     return status;

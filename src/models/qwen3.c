@@ -3,9 +3,28 @@
 #include "models/qwen3.h"
 
 #include "core/mem.h"
-#include "models/bind.h"
+#include "io/names.h"
 
 #include <math.h>
+
+/* What the shapes of the tensors tell, and what is the same in all published models. */
+static void infer(const weights *w, json_writer *out)
+{
+    const int64_t head = tensor_size(w, "model.layers.0.self_attn.q_norm.weight", 0);
+    const int64_t q = tensor_size(w, "model.layers.0.self_attn.q_proj.weight", 0);
+    const int64_t k = tensor_size(w, "model.layers.0.self_attn.k_proj.weight", 0);
+    infer_integer(out, "hidden_size", tensor_size(w, "model.layers.0.input_layernorm.weight", 0));
+    infer_integer(out, "intermediate_size",
+                  tensor_size(w, "model.layers.0.mlp.gate_proj.weight", 0));
+    infer_integer(out, "vocab_size", tensor_size(w, "model.embed_tokens.weight", 0));
+    infer_integer(out, "num_hidden_layers",
+                  names_parts(w, "model.layers", "input_layernorm.weight"));
+    infer_integer(out, "num_attention_heads", head > 0 ? q / head : 0);
+    infer_integer(out, "num_key_value_heads", head > 0 ? k / head : 0);
+    infer_integer(out, "head_dim", head);
+    infer_integer(out, "max_position_embeddings", 40960);
+    infer_integer(out, "rope_theta", 1000000);
+}
 
 /* transformers before 5 has rope_theta on top, from 5 on it is inside rope_parameters. */
 static ct_status read_rope(const config *c, double *theta, ct_error *error)
@@ -80,41 +99,41 @@ static ct_status read_config(qwen3 *m, const config *c, ct_error *error)
     return CT_OK;
 }
 
-static ct_status bind_weights(qwen3 *m, ct_error *error)
+static ct_status bind_weights(qwen3 *m, const load_options *options, ct_error *error)
 {
-    binder b = {.source = m->weights, .error = error};
-    /* Qwen3ForCausalLM has the prefix, Qwen3Model alone does not. */
-    const char *p = weights_find(m->weights, "embed_tokens.weight") ? "" : "model.";
+    binder b = {.source = m->weights, .options = options, .error = error};
     const int64_t d = m->hidden, f = m->intermediate;
     const int64_t q = m->heads * m->head_dim, kv = m->kv_heads * m->head_dim;
-    m->embed = bind2(&b, m->vocab, d, "%sembed_tokens.weight", p);
+    m->embed = bind2(&b, m->vocab, d, "model.embed_tokens.weight");
     for (int i = 0; i < m->used_layers; i++) {
         qwen3_layer *l = &m->layer[i];
-        l->input_norm = bind1(&b, d, "%slayers.%d.input_layernorm.weight", p, i);
-        l->q = bind2(&b, q, d, "%slayers.%d.self_attn.q_proj.weight", p, i);
-        l->k = bind2(&b, kv, d, "%slayers.%d.self_attn.k_proj.weight", p, i);
-        l->v = bind2(&b, kv, d, "%slayers.%d.self_attn.v_proj.weight", p, i);
-        l->q_norm = bind1(&b, m->head_dim, "%slayers.%d.self_attn.q_norm.weight", p, i);
-        l->k_norm = bind1(&b, m->head_dim, "%slayers.%d.self_attn.k_norm.weight", p, i);
-        l->o = bind2(&b, d, q, "%slayers.%d.self_attn.o_proj.weight", p, i);
-        l->post_norm = bind1(&b, d, "%slayers.%d.post_attention_layernorm.weight", p, i);
-        l->gate = bind2(&b, f, d, "%slayers.%d.mlp.gate_proj.weight", p, i);
-        l->up = bind2(&b, f, d, "%slayers.%d.mlp.up_proj.weight", p, i);
-        l->down = bind2(&b, d, f, "%slayers.%d.mlp.down_proj.weight", p, i);
+        l->input_norm = bind1(&b, d, "model.layers.%d.input_layernorm.weight", i);
+        l->q = bind2(&b, q, d, "model.layers.%d.self_attn.q_proj.weight", i);
+        l->k = bind2(&b, kv, d, "model.layers.%d.self_attn.k_proj.weight", i);
+        l->v = bind2(&b, kv, d, "model.layers.%d.self_attn.v_proj.weight", i);
+        l->q_norm = bind1(&b, m->head_dim, "model.layers.%d.self_attn.q_norm.weight", i);
+        l->k_norm = bind1(&b, m->head_dim, "model.layers.%d.self_attn.k_norm.weight", i);
+        l->o = bind2(&b, d, q, "model.layers.%d.self_attn.o_proj.weight", i);
+        l->post_norm = bind1(&b, d, "model.layers.%d.post_attention_layernorm.weight", i);
+        l->gate = bind2(&b, f, d, "model.layers.%d.mlp.gate_proj.weight", i);
+        l->up = bind2(&b, f, d, "model.layers.%d.mlp.up_proj.weight", i);
+        l->down = bind2(&b, d, f, "model.layers.%d.mlp.down_proj.weight", i);
     }
     return b.status;
 }
 
-ct_status qwen3_load(qwen3 **out, const ct_allocator *a, const char *directory, int unused,
+ct_status qwen3_load(qwen3 **out, const load_options *options, const char *directory, int unused,
                      ct_error *error)
 {
+    static const component_format format = {"model", "Qwen3", infer};
+    const ct_allocator *a = options->allocator;
     *out = NULL;
     qwen3 *m = mem_zero_array(a, 1, sizeof *m);
     if (!m)
         return error_memory(error, sizeof *m, "the text encoder");
     m->allocator = a;
     config c;
-    ct_status status = component_open(&c, &m->weights, a, directory, "model", "Qwen3", error);
+    ct_status status = component_open(&c, &m->weights, &format, options, directory, error);
     if (status == CT_OK) {
         status = read_config(m, &c, error);
         config_close(&c);
@@ -122,7 +141,7 @@ ct_status qwen3_load(qwen3 **out, const ct_allocator *a, const char *directory, 
     if (status == CT_OK) {
         m->used_layers = m->layers > unused ? m->layers - unused : 0;
         m->layer = mem_zero_array(a, (size_t)m->used_layers, sizeof *m->layer);
-        status = m->layer ? bind_weights(m, error)
+        status = m->layer ? bind_weights(m, options, error)
                           : error_memory(error, sizeof *m->layer, "the text encoder");
     }
     if (status != CT_OK) {

@@ -3,6 +3,7 @@
 #define MODELS_QWEN3_H
 
 #include "io/weights.h"
+#include "models/bind.h"
 #include "nn/nn.h"
 
 typedef struct qwen3_layer {
@@ -23,7 +24,7 @@ typedef struct qwen3 {
 
 /* Opens a component directory. Only the first layers - unused are bound: diffusers takes
  * hidden_states[-2] for Z-Image, the residual stream before the last layer. */
-ct_status qwen3_load(qwen3 **out, const ct_allocator *a, const char *directory, int unused,
+ct_status qwen3_load(qwen3 **out, const load_options *options, const char *directory, int unused,
                      ct_error *error);
 void qwen3_free(qwen3 *m); /* NULL is allowed */
 

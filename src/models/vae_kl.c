@@ -8,13 +8,42 @@
 #include "models/vae_kl.h"
 
 #include "core/mem.h"
-#include "models/bind.h"
+#include "io/names.h"
 
 #include <stdio.h>
 
 #define EPS 1e-6 /* of every group norm */
 
 /* ---- Loading --------------------------------------------------------------------------------- */
+
+/* What the tensors tell; the rest is that of the only published VAE with 16 latent channels and
+ * this structure, FLUX.1's, which Z-Image uses. */
+static void infer(const weights *w, json_writer *out)
+{
+    char name[NAMES_LENGTH];
+    const int blocks = names_parts(w, "encoder.down_blocks", "resnets.0.conv1.bias");
+    json_write_key(out, "block_out_channels");
+    json_write_array(out);
+    for (int i = 0; i < blocks && i < VAE_MAX_BLOCKS; i++) {
+        snprintf(name, sizeof name, "encoder.down_blocks.%d.resnets.0.conv1.bias", i);
+        json_write_integer(out, tensor_size(w, name, 0));
+    }
+    json_write_array_end(out);
+    infer_integer(out, "layers_per_block",
+                  names_parts(w, "encoder.down_blocks.0.resnets", "conv1.bias"));
+    const int64_t moments = tensor_size(w, "encoder.conv_out.bias", 0);
+    infer_integer(out, "latent_channels", moments == 32 ? 16 : 0);
+    json_write_key(out, "scaling_factor");
+    json_write_number(out, 0.3611);
+    json_write_key(out, "shift_factor");
+    json_write_number(out, 0.1159);
+    json_write_key(out, "mid_block_add_attention");
+    json_write_boolean(out, names_find(w, "decoder.mid_block.attentions.0.to_q.weight") != NULL);
+    json_write_key(out, "use_quant_conv");
+    json_write_boolean(out, names_find(w, "quant_conv.weight") != NULL);
+    json_write_key(out, "use_post_quant_conv");
+    json_write_boolean(out, names_find(w, "post_quant_conv.weight") != NULL);
+}
 
 static ct_status check_types(const config *c, const char *key, const char *type, ct_error *error)
 {
@@ -153,9 +182,9 @@ static void bind_block(binder *b, vae_block *k, const char *prefix, int i, int64
     }
 }
 
-static ct_status bind_weights(vae_kl *m, ct_error *error)
+static ct_status bind_weights(vae_kl *m, const load_options *options, ct_error *error)
 {
-    binder b = {.source = m->weights, .error = error};
+    binder b = {.source = m->weights, .options = options, .error = error};
     const int last = m->blocks - 1;
     const int64_t z = m->latent_channels, deepest = m->channels[last];
     for (int i = 0; i < m->blocks; i++) {
@@ -187,22 +216,24 @@ static ct_status bind_weights(vae_kl *m, ct_error *error)
     return b.status;
 }
 
-ct_status vae_kl_load(vae_kl **out, const ct_allocator *a, const char *directory, ct_error *error)
+ct_status vae_kl_load(vae_kl **out, const load_options *options, const char *directory,
+                      ct_error *error)
 {
+    static const component_format format = {"diffusion_pytorch_model", "AutoencoderKL", infer};
+    const ct_allocator *a = options->allocator;
     *out = NULL;
     vae_kl *m = mem_zero_array(a, 1, sizeof *m);
     if (!m)
         return error_memory(error, sizeof *m, "the VAE");
     m->allocator = a;
     config c;
-    ct_status status = component_open(&c, &m->weights, a, directory, "diffusion_pytorch_model",
-                                      "AutoencoderKL", error);
+    ct_status status = component_open(&c, &m->weights, &format, options, directory, error);
     if (status == CT_OK) {
         status = read_config(m, &c, error);
         config_close(&c);
     }
     if (status == CT_OK)
-        status = bind_weights(m, error);
+        status = bind_weights(m, options, error);
     if (status != CT_OK) {
         vae_kl_free(m);
         return status;

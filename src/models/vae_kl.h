@@ -3,6 +3,7 @@
 #define MODELS_VAE_KL_H
 
 #include "io/weights.h"
+#include "models/bind.h"
 #include "nn/nn.h"
 
 #define VAE_MAX_BLOCKS 8
@@ -43,7 +44,8 @@ typedef struct vae_kl {
     nn_weight quant, quant_bias, post_quant, post_quant_bias; /* none in most files */
 } vae_kl;
 
-ct_status vae_kl_load(vae_kl **out, const ct_allocator *a, const char *directory, ct_error *error);
+ct_status vae_kl_load(vae_kl **out, const load_options *options, const char *directory,
+                      ct_error *error);
 void vae_kl_free(vae_kl *m); /* NULL is allowed */
 
 /* Pixels for each latent pixel, in both directions. */

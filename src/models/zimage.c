@@ -7,7 +7,7 @@
 #include "models/zimage.h"
 
 #include "core/mem.h"
-#include "models/bind.h"
+#include "io/names.h"
 
 #include <math.h>
 
@@ -23,6 +23,33 @@ static int64_t padded(int64_t length)
 }
 
 /* ---- Loading --------------------------------------------------------------------------------- */
+
+/* What the shapes of the tensors tell; read_config has the values of the published models for the
+ * rest. How a head is divided among the axes cannot be seen: only heads of 128 are known. */
+static void infer(const weights *w, json_writer *out)
+{
+    const int64_t dim = tensor_size(w, "layers.0.attention_norm1.weight", 0);
+    const int64_t head = tensor_size(w, "layers.0.attention.norm_q.weight", 0);
+    infer_integer(out, "dim", dim);
+    infer_integer(out, "n_heads", head > 0 ? dim / head : 0);
+    infer_integer(out, "n_layers", names_parts(w, "layers", "attention_norm1.weight"));
+    infer_integer(out, "n_refiner_layers",
+                  names_parts(w, "noise_refiner", "attention_norm1.weight"));
+    infer_integer(out, "cap_feat_dim", tensor_size(w, "cap_embedder.0.weight", 0));
+    infer_integer(out, "in_channels",
+                  tensor_size(w, "all_final_layer.2-1.linear.bias", 0) / (PATCH * PATCH));
+    const int64_t dims[ZIMAGE_AXES] = {32, 48, 48}, lens[ZIMAGE_AXES] = {1536, 512, 512};
+    json_write_key(out, "axes_dims");
+    json_write_array(out);
+    for (int i = 0; i < ZIMAGE_AXES; i++)
+        json_write_integer(out, dims[i]);
+    json_write_array_end(out);
+    json_write_key(out, "axes_lens");
+    json_write_array(out);
+    for (int i = 0; i < ZIMAGE_AXES; i++)
+        json_write_integer(out, lens[i]);
+    json_write_array_end(out);
+}
 
 static ct_status check_patch(const config *c, ct_error *error)
 {
@@ -128,9 +155,9 @@ static nn_weight sensitive(nn_weight w)
     return w;
 }
 
-static ct_status bind_weights(zimage *m, ct_error *error)
+static ct_status bind_weights(zimage *m, const load_options *options, ct_error *error)
 {
-    binder b = {.source = m->weights, .error = error};
+    binder b = {.source = m->weights, .options = options, .error = error};
     const int64_t d = m->dim, e = m->embed_dim, patch = PATCH * PATCH * m->channels;
     m->t_mlp0 = sensitive(bind2(&b, TIME_HIDDEN, 2 * FREQUENCIES, "t_embedder.mlp.0.weight"));
     m->t_mlp0_bias = bind1(&b, TIME_HIDDEN, "t_embedder.mlp.0.bias");
@@ -157,16 +184,19 @@ static ct_status bind_weights(zimage *m, ct_error *error)
     return b.status;
 }
 
-ct_status zimage_load(zimage **out, const ct_allocator *a, const char *directory, ct_error *error)
+ct_status zimage_load(zimage **out, const load_options *options, const char *directory,
+                      ct_error *error)
 {
+    static const component_format format = {"diffusion_pytorch_model", "ZImageTransformer2DModel",
+                                            infer};
+    const ct_allocator *a = options->allocator;
     *out = NULL;
     zimage *m = mem_zero_array(a, 1, sizeof *m);
     if (!m)
         return error_memory(error, sizeof *m, "the transformer");
     m->allocator = a;
     config c;
-    ct_status status = component_open(&c, &m->weights, a, directory, "diffusion_pytorch_model",
-                                      "ZImageTransformer2DModel", error);
+    ct_status status = component_open(&c, &m->weights, &format, options, directory, error);
     if (status == CT_OK) {
         status = read_config(m, &c, error);
         config_close(&c);
@@ -176,7 +206,7 @@ ct_status zimage_load(zimage **out, const ct_allocator *a, const char *directory
         m->context_refiner = mem_zero_array(a, (size_t)m->refiners, sizeof *m->context_refiner);
         m->layer = mem_zero_array(a, (size_t)m->layers, sizeof *m->layer);
         status = m->noise_refiner && m->context_refiner && m->layer
-                     ? bind_weights(m, error)
+                     ? bind_weights(m, options, error)
                      : error_memory(error, sizeof *m->layer, "the transformer");
     }
     if (status != CT_OK) {

@@ -6,6 +6,7 @@
 #define MODELS_ZIMAGE_H
 
 #include "io/weights.h"
+#include "models/bind.h"
 #include "nn/nn.h"
 
 #define ZIMAGE_AXES 3 /* position of a token: time, row, column */
@@ -32,7 +33,8 @@ typedef struct zimage {
     zimage_block *noise_refiner, *context_refiner, *layer;
 } zimage;
 
-ct_status zimage_load(zimage **out, const ct_allocator *a, const char *directory, ct_error *error);
+ct_status zimage_load(zimage **out, const load_options *options, const char *directory,
+                      ct_error *error);
 void zimage_free(zimage *m); /* NULL is allowed */
 
 /* The largest picture, in latent pixels, that the table of positions allows. */

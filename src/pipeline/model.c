@@ -1,14 +1,17 @@
-/* ct_model: opens a directory in diffusers layout and checks that its parts belong together. */
+/* ct_model: opens a directory in the layout of diffusers, mflux or MLX-z-image and checks that its
+ * parts belong together. */
 #include "core/file.h"
 #include "core/mem.h"
 #include "core/strbuf.h"
 #include "io/fingerprint.h"
 #include "io/json.h"
+#include "io/names.h"
 #include "pipeline/internal.h"
 
 #include <inttypes.h>
 #include <string.h>
 
+#define TURBO_SHIFT 3
 #define MAX_PROMPT_TOKENS 512 /* max_sequence_length of the reference pipeline */
 
 /* Pipelines of diffusers that this version cannot run but knows. */
@@ -19,23 +22,52 @@ static const char *const planned[] = {
 
 /* ---- Loading --------------------------------------------------------------------------------- */
 
-static ct_status check_class(const config *index, ct_error *error)
+/* file says where the name of the pipeline comes from. */
+static ct_status check_pipeline(const char *name, const char *file, ct_error *error)
 {
-    const char *name = NULL;
-    ct_status status = config_string(index, "_class_name", true, &name, error);
-    if (status != CT_OK || !strcmp(name, "ZImagePipeline"))
-        return status;
+    if (!strcmp(name, "ZImagePipeline"))
+        return CT_OK;
     for (size_t i = 0; i < sizeof planned / sizeof *planned; i++)
         if (!strcmp(name, planned[i]))
             return error_set(error, CT_EUNSUPPORTED,
-                             "%s: %s is not supported yet; this version runs ZImagePipeline",
-                             index->path, name);
+                             "%s: %s is not supported yet; this version runs ZImagePipeline", file,
+                             name);
     return error_set(error, CT_EUNSUPPORTED,
-                     "%s: the pipeline %s is unknown; this version runs ZImagePipeline",
-                     index->path, name);
+                     "%s: the pipeline %s is unknown; this version runs ZImagePipeline", file,
+                     name);
 }
 
-static ct_status read_index(const ct_allocator *a, const char *directory, ct_error *error)
+/* Programs around MLX save no model_index.json: the names of the tensors tell the family. */
+static ct_status recognize(const ct_allocator *a, const char *directory, ct_error *error)
+{
+    char *folder = path_join(a, directory, "transformer");
+    if (!folder)
+        return error_memory(error, strlen(directory), "a path");
+    weights *w = NULL;
+    ct_status status = CT_OK;
+    if (!file_is_directory(folder))
+        status = error_set(error, CT_ENOTFOUND,
+                           "%s has neither model_index.json nor a folder transformer; give the "
+                           "folder of a model in the layout of diffusers or mflux",
+                           directory);
+    if (status == CT_OK)
+        status = weights_open_directory(&w, a, folder, "diffusion_pytorch_model", error);
+    const char *name = w ? names_pipeline(w) : NULL;
+    if (status == CT_OK && !name)
+        status = error_set(error, CT_EUNSUPPORTED,
+                           "%s has no model_index.json, and the names of its tensors belong to no "
+                           "model that is known",
+                           directory);
+    if (status == CT_OK)
+        status = check_pipeline(name, folder, error);
+    weights_close(w);
+    mem_free(a, folder);
+    return status;
+}
+
+/* *indexed tells whether there is a model_index.json. */
+static ct_status read_index(const ct_allocator *a, const char *directory, bool *indexed,
+                            ct_error *error)
 {
     if (!file_is_directory(directory))
         return error_set(error, CT_ENOTFOUND,
@@ -44,19 +76,17 @@ static ct_status read_index(const ct_allocator *a, const char *directory, ct_err
     char *path = path_join(a, directory, "model_index.json");
     if (!path)
         return error_memory(error, strlen(directory), "a path");
-    if (!file_exists(path)) {
-        mem_free(a, path);
-        return error_set(error, CT_ENOTFOUND,
-                         "%s has no model_index.json; give the folder of a model in diffusers "
-                         "layout",
-                         directory);
-    }
+    *indexed = file_exists(path);
     config index;
-    ct_status status = config_open(&index, a, path, error);
+    ct_status status =
+        *indexed ? config_open(&index, a, path, error) : recognize(a, directory, error);
     mem_free(a, path);
-    if (status != CT_OK)
+    if (status != CT_OK || !*indexed)
         return status;
-    status = check_class(&index, error);
+    const char *name = NULL;
+    status = config_string(&index, "_class_name", true, &name, error);
+    if (status == CT_OK)
+        status = check_pipeline(name, index.path, error);
     config_close(&index);
     return status;
 }
@@ -66,7 +96,19 @@ static char *join(ct_model *m, const char *name)
     return path_join(m->allocator, m->directory, name);
 }
 
-static ct_status load_parts(ct_model *m, ct_error *error)
+/* Without a configuration base and Turbo cannot be told apart; nearly all files are Turbo. */
+static ct_status load_scheduler(ct_model *m, const char *folder, bool infer, ct_error *error)
+{
+    if (!infer || file_is_directory(folder))
+        return flow_match_read(&m->scheduler, m->allocator, folder, error);
+    flow_match_init(&m->scheduler, TURBO_SHIFT);
+    log_message(&m->context->callbacks, CT_LOG_INFO,
+                "%s has no scheduler: steps, guidance and shift are those of Z-Image-Turbo",
+                m->directory);
+    return CT_OK;
+}
+
+static ct_status load_parts(ct_model *m, const load_options *options, ct_error *error)
 {
     const ct_allocator *a = m->allocator;
     char *folders[] = {join(m, "scheduler"), join(m, "tokenizer"), join(m, "text_encoder"),
@@ -76,15 +118,15 @@ static ct_status load_parts(ct_model *m, ct_error *error)
         if (!folders[i])
             status = error_memory(error, strlen(m->directory), "a path");
     if (status == CT_OK)
-        status = flow_match_read(&m->scheduler, a, folders[0], error);
+        status = load_scheduler(m, folders[0], options->infer, error);
     if (status == CT_OK)
         status = tokenizer_load(&m->tokenizer, a, folders[1], error);
     if (status == CT_OK)
-        status = qwen3_load(&m->text_encoder, a, folders[2], 1, error);
+        status = qwen3_load(&m->text_encoder, options, folders[2], 1, error);
     if (status == CT_OK)
-        status = zimage_load(&m->transformer, a, folders[3], error);
+        status = zimage_load(&m->transformer, options, folders[3], error);
     if (status == CT_OK)
-        status = vae_kl_load(&m->vae, a, folders[4], error);
+        status = vae_kl_load(&m->vae, options, folders[4], error);
     for (int i = 0; i < 5; i++)
         mem_free(a, folders[i]);
     return status;
@@ -140,6 +182,82 @@ static char *dtypes_text(const ct_allocator *a, const weights *w)
     return strbuf_take(&s);
 }
 
+/* ---- Quantized tensors --------------------------------------------------------------------- */
+
+#define MAX_CODES 16 /* kinds of codes that are listed */
+
+typedef struct codes_count {
+    int bits;
+    int64_t group;
+    size_t tensors;
+} codes_count;
+
+static void count_codes(codes_count kinds[MAX_CODES], const weight_view *v)
+{
+    int k = 0;
+    while (k < MAX_CODES - 1 && kinds[k].tensors &&
+           (kinds[k].bits != v->bits || kinds[k].group != v->group))
+        k++;
+    kinds[k].bits = v->bits;
+    kinds[k].group = v->group;
+    kinds[k].tensors++;
+}
+
+/* "4-bit, groups of 64", or "4-bit, groups of 64 (200); 8-bit, groups of 32 (3)". An empty text
+ * when nothing is quantized. */
+static char *codes_text(const ct_allocator *a, const weights *w)
+{
+    codes_count kinds[MAX_CODES] = {{0}};
+    for (size_t i = 0; i < weights_count(w); i++)
+        if (weights_at(w, i)->bits)
+            count_codes(kinds, weights_at(w, i));
+    strbuf s;
+    strbuf_init(&s, a, 1024);
+    strbuf_puts(&s, "");
+    for (int k = 0; k < MAX_CODES && kinds[k].tensors; k++) {
+        strbuf_printf(&s, "%s%d-bit, groups of %" PRId64, k ? "; " : "", kinds[k].bits,
+                      kinds[k].group);
+        if (kinds[1].tensors)
+            strbuf_printf(&s, " (%zu)", kinds[k].tensors);
+    }
+    return strbuf_take(&s);
+}
+
+/* The tensor beside module.weight that is called module.part, or the other way round. */
+static const weight_view *sibling(const weights *w, const weight_view *v, const char *part)
+{
+    char name[NAMES_LENGTH];
+    const char *dot = strrchr(v->name, '.');
+    if (!dot)
+        return NULL;
+    snprintf(name, sizeof name, "%.*s.%s", (int)(dot - v->name), v->name, part);
+    return weights_find(w, name);
+}
+
+/* Numbers of the network in a tensor: those behind codes; none in scales and biases. A matrix of
+ * codes that is not used (the last layer of the text encoder) was not bound: it counts as the used
+ * ones with as many bits in a group. */
+static uint64_t count_parameters(const weights *w, const weight_view *v)
+{
+    const char *part = strrchr(v->name, '.');
+    const weight_view *weight = sibling(w, v, "weight");
+    if (part && weight && weight->type == DTYPE_U32 &&
+        (!strcmp(part, ".scales") || !strcmp(part, ".biases")))
+        return 0;
+    const weight_view *scales = v->type == DTYPE_U32 ? sibling(w, v, "scales") : NULL;
+    if (!scales || v->rank != 2 || scales->rank != 2)
+        return v->bytes / dtype_size(v->type);
+    if (v->bits)
+        return v->bytes * 8 / (uint64_t)v->bits;
+    for (size_t i = 0; i < weights_count(w); i++) {
+        const weight_view *used = weights_at(w, i);
+        if (used->bits && (double)used->bits * (double)used->group * (double)scales->shape[1] ==
+                              32.0 * (double)v->shape[1])
+            return v->bytes * 8 / (uint64_t)used->bits;
+    }
+    return v->bytes / dtype_size(v->type);
+}
+
 static ct_status describe(ct_model *m, ct_component_info *c, const char *name,
                           const char *class_name, const weights *w, char *summary, ct_error *error)
 {
@@ -148,13 +266,15 @@ static ct_status describe(ct_model *m, ct_component_info *c, const char *name,
     for (size_t i = 0; i < weights_count(w); i++) {
         const weight_view *v = weights_at(w, i);
         c->bytes += v->bytes;
-        c->parameters += v->bytes / dtype_size(v->type);
+        c->parameters += count_parameters(w, v);
     }
     c->files = weights_files(w);
     c->dtypes = dtypes_text(a, w);
+    c->quantization = codes_text(a, w);
+    c->decoded_bytes = weights_allocated(w);
     const char **paths = mem_array(a, (size_t)c->files, sizeof *paths);
     c->paths = paths;
-    if (!paths || !c->dtypes || !summary)
+    if (!paths || !c->dtypes || !c->quantization || !summary)
         return error_memory(error, 1024, "the model's description");
     for (int i = 0; i < c->files; i++)
         paths[i] = weights_path(w, i);
@@ -257,15 +377,34 @@ static void choose_defaults(ct_model *m)
     info->max_prompt_tokens = (int)tokens;
 }
 
+void ct_model_params_init(ct_model_params *params)
+{
+    if (params)
+        *params = (ct_model_params){.struct_size = sizeof *params};
+}
+
 ct_status ct_model_load(ct_context *context, const char *directory, ct_model **out, ct_error *error)
+{
+    return ct_model_load_with(context, directory, NULL, out, error);
+}
+
+ct_status ct_model_load_with(ct_context *context, const char *directory,
+                             const ct_model_params *params, ct_model **out, ct_error *error)
 {
     if (!context || !directory || !out)
         return error_set(error, CT_EINVAL, "ct_model_load: an argument is NULL");
     *out = NULL;
+    if (params && params->struct_size != sizeof *params)
+        return error_set(error, CT_EINVAL,
+                         "ct_model_load_with: call ct_model_params_init on the parameters");
     const ct_allocator *a = &context->allocator;
-    ct_status status = read_index(a, directory, error);
+    load_options options = {
+        .allocator = a, .threads = context->threads, .dequantize = params && params->dequantize};
+    bool indexed = false;
+    ct_status status = read_index(a, directory, &indexed, error);
     if (status != CT_OK)
         return status;
+    options.infer = !indexed;
     ct_model *m = mem_zero_array(a, 1, sizeof *m);
     if (!m)
         return error_memory(error, sizeof *m, "the model");
@@ -282,7 +421,7 @@ ct_status ct_model_load(ct_context *context, const char *directory, ct_model **o
     if (!m->directory || !m->info.name)
         status = error_memory(error, strlen(directory), "a path");
     if (status == CT_OK)
-        status = load_parts(m, error);
+        status = load_parts(m, &options, error);
     if (status == CT_OK)
         status = check_parts(m, error);
     if (status == CT_OK)
@@ -308,6 +447,7 @@ void ct_model_free(ct_model **model)
     const ct_allocator *a = m->allocator;
     for (int i = 0; i < 3; i++) {
         mem_free(a, m->components[i].dtypes);
+        mem_free(a, m->components[i].quantization);
         mem_free(a, m->components[i].summary);
         mem_free(a, m->components[i].paths);
     }

@@ -56,6 +56,16 @@ static ct_status read_config(flow_match *f, const config *c, ct_error *error)
     return CT_OK;
 }
 
+void flow_match_init(flow_match *f, double shift)
+{
+    *f = (flow_match){.train_timesteps = 1000,
+                      .shift = shift,
+                      .base_shift = 0.5,
+                      .max_shift = 1.15,
+                      .base_length = 256,
+                      .max_length = 4096};
+}
+
 ct_status flow_match_read(flow_match *f, const ct_allocator *a, const char *directory,
                           ct_error *error)
 {

@@ -10,6 +10,8 @@ typedef struct flow_match {
     bool dynamic, linear_shift;
 } flow_match;
 
+/* A fixed shift and the defaults of diffusers for everything else. */
+void flow_match_init(flow_match *f, double shift);
 /* Reads scheduler_config.json. Refuses what it cannot do (Karras, exponential, beta, inverted and
  * stochastic schedules), naming the key. */
 ct_status flow_match_read(flow_match *f, const ct_allocator *a, const char *directory,

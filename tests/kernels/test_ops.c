@@ -198,8 +198,8 @@ static void compare_attention(const cpu_kernels *kernels, const attention *a, bo
     double l2 = relative_l2(a->out, want, n);
     if (!round && !(l2 <= 2e-6))
         fail_msg("%s: relative L2 %.2e", what, l2);
-    /* A numerator is rounded to 8 places, by at most 2^-8 of itself, and its sum is not; the rest is
-     * rounding in float32. Few roundings go the same way: over all numbers the error is smaller. */
+    /* A numerator is rounded to 8 places, by at most 2^-8 of itself, and its sum is not; the rest
+     * is rounding in float32. */
     for (int64_t i = 0; i < n; i++) {
         double bound = (round ? 1.0 / 256 + 1e-5 : 1e-5) * magnitude[i];
         if (!(fabs((double)a->out[i] - want[i]) <= bound))

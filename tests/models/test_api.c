@@ -135,7 +135,6 @@ typedef struct damage {
 } damage;
 
 static const damage damages[] = {
-    {"model_index.json", NULL, NULL, CT_ENOTFOUND, "model_index.json"},
     {"model_index.json", "ZImagePipeline", "QwenImagePipeline", CT_EUNSUPPORTED,
      "not supported yet"},
     {"model_index.json", "ZImagePipeline", "NoSuchPipeline", CT_EUNSUPPORTED, "NoSuchPipeline"},

@@ -281,7 +281,8 @@ static void encode_run(const char *model)
     snprintf(name, sizeof name, "%s/model/vae", model);
     vae_kl *vae = NULL;
     pool *threads = NULL;
-    test_ok(vae_kl_load(&vae, &mem_default, test_fixture(name), &error), &error);
+    const load_options options = {.allocator = &mem_default};
+    test_ok(vae_kl_load(&vae, &options, test_fixture(name), &error), &error);
     test_ok(pool_create(&threads, &mem_default, 2, &error), &error);
     snprintf(name, sizeof name, "%s/encode", model);
     weights *truth = open_run(name);

@@ -81,9 +81,13 @@ static void names_are_unique(void **state)
     (void)state;
     for (int id = 1; id < OPTION_COUNT; id++) {
         const option_info *info = &option_table[id];
-        assert_ptr_equal(options_find(OPTION_FOR_ALL, info->name, strlen(info->name)), info);
-        if (info->letter)
-            assert_ptr_equal(options_find_letter(OPTION_FOR_ALL, info->letter), info);
+        for (unsigned command = 1; command < OPTION_FOR_ALL; command <<= 1) {
+            if (!(info->commands & command))
+                continue;
+            assert_ptr_equal(options_find(command, info->name, strlen(info->name)), info);
+            if (info->letter)
+                assert_ptr_equal(options_find_letter(command, info->letter), info);
+        }
     }
     assert_null(options_find(OPTION_FOR_ALL, "nothing", 7));
     assert_null(options_find_letter(OPTION_FOR_ALL, 0));

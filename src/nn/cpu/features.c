@@ -60,6 +60,24 @@ uint32_t cpu_features(void)
         has |= CPU_HAS_BF16;
     return has;
 }
+#elif defined(__aarch64__) && defined(__APPLE__)
+#include <stddef.h>
+#include <sys/sysctl.h>
+
+/* bit, or 0 where the system says 0 or does not know the name. */
+static uint32_t feature(const char *name, uint32_t bit)
+{
+    int has = 0;
+    size_t size = sizeof has;
+    return sysctlbyname(name, &has, &size, NULL, 0) == 0 && has ? bit : 0;
+}
+
+uint32_t cpu_features(void)
+{
+    return feature("hw.optional.arm.FEAT_DotProd", CPU_HAS_DOTPROD) |
+           feature("hw.optional.arm.FEAT_I8MM", CPU_HAS_I8MM) |
+           feature("hw.optional.arm.FEAT_BF16", CPU_HAS_BF16);
+}
 #else
 uint32_t cpu_features(void)
 {

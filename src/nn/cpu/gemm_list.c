@@ -9,6 +9,9 @@ extern const cpu_gemm gemm_baseline_f32;
 extern const cpu_gemm gemm_avx2_f32, gemm_avx2_int8, gemm_avxvnni, gemm_avx512_f32, gemm_avx512bf16,
     gemm_avx512vnni, gemm_amx_bf16, gemm_amx_int8;
 #endif
+#if defined(__aarch64__)
+extern const cpu_gemm gemm_neon_f32, gemm_neon_bf16, gemm_neon_int8, gemm_dotprod, gemm_i8mm;
+#endif
 
 const cpu_gemm *const cpu_gemms[] = {
     &gemm_reference_f32,
@@ -24,6 +27,13 @@ const cpu_gemm *const cpu_gemms[] = {
     &gemm_avx512vnni,
     &gemm_amx_bf16,
     &gemm_amx_int8,
+#endif
+#if defined(__aarch64__)
+    &gemm_neon_f32,
+    &gemm_neon_bf16,
+    &gemm_neon_int8,
+    &gemm_dotprod,
+    &gemm_i8mm,
 #endif
     NULL,
 };

@@ -484,56 +484,91 @@ static int32_t encode_int16(int16_t *out, const float *x, int64_t n, float inver
     return sum;
 }
 
-/* Butterflies: distances within a vector by shuffling, longer ones between vectors. */
-static inline vf butterfly(vf x, int distance)
-{
-    vi swap, upper;
-    for (int i = 0; i < VL; i++) {
-        swap[i] = i ^ distance;
-        upper[i] = i & distance ? -1 : 0;
-    }
-#if defined(__clang__)
-    vf other;
-    for (int i = 0; i < VL; i++)
-        other[i] = x[swap[i]];
+/* Lanes l and l ^ d change places. */
+#if KERNEL_VL == 4
+#define SWAP_1(x) __builtin_shufflevector(x, x, 1, 0, 3, 2)
+#define SWAP_2(x) __builtin_shufflevector(x, x, 2, 3, 0, 1)
+#elif KERNEL_VL == 8
+#define SWAP_1(x) __builtin_shufflevector(x, x, 1, 0, 3, 2, 5, 4, 7, 6)
+#define SWAP_2(x) __builtin_shufflevector(x, x, 2, 3, 0, 1, 6, 7, 4, 5)
+#define SWAP_4(x) __builtin_shufflevector(x, x, 4, 5, 6, 7, 0, 1, 2, 3)
 #else
-    vf other = __builtin_shuffle(x, swap);
+#define SWAP_1(x)                                                                                  \
+    __builtin_shufflevector(x, x, 1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14)
+#define SWAP_2(x)                                                                                  \
+    __builtin_shufflevector(x, x, 2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13)
+#define SWAP_4(x)                                                                                  \
+    __builtin_shufflevector(x, x, 4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11)
+#define SWAP_8(x)                                                                                  \
+    __builtin_shufflevector(x, x, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7)
 #endif
-    return select(upper, other - x, other + x);
+
+/* -x in the lanes that have the bit d, where the butterfly subtracts. */
+static inline vf negate_upper(vf x, int d)
+{
+    vu sign;
+    for (int i = 0; i < VL; i++)
+        sign[i] = i & d ? 0x80000000u : 0;
+    return (vf)((vu)x ^ sign);
 }
 
+/* The Hadamard matrix of order VL times the lanes. */
+static inline vf butterflies(vf x)
+{
+    x = SWAP_1(x) + negate_upper(x, 1);
+    x = SWAP_2(x) + negate_upper(x, 2);
+#ifdef SWAP_4
+    x = SWAP_4(x) + negate_upper(x, 4);
+#endif
+#ifdef SWAP_8
+    x = SWAP_8(x) + negate_upper(x, 8);
+#endif
+    return x;
+}
+
+/* Blocks shorter than a vector. */
+static void hadamard_short(float *x, int64_t n, int64_t block, float factor)
+{
+    for (int64_t d = 1; d < block; d *= 2)
+        for (int64_t i = 0; i < n; i++)
+            if (!(i & d)) {
+                float a = x[i], b = x[i + d];
+                x[i] = a + b;
+                x[i + d] = a - b;
+            }
+    for (int64_t i = 0; i < n; i++)
+        x[i] *= factor;
+}
+
+/* Distances within a vector, then between vectors, two at a time. */
 static void hadamard(float *x, int64_t n, int64_t block)
 {
     const float factor = (float)(1 / sqrt((double)block));
     if (block < VL) {
-        for (int64_t at = 0; at < n; at += block)
-            for (int64_t d = 1; d < block; d *= 2)
-                for (int64_t i = 0; i < block; i++)
-                    if (!(i & d)) {
-                        float a = x[at + i], b = x[at + i + d];
-                        x[at + i] = a + b;
-                        x[at + i + d] = a - b;
-                    }
-        for (int64_t i = 0; i < n; i++)
-            x[i] *= factor;
+        hadamard_short(x, n, block, factor);
         return;
     }
-    for (int64_t at = 0; at < n; at += block) {
-        float *b = x + at;
-        for (int64_t i = 0; i < block; i += VL) {
-            vf v = load(b + i);
-            UNROLL
-            for (int d = 1; d < VL; d *= 2)
-                v = butterfly(v, d);
-            store(b + i, v * factor);
-        }
-        for (int64_t d = VL; d < block; d *= 2)
-            for (int64_t start = 0; start < block; start += 2 * d)
+    for (float *b = x; b < x + n; b += block) {
+        for (int64_t i = 0; i < block; i += VL)
+            store(b + i, butterflies(load(b + i)) * factor);
+        int64_t d = VL;
+        for (; 2 * d < block; d *= 4)
+            for (int64_t start = 0; start < block; start += 4 * d)
                 for (int64_t i = start; i < start + d; i += VL) {
-                    vf low = load(b + i), high = load(b + i + d);
-                    store(b + i, low + high);
-                    store(b + i + d, low - high);
+                    vf v0 = load(b + i), v1 = load(b + i + d);
+                    vf v2 = load(b + i + 2 * d), v3 = load(b + i + 3 * d);
+                    vf s0 = v0 + v1, d0 = v0 - v1, s1 = v2 + v3, d1 = v2 - v3;
+                    store(b + i, s0 + s1);
+                    store(b + i + d, d0 + d1);
+                    store(b + i + 2 * d, s0 - s1);
+                    store(b + i + 3 * d, d0 - d1);
                 }
+        if (d < block)
+            for (int64_t i = 0; i < d; i += VL) {
+                vf low = load(b + i), high = load(b + i + d);
+                store(b + i, low + high);
+                store(b + i + d, low - high);
+            }
     }
 }
 

@@ -6,8 +6,8 @@
 
 static const cpu_peak_loop *find_loop(const cpu_gemm *gemm)
 {
-#if defined(__x86_64__)
-    for (const cpu_peak_loop *loop = cpu_peak_loops_x86; loop->run; loop++)
+#if defined(__x86_64__) || defined(__aarch64__)
+    for (const cpu_peak_loop *loop = cpu_peak_loops; loop->run; loop++)
         if (loop->compute == gemm->compute && loop->features == gemm->features)
             return loop;
 #else
@@ -32,9 +32,10 @@ double cpu_peak_gflops(cpu_compute compute, uint32_t features, double seconds)
     if (gemm->begin)
         gemm->begin();
     const double start = clock_seconds();
-    /* Rounds that take a sixteenth of the time; finding them is a part of the warm-up. */
+    /* Rounds that take about a millisecond, so that many pass without an interruption. To find how
+     * many is a part of the warm-up. */
     int64_t rounds = 1000;
-    while (time_rounds(loop, rounds) < seconds / 16)
+    while (time_rounds(loop, rounds) < 1e-3)
         rounds *= 2;
     while (clock_seconds() - start < seconds / 4)
         time_rounds(loop, rounds);

@@ -18,7 +18,7 @@ typedef struct cpu_peak_loop {
     void (*run)(int64_t rounds); /* rounds > 0; between begin and end of the cpu_gemm */
 } cpu_peak_loop;
 
-/* run is NULL at the end. */
-extern const cpu_peak_loop cpu_peak_loops_x86[];
+/* Of the architecture (x86/peak.c, arm/peak.c). run is NULL at the end. */
+extern const cpu_peak_loop cpu_peak_loops[];
 
 #endif
