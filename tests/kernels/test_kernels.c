@@ -447,8 +447,8 @@ static void check_pointwise(const cpu_kernels *k)
     k->add_product(got, y, x, n);
     definition()->add_product(want, y, x, n);
     compare("add_product", k, got, want, n, 1e-6);
-    memcpy(got, x, (size_t)n * sizeof(float));
-    memcpy(want, x, (size_t)n * sizeof(float));
+    for (int64_t i = 0; i < n; i++)
+        got[i] = want[i] = x[i] / 16; /* far below 0 nothing is left of it */
     k->gelu(got, n);
     definition()->gelu(want, n);
     compare("gelu", k, got, want, n, 1e-6);

@@ -8,6 +8,9 @@
 #include "nn/cpu/kernels.h"
 
 #include <math.h>
+#if defined(__AVX__)
+#include <immintrin.h>
+#endif
 
 enum { VL = KERNEL_VL, MR = KERNEL_MR, NV = KERNEL_NV, NR = VL * NV };
 
@@ -61,12 +64,16 @@ static inline vf select(vi mask, vf yes, vf no)
     return (vf)((mask & (vi)yes) | (~mask & (vi)no));
 }
 
-/* b where one of them is NaN. In this form compilers see the instruction that does it. */
+/* b where one of them is NaN. Compilers do not find the instruction in every place. */
 static inline vf max_v(vf a, vf b)
 {
-    for (int i = 0; i < VL; i++)
-        a[i] = a[i] > b[i] ? a[i] : b[i];
-    return a;
+#if KERNEL_VL == 16
+    return (vf)_mm512_max_ps((__m512)a, (__m512)b);
+#elif KERNEL_VL == 8
+    return (vf)_mm256_max_ps((__m256)a, (__m256)b);
+#else
+    return select(a > b, a, b);
+#endif
 }
 
 /* The lanes are added in one fixed order. */

@@ -6,9 +6,8 @@
  * the numerators times the values, added to sums that are scaled down when a greater exponent turns
  * up. So a block's keys and values stay in the second-level cache, and scores in the first.
  *
- * Scores are multiplied with log2(e) / sqrt(D) while the exponents are formed: exp(x) =
- * 2^(x log2 e). How queries are cut changes no sum; how keys are cut depends on their number and
- * on the kernel. */
+ * While exponents are formed, scores are multiplied with log2(e) / sqrt(D): e^x = 2^(x log2 e).
+ * How queries are cut changes no sum; keys are cut by their number and the kernel. */
 #include "nn/cpu/operand.h"
 
 #include <math.h>
