@@ -18,6 +18,7 @@ LAYERS = {
     "src/text": [PUBLIC, "core", "io/json.h"],
     "src/nn": [PUBLIC, "core"],
     "src/nn/cpu": [PUBLIC, "core", "nn"],
+    "src/nn/cpu/x86": ["nn/cpu"],
     "src/models": [PUBLIC, "core", "io", "nn/nn.h", "models/bind.h"],
     "src/sampling": [PUBLIC, "core", "io/json.h"],
     "src/pipeline": [PUBLIC, "core", "io", "text", "nn", "nn/cpu", "models", "sampling"],

@@ -5,9 +5,27 @@
 
 extern const cpu_gemm gemm_reference_f32, gemm_reference_bf16, gemm_reference_int8;
 extern const cpu_gemm gemm_baseline_f32;
+#if defined(__x86_64__)
+extern const cpu_gemm gemm_avx2_f32, gemm_avx2_int8, gemm_avxvnni, gemm_avx512_f32, gemm_avx512bf16,
+    gemm_avx512vnni, gemm_amx_bf16, gemm_amx_int8;
+#endif
 
 const cpu_gemm *const cpu_gemms[] = {
-    &gemm_reference_f32, &gemm_reference_bf16, &gemm_reference_int8, &gemm_baseline_f32, NULL,
+    &gemm_reference_f32,
+    &gemm_reference_bf16,
+    &gemm_reference_int8,
+    &gemm_baseline_f32,
+#if defined(__x86_64__)
+    &gemm_avx2_f32,
+    &gemm_avx2_int8,
+    &gemm_avxvnni,
+    &gemm_avx512_f32,
+    &gemm_avx512bf16,
+    &gemm_avx512vnni,
+    &gemm_amx_bf16,
+    &gemm_amx_int8,
+#endif
+    NULL,
 };
 
 const cpu_gemm *cpu_gemm_choose(cpu_compute compute, uint32_t features)
