@@ -160,6 +160,12 @@ nn_tensor nn_keep(nn *c, size_t mark, const nn_tensor *t)
     return place;
 }
 
+nn_tensor nn_new_sums(nn *c, int64_t rows, int groups)
+{
+    /* Two doubles for each group. */
+    return new_tensor(c, 2, rows, 4 * (int64_t)groups, 1);
+}
+
 nn_tensor nn_new_operand(nn *c, int64_t m, int64_t k)
 {
     nn_tensor t = {.rank = 2, .n = {m, k, 1, 1}, .stride = k, .operand = true};
@@ -167,9 +173,11 @@ nn_tensor nn_new_operand(nn *c, int64_t m, int64_t k)
     return t;
 }
 
-void nn_set_precision(nn *c, nn_precision precision)
+nn_precision nn_set_precision(nn *c, nn_precision precision)
 {
+    nn_precision before = c->params.precision;
     c->params.precision = precision;
+    return before;
 }
 
 int64_t nn_count(const nn_tensor *t)
@@ -182,9 +190,10 @@ int64_t nn_count(const nn_tensor *t)
 
 nn_tensor nn_rows(const nn_tensor *t, int64_t first, int64_t count)
 {
-    nn_tensor rows = {.rank = 2, .n = {count, t->n[1], 1, 1}, .stride = t->stride};
+    nn_tensor rows = *t;
+    rows.n[0] = count;
     if (t->data)
-        rows.data = t->data + first * t->stride;
+        rows.data = t->data + first * (t->rank == 2 ? t->stride : t->n[1] * t->n[2]);
     return rows;
 }
 
@@ -281,7 +290,7 @@ void nn_copy(nn *c, const nn_tensor *out, const nn_tensor *x)
 {
     if (require(c, nn_count(out) == nn_count(x) && is_whole(out) && is_whole(x), "copy", NULL,
                 "equal sizes") &&
-        !c->params.dry)
+        !c->params.dry && out->data != x->data)
         memmove(out->data, x->data, (size_t)nn_count(x) * sizeof(float));
 }
 
@@ -419,21 +428,40 @@ void nn_conv2d(nn *c, const nn_tensor *out, const nn_tensor *x, const nn_weight 
         p.stride = 1;
     bool fits = nn_has(w) && w->rank == 4 && w->n[2] == w->n[3] && (w->n[2] == 1 || w->n[2] == 3) &&
                 x->rank == 3 && out->rank == 3 && x->n[2] == w->n[1] && out->n[2] == w->n[0] &&
-                is_vector(bias, w->n[0]) && (p.stride == 1 || p.stride == 2);
+                is_vector(bias, w->n[0]) && (p.stride == 1 || p.stride == 2) &&
+                (!p.norm || is_matrix(p.norm, 2, w->n[1])) && p.above >= 0 && p.below >= 0 &&
+                ((p.above == 0 && p.below == 0) || p.stride == 1);
     for (int i = 0; fits && i < 2; i++) {
-        int64_t in = x->n[i] * (p.upsample ? 2 : 1), kernel = w->n[2];
+        int64_t band = x->n[i] - (i == 0 ? p.above + p.below : 0);
+        int64_t in = band * (p.upsample ? 2 : 1), kernel = w->n[2];
         int64_t pad = p.pad_bottom_right ? kernel / 2 : 2 * (kernel / 2);
-        fits = in + pad >= kernel && out->n[i] == (in + pad - kernel) / p.stride + 1;
+        fits = band > 0 && in + pad >= kernel && out->n[i] == (in + pad - kernel) / p.stride + 1;
     }
+    fits = fits && (p.below == 0 || out->n[0] % 4 == 0);
     if (require(c, fits, "conv2d", w, "x [H, W, I], w [O, I, k, k], bias [O], out to match"))
         c->device->conv2d(c, out, x, w, bias, &p);
 }
 
-void nn_group_norm(nn *c, const nn_tensor *out, const nn_tensor *x, const nn_weight *w,
-                   const nn_weight *b, int groups, double eps, bool silu)
+void nn_group_sums(nn *c, const nn_tensor *sums, int64_t first, const nn_tensor *x)
 {
-    bool fits = x->rank == 3 && same_shape(out, x) && is_vector(w, x->n[2]) &&
-                is_vector(b, x->n[2]) && groups > 0 && x->n[2] % groups == 0;
-    if (require(c, fits, "group_norm", w, "out and x [H, W, C], w and b [C], C = groups * n"))
-        c->device->group_norm(c, out, x, w, b, groups, (float)eps, silu);
+    bool fits = x->rank == 3 && sums->rank == 2 && first >= 0 && first + x->n[0] <= sums->n[0] &&
+                x->n[2] % (sums->n[1] / 4) == 0;
+    if (require(c, fits, "group_sums", NULL, "x [H, W, groups * n], sums of at least H rows"))
+        c->device->group_sums(c, sums, first, x);
+}
+
+void nn_group_factors(nn *c, const nn_tensor *norm, const nn_tensor *sums, int64_t width,
+                      const nn_weight *w, const nn_weight *b, double eps)
+{
+    bool fits = norm->rank == 2 && norm->n[0] == 2 && is_vector(w, norm->n[1]) &&
+                is_vector(b, norm->n[1]) && norm->n[1] % (sums->n[1] / 4) == 0;
+    if (require(c, fits, "group_factors", w, "norm [2, C], w and b [C], C = groups * n"))
+        c->device->group_factors(c, norm, sums, width, w, b, eps);
+}
+
+void nn_apply_norm(nn *c, const nn_tensor *out, const nn_tensor *x, const nn_tensor *norm)
+{
+    bool fits = x->rank == 3 && same_shape(out, x) && is_matrix(norm, 2, x->n[2]);
+    if (require(c, fits, "apply_norm", NULL, "out and x [H, W, C], norm [2, C]"))
+        c->device->apply_norm(c, out, x, norm);
 }

@@ -113,10 +113,11 @@ nn_tensor nn_new3(nn *c, int64_t n0, int64_t n1, int64_t n2);
  * layers (none of them sensitive) on the same input. Written by nn_rms_norm and nn_prepare, read by
  * nn_linear. */
 nn_tensor nn_new_operand(nn *c, int64_t m, int64_t k);
-/* For what follows. An operand is used under the precision that it was made in. */
-void nn_set_precision(nn *c, nn_precision precision);
+/* For what follows; returns what it was. An operand is used under the precision that it was made
+ * in. */
+nn_precision nn_set_precision(nn *c, nn_precision precision);
 
-/* Rows first .. first+count-1 of a matrix; the same memory. */
+/* Rows first .. first+count-1 of a matrix or of a picture; the same memory. */
 nn_tensor nn_rows(const nn_tensor *t, int64_t first, int64_t count);
 /* Columns first .. first+count-1; the same memory. */
 nn_tensor nn_columns(const nn_tensor *t, int64_t first, int64_t count);
@@ -203,15 +204,31 @@ typedef struct nn_conv {
     bool pad_bottom_right; /* zeros only below and to the right (stride 2 of the VAE encoder);
                              * otherwise kernel/2 zeros on every side */
     bool upsample;         /* the input is first doubled in both directions, nearest neighbour */
+    /* The input is silu(x * norm[0] + norm[1]), [2, I], as nn_group_factors makes it; NULL: x. */
+    const nn_tensor *norm;
+    bool add; /* out += the result instead of out = */
+    /* x and out are a horizontal band of a larger picture: how many of the first and last rows of x
+     * are neighbours of the band and no part of it. Where there are none zeros are padded. The
+     * result is that of the whole picture, bit for bit, if the band begins and ends at multiples of
+     * 4 rows of the whole out (or ends with it). Stride 1 only. */
+    int64_t above, below;
 } nn_conv;
 
-/* out [Ho, Wo, O] = convolution of x [H, W, I] with w [O, I, k, k] (k = 1 or 3) plus bias [O]. */
+/* out [Ho, Wo, O] = convolution of x [H, W, I] with w [O, I, k, k] (k = 1 or 3) plus bias [O].
+ * Always in float32. */
 void nn_conv2d(nn *c, const nn_tensor *out, const nn_tensor *x, const nn_weight *w,
                const nn_weight *bias, const nn_conv *params);
 
-/* out = (x - mean) / sqrt(var + eps) * w + b for each of the groups of channels of x [H, W, C] over
- * all pixels, then SiLU if asked for. In place. */
-void nn_group_norm(nn *c, const nn_tensor *out, const nn_tensor *x, const nn_weight *w,
-                   const nn_weight *b, int groups, double eps, bool silu);
+/* A group norm over a picture that need not be in memory as a whole: the sums of each of its rows,
+ * then what each channel is multiplied with and what is added. */
+nn_tensor nn_new_sums(nn *c, int64_t rows, int groups);
+/* Rows first .. first+H-1 of sums = those of x [H, W, C]. */
+void nn_group_sums(nn *c, const nn_tensor *sums, int64_t first, const nn_tensor *x);
+/* norm [2, C]: (x - mean) / sqrt(var + eps) * w + b = x * norm[0] + norm[1], for rows of width
+ * pixels. The sums are added in the order of the rows. */
+void nn_group_factors(nn *c, const nn_tensor *norm, const nn_tensor *sums, int64_t width,
+                      const nn_weight *w, const nn_weight *b, double eps);
+/* out [H, W, C] = x * norm[0] + norm[1]. In place. */
+void nn_apply_norm(nn *c, const nn_tensor *out, const nn_tensor *x, const nn_tensor *norm);
 
 #endif

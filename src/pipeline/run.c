@@ -201,13 +201,19 @@ static void denoise(ct_job *job, nn *c)
 static void decode(ct_job *job, nn *c)
 {
     const vae_kl *vae = job->model->vae;
-    unit_counter units = {job, c, CT_STAGE_DECODE, 0, vae_kl_decode_units(vae)};
+    unit_counter units = {.job = job, .network = c, .stage = CT_STAGE_DECODE};
+    const vae_decoding d = {.latents = job->latents,
+                            .height = job->latent_height,
+                            .width = job->latent_width,
+                            .picture = job->picture,
+                            .unit_done = unit_done,
+                            .user = &units};
+    units.all = vae_kl_decode_units(vae, &d);
     report(job, c, CT_STAGE_DECODE, 0, units.all, NULL);
     if (!nn_is_dry(c) && !nn_stopped(c))
         trace_latents(job, "latents", job->latents);
     job->trace.active = true;
-    vae_kl_decode(c, vae, job->latents, job->latent_height, job->latent_width, job->picture,
-                  unit_done, &units);
+    vae_kl_decode(c, vae, &d);
     job->trace.active = false;
 }
 
