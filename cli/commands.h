@@ -22,6 +22,7 @@ extern const command command_table[]; /* ends with a command whose name is NULL 
 const command *command_find(const char *name);
 
 int generate_run(const options *o, report *r);
+int plan_run(const options *o, report *r);
 int info_run(const options *o, report *r);
 int completions_run(const options *o, report *r);
 int help_run(const options *o, report *r);

@@ -3,7 +3,7 @@
 
 #include <math.h>
 
-static const char *precision_name(ct_precision precision)
+const char *events_precision_name(ct_precision precision)
 {
     switch (precision) {
     case CT_PRECISION_AUTO: return "auto";
@@ -53,8 +53,11 @@ static void add_job(json_writer *w, const ct_job_info *job)
     member_boolean(w, "prompt_truncated", job->prompt_truncated);
     member_integer(w, "negative_tokens", job->negative_tokens);
     member_boolean(w, "negative_truncated", job->negative_truncated);
-    member_string(w, "precision", precision_name(job->precision));
+    member_string(w, "precision", events_precision_name(job->precision));
     member_unsigned(w, "activation_bytes", job->activation_bytes);
+    member_unsigned(w, "peak_bytes", job->peak_bytes);
+    member_integer(w, "streamed_blocks", job->streamed_blocks);
+    member_integer(w, "blocks", job->blocks);
 }
 
 void events_start(FILE *out, const work_plan *plan)

@@ -5,6 +5,7 @@
 
 #include "core/dtype.h"
 #include "core/error.h"
+#include "core/file.h"
 
 #define WEIGHT_MAX_RANK 8
 
@@ -42,6 +43,10 @@ const char *weights_path(const weights *w, int file);
 const char *weights_header(const weights *w, int file, size_t *length);
 /* The __metadata__ string under key in the first file that has it, or NULL. */
 const char *weights_metadata(const weights *w, const char *key);
+/* The mapped file that holds these bytes, and where; NULL when none of w's files does. */
+const file_map *weights_locate(const weights *w, const void *data, size_t *at);
+/* Lets all pages of the files leave this process; they come back when they are touched. */
+void weights_let_go(const weights *w);
 /* The directory or file that was opened, for messages. */
 const char *weights_source(const weights *w);
 

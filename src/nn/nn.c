@@ -83,6 +83,23 @@ size_t nn_peak(const nn *c)
     return c->peak;
 }
 
+void nn_restart_peak(nn *c)
+{
+    c->peak = c->used;
+}
+
+void nn_trim(nn *c, size_t bytes)
+{
+    if (c->arena && bytes < c->capacity)
+        mem_discard(c->arena + bytes, c->capacity - bytes);
+}
+
+void nn_block(nn *c)
+{
+    if (c->params.residency && c->params.residency->block && c->error.code == CT_OK)
+        c->params.residency->block(c->params.residency->user);
+}
+
 /* ---- Memory ---------------------------------------------------------------------------------- */
 
 size_t nn_mark(const nn *c)
@@ -166,8 +183,46 @@ nn_tensor nn_as2(nn *c, const nn_tensor *t, int64_t n0, int64_t n1)
 
 /* ---- Checks ---------------------------------------------------------------------------------- */
 
+/* In a dry run: tells that bytes of a weight will be read. */
+static void reads(nn *c, const void *data, size_t bytes)
+{
+    const nn_residency *r = c->params.residency;
+    if (c->params.dry && data && bytes && r && r->reads)
+        r->reads(r->user, data, bytes);
+}
+
+/* Elements first .. first+count-1 of a weight, whole groups of it where it has groups. */
+static void reads_part(nn *c, const nn_weight *w, size_t first, size_t count)
+{
+    const size_t size = dtype_size(w->type);
+    if (w->bits == 0) {
+        reads(c, (const char *)w->data + first * size, count * size);
+        return;
+    }
+    const size_t bits = (size_t)w->bits, group = (size_t)w->group;
+    reads(c, (const char *)w->data + first / 8 * bits, count / 8 * bits);
+    reads(c, (const char *)w->scales + first / group * size, count / group * size);
+    reads(c, (const char *)w->biases + first / group * size, count / group * size);
+}
+
+static void reads_weight(nn *c, const nn_weight *w)
+{
+    if (!c->params.dry || !nn_has(w))
+        return;
+    size_t count = 1;
+    for (int i = 0; i < w->rank; i++)
+        count *= (size_t)w->n[i];
+    reads_part(c, w, 0, count);
+}
+
+static void reads_rows(nn *c, const nn_weight *w, const int32_t *rows, int64_t count)
+{
+    for (int64_t i = 0; i < count; i++)
+        reads_part(c, w, (size_t)rows[i] * (size_t)w->n[1], (size_t)w->n[1]);
+}
+
 /* False when the operation must not run. condition is what the operation expects; text says it. */
-static bool require(nn *c, bool condition, const char *operation, const nn_weight *w,
+static bool check(nn *c, bool condition, const char *operation, const nn_weight *w,
                     const char *text)
 {
     if (nn_stopped(c))
@@ -176,6 +231,16 @@ static bool require(nn *c, bool condition, const char *operation, const nn_weigh
         nn_fail(c, CT_EINTERNAL, "%s%s%s: expected %s", operation, w && w->name ? " with " : "",
                 w && w->name ? w->name : "", text);
     return condition;
+}
+
+/* The same for an operation that reads the whole of w, which may be NULL. */
+static bool require(nn *c, bool condition, const char *operation, const nn_weight *w,
+                    const char *text)
+{
+    bool run = check(c, condition, operation, w, text);
+    if (run)
+        reads_weight(c, w);
+    return run;
 }
 
 static bool is_matrix(const nn_tensor *t, int64_t rows, int64_t columns)
@@ -239,8 +304,11 @@ void nn_embed(nn *c, const nn_tensor *out, const nn_weight *w, const int32_t *id
     bool fits = w->rank == 2 && nn_has(w) && is_matrix(out, count, w->n[1]);
     for (int64_t i = 0; fits && i < count; i++)
         fits = ids[i] >= 0 && ids[i] < w->n[0];
-    if (require(c, fits, "embed", w, "out [S, D], w [V, D], ids below V"))
-        c->device->embed(c, out, w, ids);
+    if (!check(c, fits, "embed", w, "out [S, D], w [V, D], ids below V"))
+        return;
+    if (c->params.dry)
+        reads_rows(c, w, ids, count);
+    c->device->embed(c, out, w, ids);
 }
 
 void nn_fill_rows(nn *c, const nn_tensor *out, const nn_weight *w)
@@ -256,8 +324,10 @@ void nn_linear(nn *c, const nn_tensor *out, const nn_tensor *x, const nn_weight 
 {
     bool fits = nn_has(w) && w->rank == 2 && x->rank == 2 && x->n[1] == w->n[1] &&
                 is_matrix(out, x->n[0], w->n[0]) && (!bias || is_vector(bias, w->n[0]));
-    if (require(c, fits, "linear", w, "out [M, N], x [M, K], w [N, K], bias [N]"))
+    if (require(c, fits, "linear", w, "out [M, N], x [M, K], w [N, K], bias [N]")) {
+        reads_weight(c, bias);
         c->device->linear(c, out, x, w, bias);
+    }
 }
 
 void nn_rms_norm(nn *c, const nn_tensor *out, const nn_tensor *x, const nn_weight *w, double eps,
@@ -350,8 +420,10 @@ void nn_conv2d(nn *c, const nn_tensor *out, const nn_tensor *x, const nn_weight 
         int64_t pad = p.pad_bottom_right ? kernel / 2 : 2 * (kernel / 2);
         fits = in + pad >= kernel && out->n[i] == (in + pad - kernel) / p.stride + 1;
     }
-    if (require(c, fits, "conv2d", w, "x [H, W, I], w [O, I, k, k], bias [O], out to match"))
+    if (require(c, fits, "conv2d", w, "x [H, W, I], w [O, I, k, k], bias [O], out to match")) {
+        reads_weight(c, bias);
         c->device->conv2d(c, out, x, w, bias, &p);
+    }
 }
 
 void nn_group_norm(nn *c, const nn_tensor *out, const nn_tensor *x, const nn_weight *w,
@@ -359,6 +431,8 @@ void nn_group_norm(nn *c, const nn_tensor *out, const nn_tensor *x, const nn_wei
 {
     bool fits = x->rank == 3 && same_shape(out, x) && is_vector(w, x->n[2]) &&
                 is_vector(b, x->n[2]) && groups > 0 && x->n[2] % groups == 0;
-    if (require(c, fits, "group_norm", w, "out and x [H, W, C], w and b [C], C = groups * n"))
+    if (require(c, fits, "group_norm", w, "out and x [H, W, C], w and b [C], C = groups * n")) {
+        reads_weight(c, b);
         c->device->group_norm(c, out, x, w, b, groups, (float)eps, silu);
+    }
 }
