@@ -357,13 +357,14 @@ static ct_status set_bytes(option_value *value, const option_info *info, const c
     uint64_t bytes = 0;
     number_result result = number_bytes(text, &bytes);
     if (result == NUMBER_MALFORMED)
-        return error_set(error, CT_EINVAL, "%s: \"%s\" is not an amount of memory such as 6G or 700M",
-                         label, text);
+        return error_set(error, CT_EINVAL,
+                         "%s: \"%s\" is not an amount of memory such as 6G or 700M", label, text);
     if (result == NUMBER_TOO_LARGE || (double)bytes > info->max)
         return error_set(error, CT_EINVAL, "%s %s is more than any machine has", label, text);
     if ((double)bytes < info->min)
-        return error_set(error, CT_EINVAL, "%s %s is %" PRIu64 " bytes; write M or G behind the number",
-                         label, text, bytes);
+        return error_set(error, CT_EINVAL,
+                         "%s %s is %" PRIu64 " bytes; write M or G behind the number", label, text,
+                         bytes);
     value->bytes = bytes;
     return CT_OK;
 }

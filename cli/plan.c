@@ -134,8 +134,7 @@ static void print_plan(const terminal *t, const ct_model_info *model, const ct_m
     fputs(terminal_escape(t, STYLE_BOLD), t->stream);
     terminal_clean(t, model->name, false, 0);
     fprintf(t->stream, "%s  %d%s%d, %s, %s%d tokens\n", terminal_escape(t, STYLE_PLAIN),
-            plan->width, t->utf8 ? "×" : "x", plan->height,
-            events_precision_name(plan->precision),
+            plan->width, t->utf8 ? "×" : "x", plan->height, events_precision_name(plan->precision),
             plan->prompt_assumed ? "a prompt of at most " : "a prompt of ", plan->prompt_tokens);
     print_stages(t, plan);
     heading(t, "in memory", columns, 4);

@@ -255,8 +255,8 @@ typedef struct ct_generate_params {
     const char *trace_path;        /* write every stage to this safetensors file; NULL: do not */
     bool trace_modules;            /* also the output of every block, for finding a difference */
     const ct_callbacks *callbacks; /* NULL: the context's. Copied */
-    /* The most resident memory, in bytes, that this process may take while the job runs, all that it
-     * holds already included. The job picks by itself which weights stay between two uses and
+    /* The most resident memory, in bytes, that this process may take while the job runs, including
+     * all that it holds already. The job picks by itself which weights stay between two uses and
      * which are let go, cheapest slowdown first, and is refused where that does not suffice.
      * 0: what the machine has; then weights are streamed where they do not fit, and only a job
      * whose working memory alone is too large is refused. See MEMORY. */
@@ -306,15 +306,15 @@ CT_API const ct_job_info *ct_job_get_info(const ct_job *job);
  * Weights are pages of mapped files. They count as this process's memory from when they are read
  * until they are let go; the system keeps pages that were let go in its cache, as long as nobody
  * needs the room. Text encoder, VAE, and what the transformer computes once for a picture are read
- * block by block, and each block is let go when the next begins. The transformer's other blocks stay
- * from step to step, or some or all of them come and go as well ("streamed"), the next one being
- * read ahead while one computes; all are let go before the VAE runs. */
+ * block by block, and each block is let go when the next begins. The transformer's other blocks
+ * stay from step to step, or some or all of them come and go as well ("streamed"), the next one
+ * being read ahead while one computes; all are let go before the VAE runs. */
 
 typedef struct ct_memory_stage {
-    uint64_t file_bytes;       /* weights of the part in its files */
-    uint64_t read_bytes;       /* weights that the stage reads: layers that are used; of the table of
+    uint64_t file_bytes;  /* weights of the part in its files */
+    uint64_t read_bytes;  /* weights that the stage reads: layers that are used; of the table of
                                 * embeddings only the rows of the prompt's tokens */
-    uint64_t block_bytes;      /* the largest block of weights */
+    uint64_t block_bytes; /* the largest block of weights */
     int blocks;
     uint64_t activation_bytes; /* working memory, scratch of all kernels included */
     uint64_t buffer_bytes;     /* features, latents and pictures that are kept beside it */
@@ -341,7 +341,8 @@ typedef struct ct_memory_plan {
     ct_memory_stage stage[3]; /* by ct_stage */
     ct_memory_choice resident; /* the transformer stays from step to step */
     ct_memory_choice streamed; /* all of its blocks are streamed: the least memory */
-    ct_memory_choice chosen;   /* what a job will do; chosen.fits is false where it would be refused */
+    ct_memory_choice
+        chosen; /* what a job will do; chosen.fits is false where it would be refused */
 } ct_memory_plan;
 
 CT_API void ct_memory_plan_init(ct_memory_plan *plan);

@@ -21,8 +21,8 @@ static uint64_t less(uint64_t a, uint64_t b)
     return a < b ? a : b;
 }
 
-/* The sum of the lines "name NUMBER" of a file for the given names, times unit. False: no such line,
- * or no file. */
+/* The sum of the lines "name NUMBER" of a file for the given names, times unit. False: there is no
+ * such line, or no file. */
 static bool read_fields(const char *folder, const char *file, const char *const *names, int count,
                         uint64_t unit, uint64_t *sum)
 {
@@ -52,8 +52,8 @@ static bool read_number(const char *folder, const char *file, uint64_t *value)
     return found;
 }
 
-/* What a group leaves: its limit less what its processes use. Cached files do not count, because the
- * system drops them when it needs room. */
+/* What a group leaves: its limit less what its processes use. Cached files do not count, because
+ * the system drops them when it needs room. */
 static uint64_t group_leaves(const char *folder, bool unified)
 {
     static const char *const cached[][2] = {{"total_inactive_file", "total_active_file"},

@@ -5,8 +5,9 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-/* Bytes that this process could take besides what it has, without swapping: what the machine has, or
- * less where a group of processes (a container) has a limit. UINT64_MAX where that is not known. */
+/* Bytes that this process could take besides what it has, without swapping: what the machine has,
+ * or less where a group of processes (a container) has a limit. UINT64_MAX where that is not
+ * known. */
 uint64_t memory_available(void);
 /* The same read from other folders than /proc and /sys/fs/cgroup. */
 uint64_t memory_available_in(const char *proc, const char *groups);

@@ -223,7 +223,7 @@ static void reads_rows(nn *c, const nn_weight *w, const int32_t *rows, int64_t c
 
 /* False when the operation must not run. condition is what the operation expects; text says it. */
 static bool check(nn *c, bool condition, const char *operation, const nn_weight *w,
-                    const char *text)
+                  const char *text)
 {
     if (nn_stopped(c))
         return false;

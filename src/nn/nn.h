@@ -73,11 +73,11 @@ typedef struct nn_params {
     pool *threads;
     const struct cpu_kernels *kernels;
     bool dry;
-    bool bf16;                  /* round the operands of products to bfloat16 */
-    size_t arena_bytes;         /* for a real run: what the dry run found */
-    const nn_trace *trace;      /* may be NULL */
+    bool bf16;                     /* round the operands of products to bfloat16 */
+    size_t arena_bytes;            /* for a real run: what the dry run found */
+    const nn_trace *trace;         /* may be NULL */
     const nn_residency *residency; /* may be NULL */
-    bool (*cancel)(void *user); /* may be NULL */
+    bool (*cancel)(void *user);    /* may be NULL */
     void *cancel_user;
 } nn_params;
 

@@ -37,7 +37,7 @@ struct ct_job {
     double began, stage_began; /* of the current run, for progress */
 };
 
-/* A job without memory for its run. planning: a prompt is not required, and output is not checked. */
+/* A job without memory for its run. planning: a prompt is not required, output is not checked. */
 ct_status job_open(ct_job **out, ct_model *model, const ct_generate_params *params, bool planning,
                    ct_error *error);
 /* Sizes in pixels, which must be multiples of the model's. */

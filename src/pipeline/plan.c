@@ -7,6 +7,8 @@
 #include "core/memory_info.h"
 #include "pipeline/job.h"
 
+#include <math.h>
+#include <stdio.h>
 #include <string.h>
 
 /* What running adds to the program itself: code that was not touched before, the system's buffers
@@ -143,7 +145,8 @@ static uint64_t bytes_at_size(const ct_job *job, const ct_memory_plan *plan, int
     uint64_t bytes = 0;
     if (plan_measure(&trial, NULL) == CT_OK) {
         describe_stages(&trial, &trial_plan);
-        bytes = choose(&trial, &trial_plan, trial.residency.list[SECTION_EVALUATE].count).peak_bytes;
+        bytes =
+            choose(&trial, &trial_plan, trial.residency.list[SECTION_EVALUATE].count).peak_bytes;
     }
     residency_free(&trial.residency);
     return bytes;
@@ -165,27 +168,30 @@ static bool find_size(const ct_job *job, const ct_memory_plan *plan, int *width,
     return false;
 }
 
-static double gib(uint64_t bytes)
+static const char *amount(char out[32], uint64_t bytes)
 {
-    return (double)bytes / 1073741824.0;
+    const double mib = (double)bytes / (1 << 20);
+    snprintf(out, 32, mib < 1000 ? "%.0f MiB" : "%.2f GiB", mib < 1000 ? ceil(mib) : mib / 1024);
+    return out;
 }
 
 static ct_status refuse(const ct_job *job, const ct_memory_plan *plan, uint64_t needed,
                         ct_error *error)
 {
-    char advice[128];
+    char advice[128], need[32], more[32], limit[32];
     int width, height;
     if (find_size(job, plan, &width, &height))
         snprintf(advice, sizeof advice, "choose a smaller size (%d x %d fits)", width, height);
     else
         snprintf(advice, sizeof advice,
                  "no smaller size fits; use a model with quantized weights, or fewer threads");
-    return error_set(error, CT_ENOMEM,
-                     "a picture of %d x %d needs %.2f GiB of memory at the least, with weights that "
-                     "come and go block by block; that is %.2f GiB more than the %.2f GiB %s; %s",
-                     job->info.width, job->info.height, gib(needed),
-                     gib(needed - plan->limit_bytes), gib(plan->limit_bytes),
-                     job->max_memory ? "of the limit" : "that are available", advice);
+    return error_set(
+        error, CT_ENOMEM,
+        "a picture of %d x %d needs %s of memory at the least, with weights that come and "
+        "go block by block; that is %s more than the %s %s; %s",
+        job->info.width, job->info.height, amount(need, needed),
+        amount(more, needed - plan->limit_bytes), amount(limit, plan->limit_bytes),
+        job->max_memory ? "of the limit" : "that are available", advice);
 }
 
 /* ---- The plan -------------------------------------------------------------------------------- */
@@ -201,8 +207,8 @@ ct_status plan_memory(ct_job *job, ct_memory_plan *plan, ct_error *error)
     plan->height = info->height;
     plan->steps = info->steps;
     plan->precision = info->precision;
-    plan->prompt_tokens = info->prompt_tokens > info->negative_tokens ? info->prompt_tokens
-                                                                     : info->negative_tokens;
+    plan->prompt_tokens =
+        info->prompt_tokens > info->negative_tokens ? info->prompt_tokens : info->negative_tokens;
     plan->prompt_assumed = !job->positive.text;
     plan->process_bytes = process_bytes(job);
     plan->available_bytes = memory_available();

@@ -28,8 +28,7 @@ static void on_read(void *user, const void *data, size_t bytes)
         map = weights_locate(r->files[i], data, &at);
     if (!map)
         return; /* not in a file, so it cannot be let go */
-    file_range *ranges =
-        grow(r, r->ranges, r->range_count, &r->range_capacity, sizeof *r->ranges);
+    file_range *ranges = grow(r, r->ranges, r->range_count, &r->range_capacity, sizeof *r->ranges);
     r->lost = !ranges;
     if (r->lost)
         return;

@@ -1,10 +1,10 @@
 /* Which weights are in this process's memory, and when. Weights are pages of mapped files: those
  * that are let go stay in the system's cache, and cost little to touch again.
  *
- * A dry run records the blocks of the network in the order in which they run, and the ranges of the
- * files that each reads. What a picture uses once (text encoder, modulation of the schedule, caption,
- * VAE) is always let go block by block, with the next block being read ahead. Of the transformer's
- * blocks, which run at every step, as many stay as memory allows. */
+ * A dry run records the blocks of the network in the order in which they run, and the ranges of
+ * files that each reads. What a picture uses once (text encoder, modulation of the schedule,
+ * caption, VAE) is always let go block by block, with the next block being read ahead. Of the
+ * transformer's blocks, which run at every step, as many stay as memory allows. */
 #ifndef PIPELINE_RESIDENCY_H
 #define PIPELINE_RESIDENCY_H
 
