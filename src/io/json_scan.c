@@ -239,6 +239,17 @@ bool json_scan_skip(json_scan *s)
     return true;
 }
 
+bool json_scan_raw_key(json_scan *s, const char **text, size_t *length)
+{
+    if (peek(s) != '"')
+        return fail(s);
+    *text = s->at + 1;
+    if (!skip_string(s))
+        return false;
+    *length = (size_t)(s->at - *text) - 1;
+    return accept(s, ':') || fail(s);
+}
+
 size_t json_scan_count(const json_scan *s)
 {
     json_scan copy = *s;
@@ -246,7 +257,9 @@ size_t json_scan_count(const json_scan *s)
     size_t count = 0;
     for (bool more = json_scan_open(&copy, object ? '{' : '['); more;
          more = json_scan_more(&copy, object ? '}' : ']')) {
-        if (object && (!json_scan_skip(&copy) || !accept(&copy, ':')))
+        const char *key;
+        size_t length;
+        if (object && !json_scan_raw_key(&copy, &key, &length))
             break;
         if (!json_scan_skip(&copy))
             break;
@@ -255,29 +268,12 @@ size_t json_scan_count(const json_scan *s)
     return count;
 }
 
-bool json_scan_find(const json_scan *s, const char *key, json_scan *out)
+bool json_scan_cut(json_scan *s, json_scan *value)
 {
-    json_scan at = *s;
-    const size_t length = strlen(key);
-    if (json_scan_kind(&at) != JSON_KIND_OBJECT)
+    peek(s);
+    *value = (json_scan){.at = s->at, .end = s->at};
+    if (!json_scan_skip(s))
         return false;
-    for (bool more = json_scan_open(&at, '{'); more; more = json_scan_more(&at, '}')) {
-        if (peek(&at) != '"')
-            return false;
-        const char *name = at.at + 1;
-        if (!json_scan_skip(&at))
-            return false;
-        const size_t name_length = (size_t)(at.at - name) - 1;
-        if (!accept(&at, ':'))
-            return false;
-        peek(&at);
-        char *first = at.at;
-        if (!json_scan_skip(&at))
-            return false;
-        if (name_length == length && !memcmp(name, key, length)) {
-            *out = (json_scan){.at = first, .end = at.at};
-            return true;
-        }
-    }
-    return false;
+    value->end = s->at;
+    return true;
 }

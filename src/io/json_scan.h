@@ -39,8 +39,9 @@ bool json_scan_skip(json_scan *s);
 /* How many members or elements the next value has; s stays before it. */
 size_t json_scan_count(const json_scan *s);
 
-/* Finds the value of a member of the object that s stands before: out is set around it. False where
- * there is none. s stays; nothing is decoded, so that keys with escapes are not found. */
-bool json_scan_find(const json_scan *s, const char *key, json_scan *out);
+/* A key as it is written, and the colon; nothing is decoded, so that the text stays as it is. */
+bool json_scan_raw_key(json_scan *s, const char **text, size_t *length);
+/* Passes over a value; value is then a scanner of it alone. */
+bool json_scan_cut(json_scan *s, json_scan *value);
 
 #endif

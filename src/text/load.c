@@ -464,17 +464,38 @@ static ct_status parse_around(json_value **root, const ct_allocator *a, const ch
     return status;
 }
 
+static bool is_key(const char *key, size_t length, const char *wanted)
+{
+    return strlen(wanted) == length && !memcmp(key, wanted, length);
+}
+
+/* Where "vocab" and "merges" of "model" stand. What is wrong elsewhere, the parser will find. */
+static void find_lists(json_scan s, json_scan *tokens, json_scan *merges)
+{
+    const char *key;
+    size_t length;
+    bool model = false, more = json_scan_kind(&s) == JSON_KIND_OBJECT && json_scan_open(&s, '{');
+    while (more && json_scan_raw_key(&s, &key, &length)) {
+        json_scan other;
+        if (!model && is_key(key, length, "model") && json_scan_kind(&s) == JSON_KIND_OBJECT) {
+            model = true;
+            more = json_scan_open(&s, '{');
+            continue;
+        }
+        json_scan_cut(&s, model && is_key(key, length, "vocab")    ? tokens
+                          : model && is_key(key, length, "merges") ? merges
+                                                                   : &other);
+        more = json_scan_more(&s, '}');
+    }
+}
+
 /* Strings of text are decoded in place. */
 static ct_status parse_in_place(tokenizer **out, const ct_allocator *a, char *text, size_t length,
                                 const char *what, ct_error *error)
 {
     json_value *root;
-    json_scan document = {.at = text, .end = text + length}, model;
     json_scan tokens = {.at = text, .end = text}, merges = tokens;
-    if (json_scan_find(&document, "model", &model)) {
-        json_scan_find(&model, "vocab", &tokens);
-        json_scan_find(&model, "merges", &merges);
-    }
+    find_lists((json_scan){.at = text, .end = text + length}, &tokens, &merges);
     const bool in_order = tokens.at <= merges.at;
     ct_status status = parse_around(&root, a, text, length, in_order ? &tokens : &merges,
                                     in_order ? &merges : &tokens, what, error);

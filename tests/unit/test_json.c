@@ -419,11 +419,15 @@ static void test_scan(void **state)
     assert_true(json_scan_at_end(&s));
 
     s = scan_of(buffer, sizeof buffer, "{\"x\":{\"m\":1},\"m\":{\"v\":[1,\"]\\\"\"]},\"v\":3}");
-    json_scan m, v;
-    assert_true(json_scan_find(&s, "m", &m) && m.at[0] == '{' && m.end[-1] == '}');
-    assert_true(json_scan_find(&m, "v", &v) && v.end - v.at == 9 && json_scan_count(&v) == 2);
-    assert_false(json_scan_find(&m, "w", &v));
-    assert_false(json_scan_find(&v, "w", &v)); /* an array */
+    json_scan x, m;
+    assert_true(json_scan_open(&s, '{') && json_scan_raw_key(&s, &text, &length) && *text == 'x');
+    assert_true(json_scan_cut(&s, &x) && x.at[0] == '{' && x.end[-1] == '}' && x.end - x.at == 7);
+    assert_true(json_scan_more(&s, '}') && json_scan_raw_key(&s, &text, &length) && length == 1);
+    assert_true(json_scan_cut(&s, &m) && json_scan_open(&m, '{'));
+    assert_true(json_scan_raw_key(&m, &text, &length) && json_scan_count(&m) == 2);
+    assert_true(json_scan_cut(&m, &x) && x.end - x.at == 9);
+    assert_false(json_scan_more(&m, '}'));
+    assert_true(json_scan_at_end(&m));
 }
 
 /* Whatever the scanner takes, the parser takes, and both read the same. */
