@@ -464,6 +464,25 @@ uint64_t weights_allocated(const weights *w)
     return w->allocated;
 }
 
+const file_map *weights_locate(const weights *w, const void *data, size_t *at)
+{
+    for (int i = 0; i < w->file_count; i++) {
+        const file_map *map = &w->files[i].map;
+        uintptr_t first = (uintptr_t)map->data, address = (uintptr_t)data;
+        if (map->data && address >= first && address - first < map->size) {
+            *at = address - first;
+            return map;
+        }
+    }
+    return NULL;
+}
+
+void weights_let_go(const weights *w)
+{
+    for (int i = 0; i < w->file_count; i++)
+        file_map_let_go(&w->files[i].map, 0, w->files[i].map.size);
+}
+
 const char *weights_source(const weights *w)
 {
     return w->source;

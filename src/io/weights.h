@@ -5,6 +5,7 @@
 
 #include "core/dtype.h"
 #include "core/error.h"
+#include "core/file.h"
 
 #define WEIGHT_MAX_RANK 8
 
@@ -56,6 +57,10 @@ void weights_drop(const unsigned char *data, size_t bytes);
 void *weights_allocate(weights *w, size_t bytes);
 /* How much of it there is. */
 uint64_t weights_allocated(const weights *w);
+/* The mapped file that holds these bytes, and where; NULL when none of w's files does. */
+const file_map *weights_locate(const weights *w, const void *data, size_t *at);
+/* Lets all pages of the files leave this process; they come back when they are touched. */
+void weights_let_go(const weights *w);
 /* The directory or file that was opened, for messages. */
 const char *weights_source(const weights *w);
 

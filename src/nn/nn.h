@@ -73,15 +73,26 @@ typedef enum nn_precision {
               * row, sums exact; weights marked sensitive, and attention: as NN_BF16 */
 } nn_precision;
 
+/* How weights come and go while a network runs. A model knows nothing of it but where its blocks
+ * begin; what is done there is the pipeline's choice (pipeline/residency.h). */
+typedef struct nn_residency {
+    void *user;
+    /* In a dry run: an operation will read these bytes of a weight. */
+    void (*reads)(void *user, const void *data, size_t bytes);
+    /* A block begins, in a dry run too: the weights read since the last one are done with. */
+    void (*block)(void *user);
+} nn_residency;
+
 typedef struct nn_params {
     const ct_allocator *allocator;
     pool *threads;
     const struct cpu_kernels *kernels;
     bool dry;
     nn_precision precision;
-    size_t arena_bytes;         /* for a real run: what the dry run found */
-    const nn_trace *trace;      /* may be NULL */
-    bool (*cancel)(void *user); /* may be NULL */
+    size_t arena_bytes;            /* for a real run: what the dry run found */
+    const nn_trace *trace;         /* may be NULL */
+    const nn_residency *residency; /* may be NULL */
+    bool (*cancel)(void *user);    /* may be NULL */
     void *cancel_user;
 } nn_params;
 
@@ -99,8 +110,15 @@ void nn_fail(nn *c, ct_status status, const char *format, ...) CORE_PRINTF(3, 4)
 /* True when an operation would do nothing, because of a failure. Asks the cancel callback. */
 bool nn_stopped(nn *c);
 bool nn_is_dry(const nn *c);
-/* The most bytes that were in use at once. */
+/* The most bytes that were in use at once, since nn_restart_peak if that was called. */
 size_t nn_peak(const nn *c);
+void nn_restart_peak(nn *c);
+/* Gives the memory behind the first bytes back to the system until it is used again. Nothing may be
+ * in use there. */
+void nn_trim(nn *c, size_t bytes);
+
+/* Between blocks: before each turn of the loop over a network's layers, and behind the last. */
+void nn_block(nn *c);
 
 /* Memory for activations: a stack. What was made after a mark goes with its release. */
 size_t nn_mark(const nn *c);

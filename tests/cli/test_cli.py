@@ -108,7 +108,7 @@ class Folder(unittest.TestCase):
 
 
 class Help(unittest.TestCase):
-    COMMANDS = ("generate", "info", "completions", "help")
+    COMMANDS = ("generate", "plan", "info", "completions", "help")
 
     def test_nothing(self):
         result = run()
