@@ -224,7 +224,8 @@ const option_info option_table[OPTION_COUNT] = {
     },
     [OPTION_VERBOSE] = {
         .name = "verbose", .letter = 'v', .kind = OPTION_KIND_FLAG,
-        .group = OPTION_GROUP_REPORT, .commands = GENERATE | QUANTIZE | PLAN, .conflict = OPTION_QUIET,
+        .group = OPTION_GROUP_REPORT, .commands = GENERATE | QUANTIZE | PLAN,
+        .conflict = OPTION_QUIET,
         .help = "say more; twice: say everything",
         .elsewhere = "debug",
     },

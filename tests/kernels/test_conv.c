@@ -1,5 +1,5 @@
-/* Convolutions of every instruction set against a direct sum in double, on awkward sizes; bands of a
- * picture against the whole, and threads against one another, bit for bit. With --bench: their
+/* Convolutions of every instruction set against a direct sum in double, on awkward sizes; bands of
+ * a picture against the whole, and threads against one another, bit for bit. With --bench: their
  * speed at the sizes of a VAE.
  *
  * The bound is on the relative L2 error. A direct sum in float32 of 4608 products departs by 1.2e-6

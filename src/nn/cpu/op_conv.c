@@ -1,6 +1,6 @@
 /* Convolutions. 3x3 of stride 1 go Winograd's way (conv_winograd.c), the rest is computed directly:
- * for each output pixel the pixels under the kernel, side by side, are a row of a matrix, which only
- * exists in the panels of the product. */
+ * for each output pixel the pixels under the kernel, side by side, are a row of a matrix, which
+ * only exists in the panels of the product. */
 #include "nn/cpu/conv.h"
 
 #include <string.h>
