@@ -11,13 +11,14 @@
 #define GENERATE OPTION_FOR_GENERATE
 #define QUANTIZE OPTION_FOR_QUANTIZE
 #define PLAN OPTION_FOR_PLAN
+#define BENCH OPTION_FOR_BENCH
 #define SIDE_MAXIMUM 16384
 
 /* clang-format off */
 const option_info option_table[OPTION_COUNT] = {
     [OPTION_MODEL] = {
         .name = "model", .letter = 'm', .kind = OPTION_KIND_DIRECTORY, .metavar = "DIR",
-        .group = OPTION_GROUP_MAIN, .commands = GENERATE | QUANTIZE | PLAN,
+        .group = OPTION_GROUP_MAIN, .commands = GENERATE | QUANTIZE | PLAN | BENCH,
         .required = GENERATE | QUANTIZE | PLAN,
         .help = "the model: a directory in the layout of diffusers, mflux or MLX-z-image",
         .elsewhere = "diffusion-model model-path pretrained-model-name-or-path",
@@ -43,21 +44,21 @@ const option_info option_table[OPTION_COUNT] = {
 
     [OPTION_WIDTH] = {
         .name = "width", .letter = 'W', .kind = OPTION_KIND_INTEGER, .metavar = "N",
-        .group = OPTION_GROUP_PICTURE, .commands = GENERATE | PLAN,
+        .group = OPTION_GROUP_PICTURE, .commands = GENERATE | PLAN | BENCH,
         .min = 1, .max = SIDE_MAXIMUM,
         .help = "width in pixels",
         .fallback = "the model's own",
     },
     [OPTION_HEIGHT] = {
         .name = "height", .letter = 'H', .kind = OPTION_KIND_INTEGER, .metavar = "N",
-        .group = OPTION_GROUP_PICTURE, .commands = GENERATE | PLAN,
+        .group = OPTION_GROUP_PICTURE, .commands = GENERATE | PLAN | BENCH,
         .min = 1, .max = SIDE_MAXIMUM,
         .help = "height in pixels",
         .fallback = "the model's own",
     },
     [OPTION_SIZE] = {
         .name = "size", .kind = OPTION_KIND_SIZE, .metavar = "WxH",
-        .group = OPTION_GROUP_PICTURE, .commands = GENERATE | PLAN,
+        .group = OPTION_GROUP_PICTURE, .commands = GENERATE | PLAN | BENCH,
         .min = 1, .max = SIDE_MAXIMUM,
         .help = "both at once, such as 1024x768",
         .elsewhere = "resolution",
@@ -127,7 +128,7 @@ const option_info option_table[OPTION_COUNT] = {
 
     [OPTION_THREADS] = {
         .name = "threads", .letter = 't', .kind = OPTION_KIND_INTEGER, .metavar = "N",
-        .group = OPTION_GROUP_MACHINE, .commands = GENERATE | QUANTIZE | PLAN,
+        .group = OPTION_GROUP_MACHINE, .commands = GENERATE | QUANTIZE | PLAN | BENCH,
         .min = 1, .max = 1024,
         .help = "how many; the result does not depend on it",
         .fallback = "all processors",
@@ -135,7 +136,7 @@ const option_info option_table[OPTION_COUNT] = {
     },
     [OPTION_PRECISION] = {
         .name = "precision", .kind = OPTION_KIND_CHOICE, .metavar = "P",
-        .group = OPTION_GROUP_MACHINE, .commands = GENERATE | PLAN,
+        .group = OPTION_GROUP_MACHINE, .commands = GENERATE | PLAN | BENCH,
         .help = "how the transformer multiplies: fp32 is the reference to rounding; bf16 and int8 "
                 "are faster where the processor has such instructions; auto: bf16 there",
         .fallback = "auto",
@@ -144,7 +145,7 @@ const option_info option_table[OPTION_COUNT] = {
     },
     [OPTION_CPU] = {
         .name = "cpu", .kind = OPTION_KIND_TEXT, .metavar = "TIER",
-        .group = OPTION_GROUP_MACHINE, .commands = GENERATE | PLAN,
+        .group = OPTION_GROUP_MACHINE, .commands = GENERATE | PLAN | BENCH,
         .help = "force the kernels for a kind of processor: baseline, avx2, avxvnni, avx512, "
                 "avx512vnni, avx512bf16, amx; on Arm baseline, dotprod, i8mm, bf16",
         .fallback = "the best for this one",
@@ -211,8 +212,31 @@ const option_info option_table[OPTION_COUNT] = {
     },
     [OPTION_DEQUANTIZE] = {
         .name = "dequantize", .kind = OPTION_KIND_FLAG,
-        .group = OPTION_GROUP_MACHINE, .commands = GENERATE,
+        .group = OPTION_GROUP_MACHINE, .commands = GENERATE | BENCH,
         .help = "decode a quantized model to bfloat16 while it is opened: more memory",
+    },
+
+    [OPTION_WHAT] = {
+        .name = "what", .kind = OPTION_KIND_CHOICE, .metavar = "WORK",
+        .group = OPTION_GROUP_BENCH, .commands = BENCH, .conflict = OPTION_MODEL,
+        .help = "one kind of operation: what the machine can do at most, linear layers, "
+                "attention, convolutions of the VAE, or passes over rows",
+        .fallback = "all",
+        .words = "all peak linear attention conv rows",
+    },
+    [OPTION_ROWS] = {
+        .name = "rows", .kind = OPTION_KIND_INTEGER, .metavar = "M",
+        .group = OPTION_GROUP_BENCH, .commands = BENCH, .conflict = OPTION_MODEL,
+        .min = 1, .max = 65536,
+        .help = "rows that linear layers and passes work on: patches and tokens of a picture",
+        .fallback = "1088, which is 512x512 pixels",
+    },
+    [OPTION_SECONDS] = {
+        .name = "seconds", .kind = OPTION_KIND_NUMBER, .metavar = "S",
+        .group = OPTION_GROUP_BENCH, .commands = BENCH, .conflict = OPTION_MODEL,
+        .min = 0.01, .max = 3600,
+        .help = "how long each line is measured, at least three runs",
+        .fallback = "0.5",
     },
 
     [OPTION_QUIET] = {
@@ -231,7 +255,8 @@ const option_info option_table[OPTION_COUNT] = {
     },
     [OPTION_JSON] = {
         .name = "json", .kind = OPTION_KIND_FLAG,
-        .group = OPTION_GROUP_REPORT, .commands = GENERATE | QUANTIZE | PLAN | OPTION_FOR_INFO,
+        .group = OPTION_GROUP_REPORT,
+        .commands = GENERATE | QUANTIZE | PLAN | BENCH | OPTION_FOR_INFO,
         .help = "print JSON, one object on a line, and nothing else",
     },
     [OPTION_HELP] = {
@@ -255,6 +280,7 @@ const char *option_group_title(option_group group)
     case OPTION_GROUP_GUIDANCE: return "Guidance";
     case OPTION_GROUP_MACHINE: return "This machine";
     case OPTION_GROUP_REFERENCE: return "Comparing with the reference";
+    case OPTION_GROUP_BENCH: return "What is measured";
     case OPTION_GROUP_REPORT: return "What is printed";
     case OPTION_GROUP_COUNT: break;
     }

@@ -40,6 +40,9 @@ typedef enum option_id {
     OPTION_BITS,
     OPTION_GROUP_SIZE,
     OPTION_DEQUANTIZE,
+    OPTION_WHAT,
+    OPTION_ROWS,
+    OPTION_SECONDS,
     OPTION_QUIET,
     OPTION_VERBOSE,
     OPTION_JSON,
@@ -67,6 +70,7 @@ typedef enum option_group {
     OPTION_GROUP_GUIDANCE,
     OPTION_GROUP_MACHINE,
     OPTION_GROUP_REFERENCE,
+    OPTION_GROUP_BENCH,
     OPTION_GROUP_REPORT,
     OPTION_GROUP_COUNT
 } option_group;
@@ -78,7 +82,8 @@ typedef enum option_group {
 #define OPTION_FOR_HELP 8u
 #define OPTION_FOR_QUANTIZE 16u
 #define OPTION_FOR_PLAN 32u
-#define OPTION_FOR_ALL 63u
+#define OPTION_FOR_BENCH 64u
+#define OPTION_FOR_ALL 127u
 
 typedef struct option_info {
     const char *name; /* of the long form, without the dashes */

@@ -443,6 +443,44 @@ CT_API void ct_image_free(ct_image **image);
  * a folder. Leaves nothing behind. Call it before a long job. */
 CT_API ct_status ct_output_check(const char *path, ct_error *error);
 
+/* ---- Measuring ------------------------------------------------------------------------------- */
+
+/* Kinds of work that ct_bench measures. The peak is always measured, for the shares. */
+#define CT_BENCH_PEAK 1u        /* products on registers alone: what this machine can do at most */
+#define CT_BENCH_LINEAR 2u      /* linear layers of Z-Image, in every precision */
+#define CT_BENCH_ATTENTION 4u   /* 30 heads of 128, at 512x512 and 1024x1024 pixels */
+#define CT_BENCH_CONVOLUTION 8u /* 3x3 convolutions of a VAE, counted as direct ones */
+#define CT_BENCH_ROWS 16u       /* passes over rows of activations */
+#define CT_BENCH_ALL 31u
+
+typedef struct ct_bench_line {
+    const char *operation; /* "peak", "linear", "attention", "convolution", "rows" */
+    const char *shape;     /* what it is in a model */
+    const char *compute;   /* "fp32", "bf16", "int8" */
+    const char *weights;   /* of a linear layer, as they are stored: "bf16", "4 bits"; or NULL */
+    const char *kernel;    /* what does the work: "avx512bf16" */
+    int64_t m, n, k;       /* rows, columns and what is summed over, of a product; else 0 */
+    int runs;
+    double seconds;   /* of the fastest run */
+    double rate;      /* of that, in unit */
+    double peak;      /* of all threads, in unit: rate / peak is the share. 0: does not apply */
+    const char *unit; /* "GFLOP/s", "GOP/s" (8-bit integers), "GB/s" */
+} ct_bench_line;
+
+typedef struct ct_bench_params {
+    size_t struct_size;
+    unsigned what;  /* CT_BENCH_..., added */
+    int rows;       /* of linear layers and of passes over rows; 0: 1088, a picture of 512x512 */
+    double seconds; /* for each line, at least; 0: 0.5 */
+    void *user;
+    void (*line)(void *user, const ct_bench_line *line); /* called for each; valid for that time */
+} ct_bench_params;
+
+CT_API void ct_bench_params_init(ct_bench_params *params);
+/* Measures the operations of networks with the threads and kernels of the context, on random
+ * numbers; takes 150 MiB for weights, and activations. Stops at the context's cancel callback. */
+CT_API ct_status ct_bench(ct_context *context, const ct_bench_params *params, ct_error *error);
+
 #ifdef __cplusplus
 }
 #endif

@@ -343,6 +343,11 @@ ct_status ct_job_create(ct_model *model, const ct_generate_params *params, ct_jo
         ct_job_free(&job);
         return status;
     }
+    log_message(&job->callbacks, CT_LOG_INFO,
+                "memory: %.0f MiB at the most of %.0f MiB; %d of %d blocks of the transformer are "
+                "streamed",
+                (double)plan.chosen.peak_bytes / 1048576.0, (double)plan.limit_bytes / 1048576.0,
+                job->info.streamed_blocks, job->info.blocks);
     *out = job;
     return CT_OK;
 }

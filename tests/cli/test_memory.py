@@ -17,6 +17,9 @@ PROGRAM = os.environ["CALOTYPE"]
 BOX = os.path.join(os.path.dirname(os.path.abspath(__file__)), "../../models/emoji-256")
 PROMPT = "a red apple on a light blue background"
 MIB = 1 << 20
+# The scratch of threads that find nothing to do is planned, but not taken: with many threads a small
+# picture takes less than was said.
+THREADS = ["--threads", "2"]
 # Sanitizers keep memory of their own, so that only what is said can be checked, not what is taken.
 SANITIZED = b"__asan_init" in open(PROGRAM, "rb").read() or \
     b"__tsan_init" in open(PROGRAM, "rb").read()
@@ -33,7 +36,7 @@ sys.exit(os.waitstatus_to_exitcode(status))
 
 
 def plan(model, *args):
-    result = subprocess.run([PROGRAM, "plan", "-m", model, "--json", *args], capture_output=True,
+    result = subprocess.run([PROGRAM, "plan", "-m", model, "--json", *THREADS, *args], capture_output=True,
                             text=True, timeout=120)
     return result, json.loads(result.stdout) if result.stdout else None
 
@@ -56,7 +59,7 @@ class Folder(unittest.TestCase):
         path = os.path.join(self.folder, out)
         result = subprocess.run(
             [sys.executable, "-S", "-E", "-c", MEASURE, PROGRAM, "generate", "-q", "-m", model,
-             "-p", PROMPT, "-o", path, "--seed", "1", *args],
+             "-p", PROMPT, "-o", path, "--seed", "1", *THREADS, *args],
             capture_output=True, text=True, timeout=280)
         peak = int(result.stdout.split()[-1])
         return result, peak, path
@@ -101,6 +104,7 @@ class Promise(Folder):
             pictures = [open(os.path.join(self.folder, name % x), "rb").read() for x in "ab"]
             self.assertEqual(pictures[0], pictures[1])
 
+    @unittest.skipIf(SANITIZED, "slow, and memory cannot be measured")
     def test_large_model(self):
         model = os.path.join(self.folder, "model")
         sparse_model.build(model, {**sparse_model.MEDIUM, "n_layers": 6})
@@ -140,7 +144,7 @@ class Plan(Folder):
         self.assertGreater(large["chosen"]["peak_bytes"], 3 * said["chosen"]["peak_bytes"])
 
     def test_text(self):
-        result = subprocess.run([PROGRAM, "plan", "-m", BOX, "--max-memory", "40M"],
+        result = subprocess.run([PROGRAM, "plan", "-m", BOX, *THREADS, "--max-memory", "40M"],
                                 capture_output=True, text=True, timeout=60)
         self.assertEqual(result.returncode, 1)
         for part in ("emoji-256", "256", "text encoder", "transformer stays", "does not fit",
