@@ -354,8 +354,8 @@ static void to_planes(nn *c, const nn_tensor *t, float *planes)
  *     the others          1. conv1: sums of the second norm
  *                         2. conv1, conv2, added to the input in place
  *
- * Bands begin at multiples of 4 rows, where convolutions give the bits of the whole (nn.h), and sums
- * of norms are by rows, so nothing depends on their height. */
+ * Bands begin at multiples of 4 rows, where convolutions give the bits of the whole (nn.h), and
+ * sums of norms are by rows, so nothing depends on their height. */
 
 typedef struct band {
     int64_t first, end, height; /* rows first .. end-1 of height */
