@@ -441,8 +441,6 @@ static void bench_gemm(const cpu_gemm *g)
                .c = bench_memory((size_t)(g->block_rows * g->block_columns) * 4)};
     for (int i = 0; i < most; i++)
         t.sources[i] = sources + (size_t)i * stride;
-    if (g->begin)
-        g->begin();
     const int64_t few = (words / 4 + g->step - 1) / g->step * g->step;
     const double peak = cpu_peak_gflops(g->compute, g->features, 0.3);
     if (g->begin)

@@ -32,9 +32,10 @@ double cpu_peak_gflops(cpu_compute compute, uint32_t features, double seconds)
     if (gemm->begin)
         gemm->begin();
     const double start = clock_seconds();
-    /* Rounds that take a sixteenth of the time; finding them is a part of the warm-up. */
+    /* Rounds that take about a millisecond, so that many pass without an interruption. To find how
+     * many is a part of the warm-up. */
     int64_t rounds = 1000;
-    while (time_rounds(loop, rounds) < seconds / 16)
+    while (time_rounds(loop, rounds) < 1e-3)
         rounds *= 2;
     while (clock_seconds() - start < seconds / 4)
         time_rounds(loop, rounds);

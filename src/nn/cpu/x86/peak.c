@@ -29,9 +29,13 @@
 #define FMA256(n) "vfmadd231ps %%ymm14, %%ymm15, %%ymm" #n "\n\t"
 #define FMA512(n) "vfmadd231ps %%zmm14, %%zmm15, %%zmm" #n "\n\t"
 #define BF16_512(n) "vdpbf16ps %%zmm14, %%zmm15, %%zmm" #n "\n\t"
+/* Products and the additions that belong to them, each of the products before: so they fill more of
+ * the ports (Zen 3) than one after the other. */
 #define INT16_256(n)                                                                               \
+    "vpmaddwd %%ymm14, %%ymm15, %%ymm12\n\t"                                                       \
+    "vpaddd %%ymm13, %%ymm" #n ", %%ymm" #n "\n\t"                                                 \
     "vpmaddwd %%ymm14, %%ymm15, %%ymm13\n\t"                                                       \
-    "vpaddd %%ymm13, %%ymm" #n ", %%ymm" #n "\n\t"
+    "vpaddd %%ymm12, %%ymm" #n ", %%ymm" #n "\n\t"
 #define INT8_256(n) "%{vex%} vpdpbusd %%ymm14, %%ymm15, %%ymm" #n "\n\t"
 #define INT8_512(n) "vpdpbusd %%zmm14, %%zmm15, %%zmm" #n "\n\t"
 #define TILE_ZERO(n) "tilezero %%tmm" #n "\n\t"
@@ -39,7 +43,7 @@
 #define TILE_INT8(n) "tdpbssd %%tmm6, %%tmm7, %%tmm" #n "\n\t"
 
 VECTOR_LOOP(fma256, "avx2,fma", TWELVE(FMA256))
-VECTOR_LOOP(int16_256, "avx2", TWELVE(INT16_256))
+VECTOR_LOOP(int16_256, "avx2", SIX(INT16_256))
 VECTOR_LOOP(int8_256, "avxvnni", TWELVE(INT8_256))
 VECTOR_LOOP(fma512, "avx512f", TWELVE(FMA512))
 VECTOR_LOOP(bf16_512, "avx512bf16", TWELVE(BF16_512))

@@ -83,11 +83,11 @@ static void tile256_pack_columns(void *b, const void *const *columns, int64_t wo
     pack_words(b, columns, TILE256_NR, words);
 }
 
-/* A row panel's slice is 6 KiB, a column panel's 16 KiB. A block's columns take 128 KiB and its
- * sums 240 KiB of 512 KiB (Zen 2, Zen 3). */
+/* A row panel's slice is 9 KiB, a column panel's 24 KiB. A block's columns take 144 KiB and its
+ * sums 270 KiB of 512 KiB (Zen 2, Zen 3). */
 #define TILE256_SHAPE                                                                              \
-    .mr = TILE256_MR, .nr = TILE256_NR, .step = 1, .block_words = 256, .block_columns = 128,       \
-    .block_rows = 480, .pack_rows = tile256_pack_rows, .pack_columns = tile256_pack_columns,       \
+    .mr = TILE256_MR, .nr = TILE256_NR, .step = 1, .block_words = 384, .block_columns = 96,        \
+    .block_rows = 720, .pack_rows = tile256_pack_rows, .pack_columns = tile256_pack_columns,       \
     .tile = tile256
 
 #endif
