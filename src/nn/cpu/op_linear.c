@@ -142,9 +142,9 @@ static inline void fetch_ahead(const char *next, size_t bytes, int64_t part, int
         __builtin_prefetch(next + line * 64, 0, 2);
 }
 
-/* All sums of rows m0..m1 and the columns of b. Tasks that run at the same time begin with different
- * rows, each at `turn` of 256: many processors that ask for the same lines at once wait for one
- * another. */
+/* All sums of rows m0..m1 and the columns of b. Tasks that run at the same time begin with
+ * different rows, each at `turn` of 256: many processors that ask for the same lines at once wait
+ * for one another. */
 static void multiply_block(const linear *l, const column_panels *b, int64_t m0, int64_t m1,
                            int64_t turn, float *sums)
 {
