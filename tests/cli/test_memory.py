@@ -17,8 +17,8 @@ PROGRAM = os.environ["CALOTYPE"]
 BOX = os.path.join(os.path.dirname(os.path.abspath(__file__)), "../../models/emoji-256")
 PROMPT = "a red apple on a light blue background"
 MIB = 1 << 20
-# The scratch of threads that find nothing to do is planned, but not taken: with many threads a small
-# picture takes less than was said.
+# The scratch of threads that find nothing to do is planned, but not taken: with many threads a
+# small picture takes less than was said.
 THREADS = ["--threads", "2"]
 # Sanitizers keep memory of their own, so that only what is said can be checked, not what is taken.
 SANITIZED = b"__asan_init" in open(PROGRAM, "rb").read() or \
@@ -36,8 +36,8 @@ sys.exit(os.waitstatus_to_exitcode(status))
 
 
 def plan(model, *args):
-    result = subprocess.run([PROGRAM, "plan", "-m", model, "--json", *THREADS, *args], capture_output=True,
-                            text=True, timeout=120)
+    result = subprocess.run([PROGRAM, "plan", "-m", model, "--json", *THREADS, *args],
+                            capture_output=True, text=True, timeout=120)
     return result, json.loads(result.stdout) if result.stdout else None
 
 
