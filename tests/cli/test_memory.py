@@ -140,6 +140,10 @@ class Plan(Folder):
         # A shorter prompt takes less, a larger picture more.
         _, short = plan(BOX, "-p", "x")
         self.assertLess(short["chosen"]["encode_bytes"], said["chosen"]["encode_bytes"])
+        piped = subprocess.run([PROGRAM, "plan", "-m", BOX, "-p", "-", "--json"], input=PROMPT,
+                               capture_output=True, text=True, timeout=60)
+        self.assertEqual(json.loads(piped.stdout)["prompt_tokens"],
+                         plan(BOX, "-p", PROMPT)[1]["prompt_tokens"])
         _, large = plan(BOX, "--size", "512x512")
         self.assertGreater(large["chosen"]["peak_bytes"], 3 * said["chosen"]["peak_bytes"])
 
