@@ -27,7 +27,8 @@ static fixture *fixture_new(const char *folder, int threads)
     fixture *f = calloc(1, sizeof *f);
     assert_non_null(f);
     ct_error error;
-    test_ok(vae_kl_load(&f->vae, &mem_default, test_fixture(folder), &error), &error);
+    const load_options options = {.allocator = &mem_default};
+    test_ok(vae_kl_load(&f->vae, &options, test_fixture(folder), &error), &error);
     test_ok(pool_create(&f->threads, &mem_default, threads, &error), &error);
     test_ok(cpu_kernels_choose(&f->kernels, NULL, &error), &error);
     f->params = (nn_params){.allocator = &mem_default,
