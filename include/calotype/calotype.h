@@ -280,8 +280,8 @@ typedef enum ct_precision {
                             * transformer are rounded to bfloat16; sums and everything else, and
                             * the VAE, stay float32 */
     CT_PRECISION_INT8 = 3  /* matrix products of the transformer's blocks in 8-bit integers: a scale
-                            * for each token and for each row of a weight, rotated by a Hadamard
-                            * matrix before rounding; the rest as bf16 */
+                            * for each token and for each row of a weight (the down projections
+                            * rotated by a Hadamard matrix first); the rest as bf16 */
 } ct_precision;
 
 /* "auto", "fp32", "bf16", "int8"; NULL for other values. */

@@ -137,6 +137,7 @@ static void bind_block(binder *b, const zimage *m, zimage_block *k, const char *
     k->attention_norm2 = bind1(b, d, "%s.%d.attention_norm2.weight", stack, i);
     k->w1 = bind2(b, f, d, "%s.%d.feed_forward.w1.weight", stack, i);
     k->w2 = bind2(b, d, f, "%s.%d.feed_forward.w2.weight", stack, i);
+    k->w2.outliers = true; /* a product of two projections */
     k->w3 = bind2(b, f, d, "%s.%d.feed_forward.w3.weight", stack, i);
     k->ffn_norm1 = bind1(b, d, "%s.%d.ffn_norm1.weight", stack, i);
     k->ffn_norm2 = bind1(b, d, "%s.%d.ffn_norm2.weight", stack, i);

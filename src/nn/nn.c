@@ -407,7 +407,7 @@ void nn_linear(nn *c, const nn_tensor *out, const nn_tensor *x, const nn_weight 
     bool fits =
         nn_has(w) && w->rank == 2 && x->rank == 2 && x->n[1] == w->n[1] && !out->operand &&
         is_matrix(out, x->n[0], w->n[0]) && (!e->bias || is_vector(e->bias, w->n[0])) &&
-        (!e->gate || is_row(e->gate, w->n[0])) && !(x->operand && w->sensitive) &&
+        (!e->gate || is_row(e->gate, w->n[0])) && !(x->operand && (w->sensitive || w->outliers)) &&
         (!e->up || (nn_has(e->up) && e->up->rank == 2 && e->up->n[0] == w->n[0] &&
                     e->up->n[1] == w->n[1] && e->up->sensitive == w->sensitive && !e->bias));
     if (require(c, fits, "linear", w, "out [M, N], x [M, K], w and up [N, K], bias and gate [N]")) {

@@ -49,6 +49,8 @@ typedef struct nn_weight {
     const void *scales, *biases;
     float factor;   /* F8 only: what every number is multiplied with; 0 counts as 1 */
     bool sensitive; /* stays in bfloat16 or float32 where others are computed in 8 bits */
+    bool outliers;  /* its inputs have some far larger than others: in 8 bits both are rotated by a
+                     * Hadamard matrix first, which spreads them */
 } nn_weight;
 
 static inline bool nn_has(const nn_weight *w)
@@ -128,7 +130,7 @@ nn_tensor nn_keep(nn *c, size_t mark, const nn_tensor *t);
 nn_tensor nn_new2(nn *c, int64_t n0, int64_t n1);
 nn_tensor nn_new3(nn *c, int64_t n0, int64_t n1, int64_t n2);
 /* A matrix [M, K] in the form in which the products of this precision read it, for several linear
- * layers (none of them sensitive) on the same input. Written by nn_rms_norm and nn_prepare, read by
+ * layers (their weights without marks) on the same input. Written by nn_rms_norm and nn_prepare, read by
  * nn_linear. */
 nn_tensor nn_new_operand(nn *c, int64_t m, int64_t k);
 /* For what follows; returns what it was. An operand is used under the precision that it was made

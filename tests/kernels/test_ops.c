@@ -547,7 +547,7 @@ static void compare_int8(const cpu_kernels *kernels, const linear *l)
     int64_t block = 256;
     while (l->k % block)
         block /= 2;
-    if (block < 16)
+    if (block < 16 || !l->take->outliers)
         block = 1;
     rotated a = rotated_create(l->x, l->m, l->k, block);
     rotated b = rotated_create(l->w.values, l->n, l->k, block);
@@ -595,8 +595,15 @@ static void check_linear(const cpu_kernels *kernels)
         run_network(kernels, 1, p, multiply, &l);
         assert_memory_equal(l.out, plain, (size_t)bytes);
     }
-    /* What is sensitive is computed as under bf16. */
+    /* What has outliers is rotated. */
     l.prepared = false;
+    nn_weight marked = l.w.w;
+    marked.outliers = true;
+    l.take = &marked;
+    run_network(kernels, 0, NN_INT8, multiply, &l);
+    compare_int8(kernels, &l);
+    l.take = &l.w.w;
+    /* What is sensitive is computed as under bf16. */
     run_network(kernels, 0, NN_BF16, multiply, &l);
     memcpy(plain, l.out, (size_t)bytes);
     l.w.w.sensitive = true;

@@ -305,7 +305,7 @@ void cpu_attention(nn *c, const nn_tensor *out, const nn_tensor *q, const nn_ten
     const size_t threads = (size_t)pool_threads(c->params.threads);
     int64_t dim = q->n[1] / heads;
     attention a = {
-        .p = product_choose(c, dim, true), /* in 8 bits attention stays in bfloat16 */
+        .p = product_choose(c, dim, &(nn_weight){.sensitive = true}), /* not in 8 bits */
         .q = q->data,
         .k = k->data,
         .v = v->data,

@@ -63,13 +63,13 @@ static void prepare(nn *c, const product *p, void *memory, const nn_tensor *x)
 
 size_t cpu_operand_bytes(const nn *c, int64_t m, int64_t k)
 {
-    product p = product_choose(c, k, false);
+    product p = product_choose(c, k, NULL);
     return operand_bytes(&p, m);
 }
 
 void cpu_prepare(nn *c, const nn_tensor *out, const nn_tensor *x)
 {
-    product p = product_choose(c, x->n[1], false);
+    product p = product_choose(c, x->n[1], NULL);
     prepare(c, &p, out->data, x);
 }
 
@@ -229,7 +229,7 @@ void cpu_linear(nn *c, const nn_tensor *out, const nn_tensor *x, const nn_weight
 {
     size_t mark = nn_mark(c);
     linear l = {
-        .p = product_choose(c, w->n[1], w->sensitive),
+        .p = product_choose(c, w->n[1], w),
         .m = x->n[0],
         .n = w->n[0],
         .w = w,

@@ -86,7 +86,7 @@ static void rms_norm_operand(nn *c, const nn_tensor *out, const nn_tensor *x, co
                              float eps, const nn_tensor *scale)
 {
     size_t mark = nn_mark(c);
-    panel_norm r = {.p = product_choose(c, x->n[1], false),
+    panel_norm r = {.p = product_choose(c, x->n[1], NULL),
                     .x = x->data,
                     .w = cpu_floats(c, w),
                     .scale = scale ? scale->data : NULL,

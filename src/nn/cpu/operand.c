@@ -27,17 +27,23 @@ int64_t product_per_word(const product *p)
     return elements_of_word(p->gemm->element);
 }
 
-product product_choose(const nn *c, int64_t k, bool sensitive)
+/* The largest power of two, within limits, that divides k. */
+static int64_t rotation_order(int64_t k)
+{
+    int64_t order = MAX_ROTATION;
+    while (order > 1 && k % order)
+        order /= 2;
+    return order >= MIN_ROTATION ? order : 0;
+}
+
+product product_choose(const nn *c, int64_t k, const nn_weight *w)
 {
     const cpu_kernels *kernels = c->params.kernels;
     product p = {.kernels = kernels, .k = k, .gemm = kernels->gemm[CPU_F32]};
     nn_precision precision = c->params.precision;
-    if (precision == NN_INT8 && !sensitive) {
+    if (precision == NN_INT8 && !(w && w->sensitive)) {
         p.gemm = kernels->gemm[CPU_INT8];
-        for (p.rotation = MAX_ROTATION; p.rotation > 0 && k % p.rotation; p.rotation /= 2)
-            ;
-        if (p.rotation < MIN_ROTATION)
-            p.rotation = 0;
+        p.rotation = w && w->outliers ? rotation_order(k) : 0;
     } else if (precision != NN_F32) {
         p.round = !kernels->gemm[CPU_BF16];
         if (!p.round)
@@ -338,7 +344,10 @@ void product_pack_columns(const product *p, const column_panels *o, int64_t pane
         int64_t n = min64((end - at) * per_word, p->k - at * per_word);
         for (int64_t i = 0; i < count; i++) {
             if (direct && n == (end - at) * per_word) {
-                encoded[i] = (const char *)w->data + ((first + i) * p->k / per_word + at) * 4;
+                const char *from = (const char *)w->data + ((first + i) * p->k / per_word + at) * 4;
+                encoded[i] = from;
+                for (int64_t line = 0; line < end - at; line += 16)
+                    __builtin_prefetch(from + (end - at + line) * 4, 0, 2); /* the next part */
                 continue;
             }
             weight_decode(p->kernels, w, first + i, at * per_word, n, row);

@@ -15,7 +15,8 @@ typedef struct product {
     int64_t rotation; /* order of the Hadamard matrix that blocks of k are rotated by; 0: none */
 } product;
 
-product product_choose(const nn *c, int64_t k, bool sensitive);
+/* w: for its marks alone; NULL: none. */
+product product_choose(const nn *c, int64_t k, const nn_weight *w);
 
 /* Operands lie in memory in the order in which a product reads them: slice by slice of k, in each
  * slice panel by panel. Where the part of a panel that starts at word w (a multiple of slice) is,
