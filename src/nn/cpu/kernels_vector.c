@@ -67,9 +67,9 @@ static inline vf select(vi mask, vf yes, vf no)
 /* b where one of them is NaN. Compilers do not find the instruction in every place. */
 static inline vf max_v(vf a, vf b)
 {
-#if KERNEL_VL == 16
+#if KERNEL_VL == 16 && defined(__AVX512F__)
     return (vf)_mm512_max_ps((__m512)a, (__m512)b);
-#elif KERNEL_VL == 8
+#elif KERNEL_VL == 8 && defined(__AVX__)
     return (vf)_mm256_max_ps((__m256)a, (__m256)b);
 #else
     return select(a > b, a, b);
@@ -488,7 +488,7 @@ static int32_t encode_int16(int16_t *out, const float *x, int64_t n, float inver
 #if KERNEL_VL == 4
 #define SWAP_1(x) __builtin_shufflevector(x, x, 1, 0, 3, 2)
 #define SWAP_2(x) __builtin_shufflevector(x, x, 2, 3, 0, 1)
-#elif KERNEL_VL == 8
+#elif KERNEL_VL == 8 && defined(__AVX__)
 #define SWAP_1(x) __builtin_shufflevector(x, x, 1, 0, 3, 2, 5, 4, 7, 6)
 #define SWAP_2(x) __builtin_shufflevector(x, x, 2, 3, 0, 1, 6, 7, 4, 5)
 #define SWAP_4(x) __builtin_shufflevector(x, x, 4, 5, 6, 7, 0, 1, 2, 3)
