@@ -488,7 +488,7 @@ static int32_t encode_int16(int16_t *out, const float *x, int64_t n, float inver
 #if KERNEL_VL == 4
 #define SWAP_1(x) __builtin_shufflevector(x, x, 1, 0, 3, 2)
 #define SWAP_2(x) __builtin_shufflevector(x, x, 2, 3, 0, 1)
-#elif KERNEL_VL == 8 && defined(__AVX__)
+#elif KERNEL_VL == 8
 #define SWAP_1(x) __builtin_shufflevector(x, x, 1, 0, 3, 2, 5, 4, 7, 6)
 #define SWAP_2(x) __builtin_shufflevector(x, x, 2, 3, 0, 1, 6, 7, 4, 5)
 #define SWAP_4(x) __builtin_shufflevector(x, x, 4, 5, 6, 7, 0, 1, 2, 3)
