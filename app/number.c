@@ -95,3 +95,29 @@ number_result number_real(const char *text, double *out)
     *out = value;
     return NUMBER_OK;
 }
+
+number_result number_bytes(const char *text, uint64_t *out)
+{
+    static const char letters[] = "KMGT";
+    char digits[64];
+    const size_t length = strspn(text, "0123456789.");
+    const char *unit = text + length;
+    double factor = 1, value;
+    if (length >= sizeof digits)
+        return NUMBER_TOO_LARGE;
+    memcpy(digits, text, length);
+    digits[length] = 0;
+    if (*unit) {
+        const char *letter = strchr(letters, *unit & ~32); /* upper case */
+        if (!letter || !(unit[1] == 0 || !strcmp(unit + 1, "B") || !strcmp(unit + 1, "iB")))
+            return NUMBER_MALFORMED;
+        factor = ldexp(1, 10 * (int)(letter - letters + 1));
+    }
+    number_result result = number_real(digits, &value);
+    if (result != NUMBER_OK)
+        return result;
+    if (value * factor >= 0x1p63)
+        return NUMBER_TOO_LARGE;
+    *out = (uint64_t)(value * factor);
+    return NUMBER_OK;
+}

@@ -17,5 +17,8 @@ number_result number_integer(const char *text, int64_t *out);
 number_result number_unsigned(const char *text, uint64_t *out);
 /* [+-]digits[.digits][e[+-]digits], digits on at least one side of the point. Never infinite. */
 number_result number_real(const char *text, double *out);
+/* An amount of memory: a number without sign or exponent, then nothing, or K, M, G or T (powers of
+ * 1024; "GB" and "GiB" mean the same). */
+number_result number_bytes(const char *text, uint64_t *out);
 
 #endif

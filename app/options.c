@@ -10,6 +10,7 @@
 
 #define GENERATE OPTION_FOR_GENERATE
 #define QUANTIZE OPTION_FOR_QUANTIZE
+#define PLAN OPTION_FOR_PLAN
 #define BENCH OPTION_FOR_BENCH
 #define SIDE_MAXIMUM 16384
 
@@ -17,19 +18,19 @@
 const option_info option_table[OPTION_COUNT] = {
     [OPTION_MODEL] = {
         .name = "model", .letter = 'm', .kind = OPTION_KIND_DIRECTORY, .metavar = "DIR",
-        .group = OPTION_GROUP_MAIN, .commands = GENERATE | QUANTIZE | BENCH,
-        .required = GENERATE | QUANTIZE,
+        .group = OPTION_GROUP_MAIN, .commands = GENERATE | QUANTIZE | PLAN | BENCH,
+        .required = GENERATE | QUANTIZE | PLAN,
         .help = "the model: a directory in the layout of diffusers, mflux or MLX-z-image",
         .elsewhere = "diffusion-model model-path pretrained-model-name-or-path",
     },
     [OPTION_PROMPT] = {
         .name = "prompt", .letter = 'p', .kind = OPTION_KIND_TEXT, .metavar = "TEXT",
-        .group = OPTION_GROUP_MAIN, .commands = GENERATE, .required = GENERATE,
+        .group = OPTION_GROUP_MAIN, .commands = GENERATE | PLAN, .required = GENERATE,
         .help = "what the picture shows; - reads it from standard input",
     },
     [OPTION_NEGATIVE_PROMPT] = {
         .name = "negative-prompt", .letter = 'n', .kind = OPTION_KIND_TEXT, .metavar = "TEXT",
-        .group = OPTION_GROUP_MAIN, .commands = GENERATE,
+        .group = OPTION_GROUP_MAIN, .commands = GENERATE | PLAN,
         .help = "what it should not show; counts only where guidance is on",
         .elsewhere = "negative neg-prompt",
     },
@@ -43,28 +44,28 @@ const option_info option_table[OPTION_COUNT] = {
 
     [OPTION_WIDTH] = {
         .name = "width", .letter = 'W', .kind = OPTION_KIND_INTEGER, .metavar = "N",
-        .group = OPTION_GROUP_PICTURE, .commands = GENERATE | BENCH,
+        .group = OPTION_GROUP_PICTURE, .commands = GENERATE | PLAN | BENCH,
         .min = 1, .max = SIDE_MAXIMUM,
         .help = "width in pixels",
         .fallback = "the model's own",
     },
     [OPTION_HEIGHT] = {
         .name = "height", .letter = 'H', .kind = OPTION_KIND_INTEGER, .metavar = "N",
-        .group = OPTION_GROUP_PICTURE, .commands = GENERATE | BENCH,
+        .group = OPTION_GROUP_PICTURE, .commands = GENERATE | PLAN | BENCH,
         .min = 1, .max = SIDE_MAXIMUM,
         .help = "height in pixels",
         .fallback = "the model's own",
     },
     [OPTION_SIZE] = {
         .name = "size", .kind = OPTION_KIND_SIZE, .metavar = "WxH",
-        .group = OPTION_GROUP_PICTURE, .commands = GENERATE | BENCH,
+        .group = OPTION_GROUP_PICTURE, .commands = GENERATE | PLAN | BENCH,
         .min = 1, .max = SIDE_MAXIMUM,
         .help = "both at once, such as 1024x768",
         .elsewhere = "resolution",
     },
     [OPTION_STEPS] = {
         .name = "steps", .kind = OPTION_KIND_INTEGER, .metavar = "N",
-        .group = OPTION_GROUP_PICTURE, .commands = GENERATE,
+        .group = OPTION_GROUP_PICTURE, .commands = GENERATE | PLAN,
         .min = 1, .max = 1000,
         .help = "steps of the sampler",
         .fallback = "the model's own",
@@ -96,7 +97,7 @@ const option_info option_table[OPTION_COUNT] = {
 
     [OPTION_GUIDANCE] = {
         .name = "guidance", .kind = OPTION_KIND_NUMBER, .metavar = "G",
-        .group = OPTION_GROUP_GUIDANCE, .commands = GENERATE, .conflict = OPTION_CFG_SCALE,
+        .group = OPTION_GROUP_GUIDANCE, .commands = GENERATE | PLAN, .conflict = OPTION_CFG_SCALE,
         .min = 0, .max = 100,
         .help = "strength of the prompt as the model's own card and diffusers give it. Z-Image: "
                 "pos + G * (pos - neg); 0 is off",
@@ -105,7 +106,7 @@ const option_info option_table[OPTION_COUNT] = {
     },
     [OPTION_CFG_SCALE] = {
         .name = "cfg-scale", .kind = OPTION_KIND_NUMBER, .metavar = "S",
-        .group = OPTION_GROUP_GUIDANCE, .commands = GENERATE, .conflict = OPTION_GUIDANCE,
+        .group = OPTION_GROUP_GUIDANCE, .commands = GENERATE | PLAN, .conflict = OPTION_GUIDANCE,
         .min = 1, .max = 101,
         .help = "the same as the usual scale of every model: neg + S * (pos - neg); 1 is off. "
                 "For Z-Image S = G + 1",
@@ -127,7 +128,7 @@ const option_info option_table[OPTION_COUNT] = {
 
     [OPTION_THREADS] = {
         .name = "threads", .letter = 't', .kind = OPTION_KIND_INTEGER, .metavar = "N",
-        .group = OPTION_GROUP_MACHINE, .commands = GENERATE | QUANTIZE | BENCH,
+        .group = OPTION_GROUP_MACHINE, .commands = GENERATE | QUANTIZE | PLAN | BENCH,
         .min = 1, .max = 1024,
         .help = "how many; the result does not depend on it",
         .fallback = "all processors",
@@ -135,7 +136,7 @@ const option_info option_table[OPTION_COUNT] = {
     },
     [OPTION_PRECISION] = {
         .name = "precision", .kind = OPTION_KIND_CHOICE, .metavar = "P",
-        .group = OPTION_GROUP_MACHINE, .commands = GENERATE | BENCH,
+        .group = OPTION_GROUP_MACHINE, .commands = GENERATE | PLAN | BENCH,
         .help = "how the transformer multiplies: fp32 is the reference to rounding; bf16 and int8 "
                 "are faster where the processor has such instructions; auto: bf16 there",
         .fallback = "auto",
@@ -144,12 +145,22 @@ const option_info option_table[OPTION_COUNT] = {
     },
     [OPTION_CPU] = {
         .name = "cpu", .kind = OPTION_KIND_TEXT, .metavar = "TIER",
-        .group = OPTION_GROUP_MACHINE, .commands = GENERATE | BENCH,
+        .group = OPTION_GROUP_MACHINE, .commands = GENERATE | PLAN | BENCH,
         .help = "force the kernels for a kind of processor: baseline, avx2, avxvnni, avx512, "
                 "avx512vnni, avx512bf16, amx; on Arm baseline, dotprod, i8mm, bf16",
         .fallback = "the best for this one",
         .words = "baseline avx2 avxvnni avx512 avx512vnni avx512bf16 amx dotprod i8mm bf16",
         .environment = "CALOTYPE_CPU",
+    },
+
+    [OPTION_MAX_MEMORY] = {
+        .name = "max-memory", .kind = OPTION_KIND_BYTES, .metavar = "SIZE",
+        .group = OPTION_GROUP_MACHINE, .commands = GENERATE | PLAN,
+        .min = 1 << 20, .max = 0x1p60,
+        .help = "the most memory that may be taken, such as 6G or 700M (powers of 1024); weights "
+                "come and go block by block where they do not fit",
+        .fallback = "what the machine has",
+        .elsewhere = "memory max-ram max-vram memory-limit low-ram",
     },
 
     [OPTION_RNG] = {
@@ -237,13 +248,15 @@ const option_info option_table[OPTION_COUNT] = {
     },
     [OPTION_VERBOSE] = {
         .name = "verbose", .letter = 'v', .kind = OPTION_KIND_FLAG,
-        .group = OPTION_GROUP_REPORT, .commands = GENERATE | QUANTIZE, .conflict = OPTION_QUIET,
+        .group = OPTION_GROUP_REPORT, .commands = GENERATE | QUANTIZE | PLAN,
+        .conflict = OPTION_QUIET,
         .help = "say more; twice: say everything",
         .elsewhere = "debug",
     },
     [OPTION_JSON] = {
         .name = "json", .kind = OPTION_KIND_FLAG,
-        .group = OPTION_GROUP_REPORT, .commands = GENERATE | QUANTIZE | OPTION_FOR_INFO | BENCH,
+        .group = OPTION_GROUP_REPORT,
+        .commands = GENERATE | QUANTIZE | PLAN | BENCH | OPTION_FOR_INFO,
         .help = "print JSON, one object on a line, and nothing else",
     },
     [OPTION_HELP] = {
@@ -395,6 +408,24 @@ static ct_status set_size(options *o, const option_info *info, const char *label
     return CT_OK;
 }
 
+static ct_status set_bytes(option_value *value, const option_info *info, const char *label,
+                           const char *text, ct_error *error)
+{
+    uint64_t bytes = 0;
+    number_result result = number_bytes(text, &bytes);
+    if (result == NUMBER_MALFORMED)
+        return error_set(error, CT_EINVAL,
+                         "%s: \"%s\" is not an amount of memory such as 6G or 700M", label, text);
+    if (result == NUMBER_TOO_LARGE || (double)bytes > info->max)
+        return error_set(error, CT_EINVAL, "%s %s is more than any machine has", label, text);
+    if ((double)bytes < info->min)
+        return error_set(error, CT_EINVAL,
+                         "%s %s is %" PRIu64 " bytes; write M or G behind the number", label, text,
+                         bytes);
+    value->bytes = bytes;
+    return CT_OK;
+}
+
 typedef struct word_search {
     const char *wanted;
     int64_t index;
@@ -447,6 +478,7 @@ ct_status options_set(options *o, option_id id, const char *label, const char *t
     case OPTION_KIND_INTEGER: status = set_integer(&value, info, label, text, error); break;
     case OPTION_KIND_NUMBER: status = set_number(&value, info, label, text, error); break;
     case OPTION_KIND_SEED: status = set_seed(&value, label, text, error); break;
+    case OPTION_KIND_BYTES: status = set_bytes(&value, info, label, text, error); break;
     case OPTION_KIND_SIZE: status = set_size(o, info, label, text, error); break;
     case OPTION_KIND_CHOICE: status = set_choice(&value, info, label, text, error); break;
     }

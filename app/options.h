@@ -31,6 +31,7 @@ typedef enum option_id {
     OPTION_THREADS,
     OPTION_PRECISION,
     OPTION_CPU,
+    OPTION_MAX_MEMORY,
     OPTION_RNG,
     OPTION_NOISE,
     OPTION_TRACE,
@@ -58,6 +59,7 @@ typedef enum option_kind {
     OPTION_KIND_NUMBER,    /* a number in min..max */
     OPTION_KIND_SEED,      /* 0..2^64-1, or -1 for a random one */
     OPTION_KIND_SIZE,      /* 1024x768: sets OPTION_WIDTH and OPTION_HEIGHT */
+    OPTION_KIND_BYTES,     /* 6G, 512M: an amount of memory, in min..max */
     OPTION_KIND_CHOICE     /* one of the words */
 } option_kind;
 
@@ -79,6 +81,7 @@ typedef enum option_group {
 #define OPTION_FOR_COMPLETIONS 4u
 #define OPTION_FOR_HELP 8u
 #define OPTION_FOR_QUANTIZE 16u
+#define OPTION_FOR_PLAN 32u
 #define OPTION_FOR_BENCH 64u
 #define OPTION_FOR_ALL 127u
 
@@ -114,6 +117,7 @@ typedef struct option_value {
     int64_t integer;  /* INTEGER; CHOICE: the index of the word */
     double number;    /* NUMBER */
     uint64_t seed;    /* SEED */
+    uint64_t bytes;   /* BYTES */
     bool random;      /* SEED: -1 was given */
 } option_value;
 

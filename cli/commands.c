@@ -27,6 +27,16 @@ static const char quantize_details[] =
     "\n"
     "Exit status: 0 done, 1 the work failed, 2 a mistake in the options, 130 cancelled.\n";
 
+static const char plan_details[] =
+    "Examples\n"
+    "  calotype plan -m models/Z-Image-Turbo                       the model's own size\n"
+    "  calotype plan -m models/Z-Image-Turbo --size 1024x1024 --max-memory 8G\n"
+    "\n"
+    "Without --prompt the longest one is assumed. Only the headers of the files are read.\n"
+    "\n"
+    "Exit status: 0 it fits, 1 it does not or the model cannot be read, 2 a mistake in the "
+    "options.\n";
+
 static const char info_details[] =
     "Examples\n"
     "  calotype info models/emoji-256     what is in a model, and its defaults\n"
@@ -60,6 +70,11 @@ const command command_table[] = {
      .summary = "write a copy of a model with fewer bits",
      .details = quantize_details,
      .run = quantize_run},
+    {.name = "plan",
+     .bit = OPTION_FOR_PLAN,
+     .summary = "tell how much memory a picture takes, before anything is loaded",
+     .details = plan_details,
+     .run = plan_run},
     {.name = "info",
      .bit = OPTION_FOR_INFO,
      .arguments = "PATH",
@@ -86,7 +101,7 @@ const command command_table[] = {
      .bit = OPTION_FOR_HELP,
      .arguments = "[COMMAND]",
      .max_arguments = 1,
-     .words = "generate quantize info bench completions help",
+     .words = "generate plan quantize info bench completions help",
      .summary = "show the help of a command",
      .run = help_run},
     {.name = NULL},

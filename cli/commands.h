@@ -23,6 +23,7 @@ const command *command_find(const char *name);
 
 int generate_run(const options *o, report *r);
 int quantize_run(const options *o, report *r);
+int plan_run(const options *o, report *r);
 int bench_run(const options *o, report *r);
 int info_run(const options *o, report *r);
 int completions_run(const options *o, report *r);

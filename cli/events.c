@@ -45,6 +45,9 @@ static void add_job(json_writer *w, const ct_job_info *job)
     member_boolean(w, "negative_truncated", job->negative_truncated);
     member_string(w, "precision", ct_precision_name(job->precision));
     member_unsigned(w, "activation_bytes", job->activation_bytes);
+    member_unsigned(w, "peak_bytes", job->peak_bytes);
+    member_integer(w, "streamed_blocks", job->streamed_blocks);
+    member_integer(w, "blocks", job->blocks);
 }
 
 void events_start(FILE *out, const work_plan *plan)

@@ -1,6 +1,7 @@
 /* calotype generate: options -> parameters -> plan -> pictures. */
 #include "cli/commands.h"
 #include "cli/interrupt.h"
+#include "cli/params.h"
 #include "core/clock.h"
 #include "core/mem.h"
 #include "core/strbuf.h"
@@ -173,33 +174,14 @@ static ct_status check_options(const options *o, int pictures, ct_error *error)
     return CT_OK;
 }
 
-static ct_precision parse_precision(const option_value *value)
-{
-    static const ct_precision in_order_of_words[] = {CT_PRECISION_AUTO, CT_PRECISION_FP32,
-                                                     CT_PRECISION_BF16, CT_PRECISION_INT8};
-    return value->given ? in_order_of_words[value->integer] : CT_PRECISION_AUTO;
-}
-
 static void fill_params(work *w)
 {
     const option_value *value = w->o->value;
     ct_generate_params *p = &w->params;
-    ct_generate_params_init(p);
-    p->prompt = w->prompt ? w->prompt : value[OPTION_PROMPT].text;
-    p->negative_prompt = value[OPTION_NEGATIVE_PROMPT].text;
-    p->width = (int)value[OPTION_WIDTH].integer;
-    p->height = (int)value[OPTION_HEIGHT].integer;
-    p->steps = (int)value[OPTION_STEPS].integer;
+    params_from_options(p, w->o);
+    if (w->prompt)
+        p->prompt = w->prompt;
     p->seed = w->seed;
-    if (value[OPTION_GUIDANCE].given)
-        p->guidance = value[OPTION_GUIDANCE].number;
-    if (value[OPTION_CFG_SCALE].given)
-        p->cfg_scale = value[OPTION_CFG_SCALE].number;
-    if (value[OPTION_CFG_TRUNCATION].given)
-        p->cfg_truncation = value[OPTION_CFG_TRUNCATION].number;
-    p->cfg_normalization = value[OPTION_CFG_NORMALIZATION].given;
-    p->shift = value[OPTION_SHIFT].number;
-    p->precision = parse_precision(&value[OPTION_PRECISION]);
     p->noise_path = value[OPTION_NOISE].text;
     p->trace_path = value[OPTION_TRACE].text;
     p->trace_modules = value[OPTION_TRACE_MODULES].given;
@@ -225,17 +207,12 @@ static ct_status prepare(work *w, ct_error *error)
 static ct_status open_job(work *w, ct_error *error)
 {
     const option_value *value = w->o->value;
-    ct_context_params params;
-    ct_context_params_init(&params);
-    params.threads = (int)value[OPTION_THREADS].integer;
-    params.cpu = value[OPTION_CPU].text;
-    params.callbacks = report_callbacks(w->report);
     ct_model_params model_params;
     ct_model_params_init(&model_params);
     model_params.dequantize = value[OPTION_DEQUANTIZE].given;
     report_hold(w->report);
     report_busy(w->report, "opening", value[OPTION_MODEL].text);
-    ct_status status = ct_context_create(&params, &w->context, error);
+    ct_status status = context_from_options(&w->context, w->o, w->report, error);
     if (status == CT_OK)
         status = ct_model_load_with(w->context, value[OPTION_MODEL].text, &model_params, &w->model,
                                     error);

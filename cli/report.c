@@ -150,6 +150,12 @@ static void print_plan(report *r, const work_plan *plan)
     fprintf(stderr, "%d evaluation%s%s, %s, %s of working memory\n", job->evaluations,
             job->evaluations == 1 ? "" : "s", plan->pictures > 1 ? " for each picture" : "",
             ct_precision_name(job->precision), format_bytes(text, job->activation_bytes));
+    label(r, "memory");
+    fprintf(stderr, "%s at the most", format_bytes(text, job->peak_bytes));
+    if (job->streamed_blocks)
+        fprintf(stderr, ", %d of %d blocks of the transformer streamed", job->streamed_blocks,
+                job->blocks);
+    fputs("\n", stderr);
     label(r, "machine");
     int threads = ct_context_threads(plan->context);
     fprintf(stderr, "%d thread%s, %s kernels\n", threads, threads == 1 ? "" : "s",

@@ -15,7 +15,7 @@ LAYERS = {
     "include/calotype": [],
     "src/core": [PUBLIC],
     "src/io": [PUBLIC, "core"],
-    "src/text": [PUBLIC, "core", "io/json.h"],
+    "src/text": [PUBLIC, "core", "io/json.h", "io/json_scan.h"],
     "src/nn": [PUBLIC, "core"],
     "src/nn/cpu": [PUBLIC, "core", "nn"],
     "src/nn/cpu/arm": ["nn/cpu"],

@@ -320,6 +320,12 @@ typedef struct ct_generate_params {
     const char *trace_path;        /* write every stage to this safetensors file; NULL: do not */
     bool trace_modules;            /* also the output of every block, for finding a difference */
     const ct_callbacks *callbacks; /* NULL: the context's. Copied */
+    /* The most resident memory, in bytes, that this process may take while the job runs, including
+     * all that it holds already. The job picks by itself which weights stay between two uses and
+     * which are let go, cheapest slowdown first, and is refused where that does not suffice.
+     * 0: what the machine has; then weights are streamed where they do not fit, and only a job
+     * whose working memory alone is too large is refused. See MEMORY. */
+    uint64_t max_memory;
 } ct_generate_params;
 
 /* Fills in the defaults (seed 0, everything else the model's own). */
@@ -354,9 +360,63 @@ typedef struct ct_job_info {
     const char *scheduler;     /* "FlowMatchEulerDiscreteScheduler" */
     ct_precision precision;    /* never AUTO */
     uint64_t activation_bytes; /* working memory, besides the weights */
+    uint64_t peak_bytes;       /* the most resident memory of the process, see MEMORY */
+    int streamed_blocks;       /* of the transformer, that come and go at every step */
+    int blocks;                /* of the transformer */
 } ct_job_info;
 
 CT_API const ct_job_info *ct_job_get_info(const ct_job *job);
+
+/* ---- Memory ----------------------------------------------------------------------------------
+ * Weights are pages of mapped files. They count as this process's memory from when they are read
+ * until they are let go; the system keeps pages that were let go in its cache, as long as nobody
+ * needs the room. Text encoder, VAE, and what the transformer computes once for a picture are read
+ * block by block, and each block is let go when the next begins. The transformer's other blocks
+ * stay from step to step, or some or all of them come and go as well ("streamed"), the next one
+ * being read ahead while one computes; all are let go before the VAE runs. */
+
+typedef struct ct_memory_stage {
+    uint64_t file_bytes;  /* weights of the part in its files */
+    uint64_t read_bytes;  /* weights that the stage reads: layers that are used; of the table of
+                                * embeddings only the rows of the prompt's tokens */
+    uint64_t block_bytes; /* the largest block of weights */
+    int blocks;
+    uint64_t activation_bytes; /* working memory, scratch of all kernels included */
+    uint64_t buffer_bytes;     /* features, latents and pictures that are kept beside it */
+} ct_memory_stage;
+
+typedef struct ct_memory_choice {
+    int streamed_blocks;     /* of the transformer */
+    uint64_t stage_bytes[3]; /* resident memory of the process in each ct_stage */
+    uint64_t peak_bytes;     /* the largest of them */
+    bool fits;
+} ct_memory_choice;
+
+typedef struct ct_memory_plan {
+    size_t struct_size;
+    int width, height, steps;
+    ct_precision precision;
+    int prompt_tokens;        /* of the longer prompt */
+    bool prompt_assumed;      /* no prompt was given: these are the most that are read */
+    uint64_t available_bytes; /* what the machine, or the group of processes, could give; UINT64_MAX
+                               * where that is not known */
+    uint64_t limit_bytes;     /* max_memory, or else available_bytes */
+    uint64_t process_bytes;   /* resident now: program, libraries, tokenizer, headers, whatever else
+                               * the process holds, and what running adds to the program */
+    ct_memory_stage stage[3]; /* by ct_stage */
+    ct_memory_choice resident; /* the transformer stays from step to step */
+    ct_memory_choice streamed; /* all of its blocks are streamed: the least memory */
+    ct_memory_choice
+        chosen; /* what a job will do; chosen.fits is false where it would be refused */
+} ct_memory_plan;
+
+CT_API void ct_memory_plan_init(ct_memory_plan *plan);
+
+/* What a job of these parameters will take, found by a dry run on the headers of the files: no
+ * weight is read. params->prompt may be NULL: then the longest prompt is assumed. Fails as
+ * ct_job_create does, but not for want of memory. */
+CT_API ct_status ct_model_plan(ct_model *model, const ct_generate_params *params,
+                               ct_memory_plan *plan, ct_error *error);
 
 /* ---- Images ---------------------------------------------------------------------------------- */
 

@@ -1,4 +1,4 @@
-#define _POSIX_C_SOURCE 200809L
+#define _DEFAULT_SOURCE
 #include "core/file.h"
 #include "core/mem.h"
 #include "core/strbuf.h"
@@ -79,6 +79,32 @@ void file_map_close(file_map *map)
     if (map->data)
         munmap((void *)(uintptr_t)map->data, map->size);
     *map = (file_map){0};
+}
+
+static void advise(const file_map *map, size_t at, size_t bytes, int advice)
+{
+    if (!map->data || at >= map->size || bytes == 0)
+        return;
+    /* A mapping begins at a page, but not at a window. */
+    const uintptr_t data = (uintptr_t)map->data, mask = FILE_WINDOW - 1;
+    uintptr_t first = (data + at) & ~mask, end = map->size;
+    if (bytes < map->size - at)
+        end = ((data + at + bytes + mask) & ~mask) - data;
+    if (first < data)
+        first = data;
+    if (end > map->size)
+        end = map->size;
+    madvise((void *)first, data + end - first, advice);
+}
+
+void file_map_expect(const file_map *map, size_t at, size_t bytes)
+{
+    advise(map, at, bytes, MADV_WILLNEED);
+}
+
+void file_map_let_go(const file_map *map, size_t at, size_t bytes)
+{
+    advise(map, at, bytes, MADV_DONTNEED);
 }
 
 ct_status file_read(const ct_allocator *a, const char *path, size_t maximum, char **data,

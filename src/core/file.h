@@ -20,6 +20,18 @@ typedef struct file_map {
 ct_status file_map_open(file_map *map, const char *path, ct_error *error);
 void file_map_close(file_map *map);
 
+/* Systems map the pages of a file in windows of so many bytes around the one that is touched. */
+#define FILE_WINDOW ((size_t)64 << 10)
+
+/* Advice about a range of a mapping. It is rounded outward to whole windows: a page that goes
+ * although a neighbour uses it comes back when it is touched. */
+/* The range will be read soon: asks the system to fetch what is not in its cache. May wait for the
+ * disk. */
+void file_map_expect(const file_map *map, size_t at, size_t bytes);
+/* The range is done with: its pages leave this process. The system keeps them in its cache for as
+ * long as it likes. */
+void file_map_let_go(const file_map *map, size_t at, size_t bytes);
+
 /* The whole file with a zero byte behind it, refused above maximum bytes. Freed with mem_free. */
 ct_status file_read(const ct_allocator *a, const char *path, size_t maximum, char **data,
                     size_t *size, ct_error *error);

@@ -1,7 +1,10 @@
+#define _DEFAULT_SOURCE
 #include "core/mem.h"
 
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
 static void *default_alloc(void *user, size_t size)
 {
@@ -123,4 +126,15 @@ void mem_poison(void *pointer, size_t size)
 void mem_unpoison(void *pointer, size_t size)
 {
     ASAN_UNPOISON_MEMORY_REGION(pointer, size);
+}
+
+void mem_discard(void *at, size_t size)
+{
+    const long page = sysconf(_SC_PAGESIZE);
+    if (page <= 0)
+        return;
+    const uintptr_t mask = (uintptr_t)page - 1;
+    uintptr_t first = ((uintptr_t)at + mask) & ~mask, end = ((uintptr_t)at + size) & ~mask;
+    if (end > first)
+        madvise((void *)first, end - first, MADV_DONTNEED);
 }

@@ -31,6 +31,10 @@ void mem_free_aligned(const ct_allocator *a, void *pointer);
 void mem_poison(void *pointer, size_t size);
 void mem_unpoison(void *pointer, size_t size);
 
+/* Gives whole pages inside a block back to the system; what was in them is lost, and the next use
+ * takes new ones. Where the system cannot, nothing happens. */
+void mem_discard(void *at, size_t size);
+
 /* a * b and a + b into *out; false when they overflow. */
 bool size_mul(size_t a, size_t b, size_t *out);
 bool size_add(size_t a, size_t b, size_t *out);

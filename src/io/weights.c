@@ -1,5 +1,5 @@
 /* The files of a component, and one sorted table of their tensors. */
-#define _POSIX_C_SOURCE 200809L
+#define _DEFAULT_SOURCE
 #include "io/weights.h"
 #include "core/mem.h"
 #include "core/strbuf.h"
@@ -9,6 +9,8 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
 #define INDEX_MAXIMUM ((size_t)64 << 20)
 #define MAX_FILES 4096 /* each holds a mapping; the largest real models have some dozens */
@@ -430,6 +432,14 @@ void weights_set_codes(weights *w, const weight_view *view, int bits, int64_t gr
     own->group = group;
 }
 
+void weights_drop(const unsigned char *data, size_t bytes)
+{
+    const uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE);
+    const uintptr_t first = (uintptr_t)data / page * page;
+    if (bytes)
+        madvise((void *)first, (uintptr_t)data + bytes - first, MADV_DONTNEED);
+}
+
 void *weights_allocate(weights *w, size_t bytes)
 {
     if (w->block_count == w->block_capacity) {
@@ -452,6 +462,25 @@ void *weights_allocate(weights *w, size_t bytes)
 uint64_t weights_allocated(const weights *w)
 {
     return w->allocated;
+}
+
+const file_map *weights_locate(const weights *w, const void *data, size_t *at)
+{
+    for (int i = 0; i < w->file_count; i++) {
+        const file_map *map = &w->files[i].map;
+        uintptr_t first = (uintptr_t)map->data, address = (uintptr_t)data;
+        if (map->data && address >= first && address - first < map->size) {
+            *at = address - first;
+            return map;
+        }
+    }
+    return NULL;
+}
+
+void weights_let_go(const weights *w)
+{
+    for (int i = 0; i < w->file_count; i++)
+        file_map_let_go(&w->files[i].map, 0, w->files[i].map.size);
 }
 
 const char *weights_source(const weights *w)

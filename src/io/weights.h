@@ -5,6 +5,7 @@
 
 #include "core/dtype.h"
 #include "core/error.h"
+#include "core/file.h"
 
 #define WEIGHT_MAX_RANK 8
 
@@ -48,11 +49,18 @@ const char *weights_header(const weights *w, int file, size_t *length);
 const char *weights_metadata(const weights *w, const char *key);
 /* Says how many bits the codes of a view have, and how many of them share a scale. */
 void weights_set_codes(weights *w, const weight_view *view, int bits, int64_t group);
+/* Bytes of a view that are done with: their pages leave this process, and come back when they are
+ * touched. */
+void weights_drop(const unsigned char *data, size_t bytes);
 /* Memory that is freed with the weights, for what cannot be used as the file has it; NULL when it
  * cannot be had. Aligned and padded for kernels. */
 void *weights_allocate(weights *w, size_t bytes);
 /* How much of it there is. */
 uint64_t weights_allocated(const weights *w);
+/* The mapped file that holds these bytes, and where; NULL when none of w's files does. */
+const file_map *weights_locate(const weights *w, const void *data, size_t *at);
+/* Lets all pages of the files leave this process; they come back when they are touched. */
+void weights_let_go(const weights *w);
 /* The directory or file that was opened, for messages. */
 const char *weights_source(const weights *w);
 

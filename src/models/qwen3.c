@@ -224,6 +224,7 @@ nn_tensor qwen3_forward(nn *c, const qwen3 *m, const int32_t *ids, int64_t count
     nn_embed(c, &x, &m->embed, ids, count);
     nn_trace_tensor(c, &x, "text_encoder.embed_tokens");
     for (int i = 0; i < m->used_layers && !nn_stopped(c); i++) {
+        nn_block(c);
         attention(c, m, &m->layer[i], &x, &cosine, &sine);
         feed_forward(c, m, &m->layer[i], &x);
         nn_trace_tensor(c, &x, "text_encoder.layers.%d", i);

@@ -50,13 +50,25 @@ void vae_kl_free(vae_kl *m); /* NULL is allowed */
 
 /* Pixels for each latent pixel, in both directions. */
 int vae_kl_factor(const vae_kl *m);
-/* Units that decode reports to block_done. */
-int vae_kl_decode_units(const vae_kl *m);
+/* What decode does. */
+typedef struct vae_decoding {
+    const float *latents; /* [channels, height, width], scaled as the transformer has them */
+    int64_t height, width;
+    float *picture; /* [3, factor * height, factor * width] in -1..1, not clamped */
+    /* Rows of latents whose part of the picture is decoded at a time where that takes less memory,
+     * which is at the largest sizes; 0: all. The result is the same, bit for bit. */
+    int strip_rows;
+    void (*unit_done)(void *user, int unit); /* may be NULL */
+    void *user;
+} vae_decoding;
 
-/* latents [channels, height, width], scaled as the transformer has them, to a picture
- * [3, factor * height, factor * width] in -1..1, not clamped. block_done may be NULL. */
-void vae_kl_decode(nn *c, const vae_kl *m, const float *latents, int64_t height, int64_t width,
-                   float *picture, void (*block_done)(void *user, int unit), void *user);
+void vae_kl_decode(nn *c, const vae_kl *m, const vae_decoding *d);
+/* Units that decode reports to unit_done. */
+int vae_kl_decode_units(const vae_kl *m, const vae_decoding *d);
+/* The bytes of activations that decode takes at most (a dry run under params; latents and picture
+ * may be NULL). */
+ct_status vae_kl_decode_peak(const vae_kl *m, const vae_decoding *d, const nn_params *params,
+                             size_t *bytes, ct_error *error);
 
 /* A picture [3, height, width] in -1..1 to moments [2 * channels, height / factor, width / factor]:
  * mean and logarithm of the variance, not scaled. Sides must be multiples of factor. */

@@ -290,6 +290,7 @@ zimage_schedule zimage_prepare_schedule(nn *c, const zimage *m, const float *tim
     }
     for (int64_t b = 0; b < modulated_blocks(m); b++) {
         const zimage_block *k = b < m->refiners ? &m->noise_refiner[b] : &m->layer[b - m->refiners];
+        nn_block(c);
         for (int i = 0; i < 4; i++) {
             nn_weight w = nn_weight_rows(&k->modulation, i * m->dim, m->dim);
             nn_weight bias = nn_weight_rows(&k->modulation_bias, i * m->dim, m->dim);
@@ -301,6 +302,7 @@ zimage_schedule zimage_prepare_schedule(nn *c, const zimage *m, const float *tim
                 nn_tanh(c, &value);
         }
     }
+    nn_block(c);
     nn_tensor final = schedule_entry(&s, 4 * modulated_blocks(m), 0, steps);
     nn_silu(c, &embedding, &embedding);
     nn_linear(c, &final, &embedding, &m->final_modulation,
@@ -416,6 +418,7 @@ zimage_caption zimage_prepare_caption(nn *c, const zimage *m, const float *featu
     }
     nn_trace_tensor(c, &p.tokens, "transformer.cap_embedder");
     for (int i = 0; i < m->refiners; i++) {
+        nn_block(c);
         block(c, m, &m->context_refiner[i], &p.tokens, &cosine, &sine, NULL);
         nn_trace_tensor(c, &p.tokens, "transformer.context_refiner.%d", i);
     }
@@ -482,6 +485,7 @@ void zimage_forward(nn *c, const zimage *m, const zimage_schedule *schedule, int
     for (int64_t b = 0; b < modulated_blocks(m); b++) {
         for (int i = 0; i < 4; i++)
             modulation[i] = schedule_entry(schedule, 4 * b + i, step, 1);
+        nn_block(c);
         if (b < m->refiners) {
             block(c, m, &m->noise_refiner[b], &image, &cosine, &sine, modulation);
             nn_trace_tensor(c, &image, "transformer.noise_refiner.%d", (int)b);
@@ -494,6 +498,7 @@ void zimage_forward(nn *c, const zimage *m, const zimage_schedule *schedule, int
     }
 
     /* Only the image tokens are needed behind the last layer. */
+    nn_block(c);
     const int64_t tokens = p->rows * p->columns;
     nn_tensor scale = schedule_entry(schedule, 4 * modulated_blocks(m), step, 1);
     nn_tensor last = nn_rows(&x, 0, tokens);

@@ -86,6 +86,23 @@ size_t nn_peak(const nn *c)
     return c->peak;
 }
 
+void nn_restart_peak(nn *c)
+{
+    c->peak = c->used;
+}
+
+void nn_trim(nn *c, size_t bytes)
+{
+    if (c->arena && bytes < c->capacity)
+        mem_discard(c->arena + bytes, c->capacity - bytes);
+}
+
+void nn_block(nn *c)
+{
+    if (c->params.residency && c->params.residency->block && c->error.code == CT_OK)
+        c->params.residency->block(c->params.residency->user);
+}
+
 /* ---- Memory ---------------------------------------------------------------------------------- */
 
 size_t nn_mark(const nn *c)
@@ -160,6 +177,12 @@ nn_tensor nn_keep(nn *c, size_t mark, const nn_tensor *t)
     return place;
 }
 
+nn_tensor nn_new_sums(nn *c, int64_t rows, int groups)
+{
+    /* Two doubles for each group. */
+    return new_tensor(c, 2, rows, 4 * (int64_t)groups, 1);
+}
+
 nn_tensor nn_new_operand(nn *c, int64_t m, int64_t k)
 {
     nn_tensor t = {.rank = 2, .n = {m, k, 1, 1}, .stride = k, .operand = true};
@@ -167,9 +190,11 @@ nn_tensor nn_new_operand(nn *c, int64_t m, int64_t k)
     return t;
 }
 
-void nn_set_precision(nn *c, nn_precision precision)
+nn_precision nn_set_precision(nn *c, nn_precision precision)
 {
+    nn_precision before = c->params.precision;
     c->params.precision = precision;
+    return before;
 }
 
 int64_t nn_count(const nn_tensor *t)
@@ -182,9 +207,10 @@ int64_t nn_count(const nn_tensor *t)
 
 nn_tensor nn_rows(const nn_tensor *t, int64_t first, int64_t count)
 {
-    nn_tensor rows = {.rank = 2, .n = {count, t->n[1], 1, 1}, .stride = t->stride};
+    nn_tensor rows = *t;
+    rows.n[0] = count;
     if (t->data)
-        rows.data = t->data + first * t->stride;
+        rows.data = t->data + first * (t->rank == 2 ? t->stride : t->n[1] * t->n[2]);
     return rows;
 }
 
@@ -221,9 +247,47 @@ nn_weight nn_weight_rows(const nn_weight *w, int64_t first, int64_t count)
 
 /* ---- Checks ---------------------------------------------------------------------------------- */
 
+/* In a dry run: tells that bytes of a weight will be read. */
+static void reads(nn *c, const void *data, size_t bytes)
+{
+    const nn_residency *r = c->params.residency;
+    if (c->params.dry && data && bytes && r && r->reads)
+        r->reads(r->user, data, bytes);
+}
+
+/* Elements first .. first+count-1 of a weight, whole groups of it where it has groups. */
+static void reads_part(nn *c, const nn_weight *w, size_t first, size_t count)
+{
+    const size_t size = dtype_size(w->type);
+    if (w->bits == 0) {
+        reads(c, (const char *)w->data + first * size, count * size);
+        return;
+    }
+    const size_t bits = (size_t)w->bits, group = (size_t)w->group;
+    reads(c, (const char *)w->data + first / 8 * bits, count / 8 * bits);
+    reads(c, (const char *)w->scales + first / group * size, count / group * size);
+    reads(c, (const char *)w->biases + first / group * size, count / group * size);
+}
+
+static void reads_weight(nn *c, const nn_weight *w)
+{
+    if (!c->params.dry || !nn_has(w))
+        return;
+    size_t count = 1;
+    for (int i = 0; i < w->rank; i++)
+        count *= (size_t)w->n[i];
+    reads_part(c, w, 0, count);
+}
+
+static void reads_rows(nn *c, const nn_weight *w, const int32_t *rows, int64_t count)
+{
+    for (int64_t i = 0; i < count; i++)
+        reads_part(c, w, (size_t)rows[i] * (size_t)w->n[1], (size_t)w->n[1]);
+}
+
 /* False when the operation must not run. condition is what the operation expects; text says it. */
-static bool require(nn *c, bool condition, const char *operation, const nn_weight *w,
-                    const char *text)
+static bool check(nn *c, bool condition, const char *operation, const nn_weight *w,
+                  const char *text)
 {
     if (nn_stopped(c))
         return false;
@@ -231,6 +295,16 @@ static bool require(nn *c, bool condition, const char *operation, const nn_weigh
         nn_fail(c, CT_EINTERNAL, "%s%s%s: expected %s", operation, w && w->name ? " with " : "",
                 w && w->name ? w->name : "", text);
     return condition;
+}
+
+/* The same for an operation that reads the whole of w, which may be NULL. */
+static bool require(nn *c, bool condition, const char *operation, const nn_weight *w,
+                    const char *text)
+{
+    bool run = check(c, condition, operation, w, text);
+    if (run)
+        reads_weight(c, w);
+    return run;
 }
 
 /* Numbers without gaps. */
@@ -281,7 +355,7 @@ void nn_copy(nn *c, const nn_tensor *out, const nn_tensor *x)
 {
     if (require(c, nn_count(out) == nn_count(x) && is_whole(out) && is_whole(x), "copy", NULL,
                 "equal sizes") &&
-        !c->params.dry)
+        !c->params.dry && out->data != x->data)
         memmove(out->data, x->data, (size_t)nn_count(x) * sizeof(float));
 }
 
@@ -304,8 +378,11 @@ void nn_embed(nn *c, const nn_tensor *out, const nn_weight *w, const int32_t *id
     bool fits = w->rank == 2 && nn_has(w) && is_matrix(out, count, w->n[1]);
     for (int64_t i = 0; fits && i < count; i++)
         fits = ids[i] >= 0 && ids[i] < w->n[0];
-    if (require(c, fits, "embed", w, "out [S, D], w [V, D], ids below V"))
-        c->device->embed(c, out, w, ids);
+    if (!check(c, fits, "embed", w, "out [S, D], w [V, D], ids below V"))
+        return;
+    if (c->params.dry)
+        reads_rows(c, w, ids, count);
+    c->device->embed(c, out, w, ids);
 }
 
 void nn_fill_rows(nn *c, const nn_tensor *out, const nn_weight *w)
@@ -333,8 +410,11 @@ void nn_linear(nn *c, const nn_tensor *out, const nn_tensor *x, const nn_weight 
         (!e->gate || is_row(e->gate, w->n[0])) && !(x->operand && w->sensitive) &&
         (!e->up || (nn_has(e->up) && e->up->rank == 2 && e->up->n[0] == w->n[0] &&
                     e->up->n[1] == w->n[1] && e->up->sensitive == w->sensitive && !e->bias));
-    if (require(c, fits, "linear", w, "out [M, N], x [M, K], w and up [N, K], bias and gate [N]"))
+    if (require(c, fits, "linear", w, "out [M, N], x [M, K], w and up [N, K], bias and gate [N]")) {
+        reads_weight(c, e->bias);
+        reads_weight(c, e->up);
         c->device->linear(c, out, x, w, e);
+    }
 }
 
 void nn_rms_norm(nn *c, const nn_tensor *out, const nn_tensor *x, const nn_weight *w, double eps,
@@ -419,21 +499,44 @@ void nn_conv2d(nn *c, const nn_tensor *out, const nn_tensor *x, const nn_weight 
         p.stride = 1;
     bool fits = nn_has(w) && w->rank == 4 && w->n[2] == w->n[3] && (w->n[2] == 1 || w->n[2] == 3) &&
                 x->rank == 3 && out->rank == 3 && x->n[2] == w->n[1] && out->n[2] == w->n[0] &&
-                is_vector(bias, w->n[0]) && (p.stride == 1 || p.stride == 2);
+                is_vector(bias, w->n[0]) && (p.stride == 1 || p.stride == 2) &&
+                (!p.norm || is_matrix(p.norm, 2, w->n[1])) && p.above >= 0 && p.below >= 0 &&
+                ((p.above == 0 && p.below == 0) || p.stride == 1);
     for (int i = 0; fits && i < 2; i++) {
-        int64_t in = x->n[i] * (p.upsample ? 2 : 1), kernel = w->n[2];
+        int64_t band = x->n[i] - (i == 0 ? p.above + p.below : 0);
+        int64_t in = band * (p.upsample ? 2 : 1), kernel = w->n[2];
         int64_t pad = p.pad_bottom_right ? kernel / 2 : 2 * (kernel / 2);
-        fits = in + pad >= kernel && out->n[i] == (in + pad - kernel) / p.stride + 1;
+        fits = band > 0 && in + pad >= kernel && out->n[i] == (in + pad - kernel) / p.stride + 1;
     }
-    if (require(c, fits, "conv2d", w, "x [H, W, I], w [O, I, k, k], bias [O], out to match"))
+    fits = fits && (p.below == 0 || out->n[0] % 4 == 0);
+    if (require(c, fits, "conv2d", w, "x [H, W, I], w [O, I, k, k], bias [O], out to match")) {
+        reads_weight(c, bias);
         c->device->conv2d(c, out, x, w, bias, &p);
+    }
 }
 
-void nn_group_norm(nn *c, const nn_tensor *out, const nn_tensor *x, const nn_weight *w,
-                   const nn_weight *b, int groups, double eps, bool silu)
+void nn_group_sums(nn *c, const nn_tensor *sums, int64_t first, const nn_tensor *x)
 {
-    bool fits = x->rank == 3 && same_shape(out, x) && is_vector(w, x->n[2]) &&
-                is_vector(b, x->n[2]) && groups > 0 && x->n[2] % groups == 0;
-    if (require(c, fits, "group_norm", w, "out and x [H, W, C], w and b [C], C = groups * n"))
-        c->device->group_norm(c, out, x, w, b, groups, (float)eps, silu);
+    bool fits = x->rank == 3 && sums->rank == 2 && first >= 0 && first + x->n[0] <= sums->n[0] &&
+                x->n[2] % (sums->n[1] / 4) == 0;
+    if (require(c, fits, "group_sums", NULL, "x [H, W, groups * n], sums of at least H rows"))
+        c->device->group_sums(c, sums, first, x);
+}
+
+void nn_group_factors(nn *c, const nn_tensor *norm, const nn_tensor *sums, int64_t width,
+                      const nn_weight *w, const nn_weight *b, double eps)
+{
+    bool fits = norm->rank == 2 && norm->n[0] == 2 && is_vector(w, norm->n[1]) &&
+                is_vector(b, norm->n[1]) && norm->n[1] % (sums->n[1] / 4) == 0;
+    if (require(c, fits, "group_factors", w, "norm [2, C], w and b [C], C = groups * n")) {
+        reads_weight(c, b);
+        c->device->group_factors(c, norm, sums, width, w, b, eps);
+    }
+}
+
+void nn_apply_norm(nn *c, const nn_tensor *out, const nn_tensor *x, const nn_tensor *norm)
+{
+    bool fits = x->rank == 3 && same_shape(out, x) && is_matrix(norm, 2, x->n[2]);
+    if (require(c, fits, "apply_norm", NULL, "out and x [H, W, C], norm [2, C]"))
+        c->device->apply_norm(c, out, x, norm);
 }

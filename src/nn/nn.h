@@ -73,15 +73,26 @@ typedef enum nn_precision {
               * row, sums exact; weights marked sensitive, and attention: as NN_BF16 */
 } nn_precision;
 
+/* How weights come and go while a network runs. A model knows nothing of it but where its blocks
+ * begin; what is done there is the pipeline's choice (pipeline/residency.h). */
+typedef struct nn_residency {
+    void *user;
+    /* In a dry run: an operation will read these bytes of a weight. */
+    void (*reads)(void *user, const void *data, size_t bytes);
+    /* A block begins, in a dry run too: the weights read since the last one are done with. */
+    void (*block)(void *user);
+} nn_residency;
+
 typedef struct nn_params {
     const ct_allocator *allocator;
     pool *threads;
     const struct cpu_kernels *kernels;
     bool dry;
     nn_precision precision;
-    size_t arena_bytes;         /* for a real run: what the dry run found */
-    const nn_trace *trace;      /* may be NULL */
-    bool (*cancel)(void *user); /* may be NULL */
+    size_t arena_bytes;            /* for a real run: what the dry run found */
+    const nn_trace *trace;         /* may be NULL */
+    const nn_residency *residency; /* may be NULL */
+    bool (*cancel)(void *user);    /* may be NULL */
     void *cancel_user;
 } nn_params;
 
@@ -99,8 +110,15 @@ void nn_fail(nn *c, ct_status status, const char *format, ...) CORE_PRINTF(3, 4)
 /* True when an operation would do nothing, because of a failure. Asks the cancel callback. */
 bool nn_stopped(nn *c);
 bool nn_is_dry(const nn *c);
-/* The most bytes that were in use at once. */
+/* The most bytes that were in use at once, since nn_restart_peak if that was called. */
 size_t nn_peak(const nn *c);
+void nn_restart_peak(nn *c);
+/* Gives the memory behind the first bytes back to the system until it is used again. Nothing may be
+ * in use there. */
+void nn_trim(nn *c, size_t bytes);
+
+/* Between blocks: before each turn of the loop over a network's layers, and behind the last. */
+void nn_block(nn *c);
 
 /* Memory for activations: a stack. What was made after a mark goes with its release. */
 size_t nn_mark(const nn *c);
@@ -113,10 +131,11 @@ nn_tensor nn_new3(nn *c, int64_t n0, int64_t n1, int64_t n2);
  * layers (none of them sensitive) on the same input. Written by nn_rms_norm and nn_prepare, read by
  * nn_linear. */
 nn_tensor nn_new_operand(nn *c, int64_t m, int64_t k);
-/* For what follows. An operand is used under the precision that it was made in. */
-void nn_set_precision(nn *c, nn_precision precision);
+/* For what follows; returns what it was. An operand is used under the precision that it was made
+ * in. */
+nn_precision nn_set_precision(nn *c, nn_precision precision);
 
-/* Rows first .. first+count-1 of a matrix; the same memory. */
+/* Rows first .. first+count-1 of a matrix or of a picture; the same memory. */
 nn_tensor nn_rows(const nn_tensor *t, int64_t first, int64_t count);
 /* Columns first .. first+count-1; the same memory. */
 nn_tensor nn_columns(const nn_tensor *t, int64_t first, int64_t count);
@@ -203,15 +222,31 @@ typedef struct nn_conv {
     bool pad_bottom_right; /* zeros only below and to the right (stride 2 of the VAE encoder);
                              * otherwise kernel/2 zeros on every side */
     bool upsample;         /* the input is first doubled in both directions, nearest neighbour */
+    /* The input is silu(x * norm[0] + norm[1]), [2, I], as nn_group_factors makes it; NULL: x. */
+    const nn_tensor *norm;
+    bool add; /* out += the result instead of out = */
+    /* x and out are a horizontal band of a larger picture: how many of the first and last rows of x
+     * are neighbours of the band and no part of it. Where there are none zeros are padded. The
+     * result is that of the whole picture, bit for bit, if the band begins and ends at multiples of
+     * 4 rows of the whole out (or ends with it). Stride 1 only. */
+    int64_t above, below;
 } nn_conv;
 
-/* out [Ho, Wo, O] = convolution of x [H, W, I] with w [O, I, k, k] (k = 1 or 3) plus bias [O]. */
+/* out [Ho, Wo, O] = convolution of x [H, W, I] with w [O, I, k, k] (k = 1 or 3) plus bias [O].
+ * Always in float32. */
 void nn_conv2d(nn *c, const nn_tensor *out, const nn_tensor *x, const nn_weight *w,
                const nn_weight *bias, const nn_conv *params);
 
-/* out = (x - mean) / sqrt(var + eps) * w + b for each of the groups of channels of x [H, W, C] over
- * all pixels, then SiLU if asked for. In place. */
-void nn_group_norm(nn *c, const nn_tensor *out, const nn_tensor *x, const nn_weight *w,
-                   const nn_weight *b, int groups, double eps, bool silu);
+/* A group norm over a picture that need not be in memory as a whole: the sums of each of its rows,
+ * then what each channel is multiplied with and what is added. */
+nn_tensor nn_new_sums(nn *c, int64_t rows, int groups);
+/* Rows first .. first+H-1 of sums = those of x [H, W, C]. */
+void nn_group_sums(nn *c, const nn_tensor *sums, int64_t first, const nn_tensor *x);
+/* norm [2, C]: (x - mean) / sqrt(var + eps) * w + b = x * norm[0] + norm[1], for rows of width
+ * pixels. The sums are added in the order of the rows. */
+void nn_group_factors(nn *c, const nn_tensor *norm, const nn_tensor *sums, int64_t width,
+                      const nn_weight *w, const nn_weight *b, double eps);
+/* out [H, W, C] = x * norm[0] + norm[1]. In place. */
+void nn_apply_norm(nn *c, const nn_tensor *out, const nn_tensor *x, const nn_tensor *norm);
 
 #endif

@@ -30,8 +30,10 @@ typedef struct nn_device {
     void (*add)(nn *c, const nn_tensor *x, const nn_tensor *y);
     void (*conv2d)(nn *c, const nn_tensor *out, const nn_tensor *x, const nn_weight *w,
                    const nn_weight *bias, const nn_conv *params);
-    void (*group_norm)(nn *c, const nn_tensor *out, const nn_tensor *x, const nn_weight *w,
-                       const nn_weight *b, int groups, float eps, bool silu);
+    void (*group_sums)(nn *c, const nn_tensor *sums, int64_t first, const nn_tensor *x);
+    void (*group_factors)(nn *c, const nn_tensor *norm, const nn_tensor *sums, int64_t width,
+                          const nn_weight *w, const nn_weight *b, double eps);
+    void (*apply_norm)(nn *c, const nn_tensor *out, const nn_tensor *x, const nn_tensor *norm);
 } nn_device;
 
 extern const nn_device nn_cpu_device;

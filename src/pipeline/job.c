@@ -4,7 +4,6 @@
 
 #include "core/file.h"
 #include "core/mem.h"
-#include "core/memory_info.h"
 
 #include <inttypes.h>
 #include <math.h>
@@ -39,6 +38,17 @@ static ct_status check_side(const ct_model *m, const char *name, int value, int6
     return CT_OK;
 }
 
+void job_set_size(ct_job *job, int width, int height)
+{
+    const ct_model *m = job->model;
+    const int factor = vae_kl_factor(m->vae);
+    job->info.width = width;
+    job->info.height = height;
+    job->latent_height = height / factor;
+    job->latent_width = width / factor;
+    job->latent_count = m->transformer->channels * job->latent_height * job->latent_width;
+}
+
 static ct_status resolve_size(ct_job *job, const ct_generate_params *p, ct_error *error)
 {
     const ct_model *m = job->model;
@@ -49,14 +59,11 @@ static ct_status resolve_size(ct_job *job, const ct_generate_params *p, ct_error
         if (most[i] > 32768)
             most[i] = 32768;
     }
-    job->info.width = p->width ? p->width : m->info.default_width;
-    job->info.height = p->height ? p->height : m->info.default_height;
+    job_set_size(job, p->width ? p->width : m->info.default_width,
+                 p->height ? p->height : m->info.default_height);
     ct_status status = check_side(m, "width", job->info.width, most[1], error);
     if (status == CT_OK)
         status = check_side(m, "height", job->info.height, most[0], error);
-    job->latent_height = job->info.height / factor;
-    job->latent_width = job->info.width / factor;
-    job->latent_count = m->transformer->channels * job->latent_height * job->latent_width;
     return status;
 }
 
@@ -188,6 +195,25 @@ static ct_status resolve_prompts(ct_job *job, const ct_generate_params *p, ct_er
     return status;
 }
 
+/* For planning: the longest prompts, whose tokens lie as far apart in the table as they can. */
+static ct_status assume_prompts(ct_job *job, ct_error *error)
+{
+    prompt *prompts[] = {&job->positive, &job->negative};
+    const ct_model *m = job->model;
+    const int64_t count = m->info.max_prompt_tokens;
+    for (int i = 0; i < (job->info.guidance > 0 ? 2 : 1); i++) {
+        prompts[i]->ids = mem_array(job->allocator, (size_t)count, sizeof *prompts[i]->ids);
+        if (!prompts[i]->ids)
+            return error_memory(error, (size_t)count * sizeof *prompts[i]->ids, "the prompt");
+        prompts[i]->count = count;
+        for (int64_t k = 0; k < count; k++)
+            prompts[i]->ids[k] = (int32_t)(k * (m->text_encoder->vocab / count));
+    }
+    job->info.prompt_tokens = (int)job->positive.count;
+    job->info.negative_tokens = (int)job->negative.count;
+    return CT_OK;
+}
+
 /* ---- Files, schedule, memory ----------------------------------------------------------------- */
 
 static ct_status resolve_paths(ct_job *job, const ct_generate_params *p, ct_error *error)
@@ -228,53 +254,73 @@ bool job_guides(const ct_job *job, int step)
     return job->info.guidance > 0 && (double)job->times[step] <= job->cfg_truncation;
 }
 
-static nn_params network_params(const ct_job *job)
+nn_params job_network(const ct_job *job)
 {
     const ct_context *context = job->model->context;
     return (nn_params){.allocator = job->allocator,
                        .threads = context->threads,
                        .kernels = &context->kernels,
                        .trace = job->trace_modules ? &job->trace.hook : NULL,
+                       .residency = &job->residency.hook,
                        .cancel = job->callbacks.cancel,
                        .cancel_user = job->callbacks.user};
 }
 
-/* A dry run finds the peak; then all of it is taken. */
-static ct_status plan_memory(ct_job *job, ct_error *error)
+size_t job_plane_bytes(const ct_job *job)
 {
-    nn_params params = network_params(job);
-    params.dry = true;
-    params.cancel = NULL;
-    nn *dry = NULL;
-    ct_status status = nn_create(&dry, &params, error);
-    if (status != CT_OK)
-        return status;
-    job_execute(job, dry, 0);
-    status = nn_status(dry, error);
-    size_t peak = nn_peak(dry);
-    nn_free(dry);
-    if (status != CT_OK)
-        return status;
     size_t pixels = (size_t)job->info.width * (size_t)job->info.height;
-    size_t planes = 3 * (size_t)job->latent_count + 3 * pixels;
-    job->info.activation_bytes = peak + planes * sizeof(float);
-    uint64_t available = memory_available();
-    if (job->info.activation_bytes > available)
-        return error_set(error, CT_ENOMEM,
-                         "a picture of %d x %d needs %.1f GiB of memory besides the weights, but "
-                         "%.1f GiB are available; choose a smaller size",
-                         job->info.width, job->info.height,
-                         (double)job->info.activation_bytes / 1073741824.0,
-                         (double)available / 1073741824.0);
-    job->latents = mem_array(job->allocator, planes, sizeof(float));
+    return (3 * (size_t)job->latent_count + 3 * pixels) * sizeof(float);
+}
+
+/* All memory that the run will need. */
+static ct_status take_memory(ct_job *job, ct_error *error)
+{
+    job->latents = mem_alloc(job->allocator, job_plane_bytes(job));
     if (!job->latents)
-        return error_memory(error, planes * sizeof(float), "the latents and the picture");
+        return error_memory(error, job_plane_bytes(job), "the latents and the picture");
     job->guided = job->latents + job->latent_count;
     job->other = job->guided + job->latent_count;
     job->picture = job->other + job->latent_count;
-    params = network_params(job);
-    params.arena_bytes = peak;
+    nn_params params = job_network(job);
+    for (int i = 0; i < 3; i++)
+        if (job->arena[i] > params.arena_bytes)
+            params.arena_bytes = job->arena[i];
+    residency_read_ahead(&job->residency);
     return nn_create(&job->network, &params, error);
+}
+
+ct_status job_open(ct_job **out, ct_model *model, const ct_generate_params *params, bool planning,
+                   ct_error *error)
+{
+    *out = NULL;
+    const ct_allocator *a = model->allocator;
+    ct_job *job = mem_zero_array(a, 1, sizeof *job);
+    if (!job)
+        return error_memory(error, sizeof *job, "the job");
+    job->model = model;
+    job->allocator = a;
+    job->callbacks = params->callbacks ? *params->callbacks : model->context->callbacks;
+    job->max_memory = params->max_memory;
+    residency_init(&job->residency, a);
+    residency_watch(&job->residency, model->text_encoder->weights);
+    residency_watch(&job->residency, model->transformer->weights);
+    residency_watch(&job->residency, model->vae->weights);
+    ct_status status = resolve_size(job, params, error);
+    if (status == CT_OK)
+        status = resolve_numbers(job, params, error);
+    if (status == CT_OK)
+        status = planning && !params->prompt ? assume_prompts(job, error)
+                                             : resolve_prompts(job, params, error);
+    if (status == CT_OK && !planning)
+        status = resolve_paths(job, params, error);
+    if (status == CT_OK)
+        status = prepare_schedule(job, error);
+    if (status != CT_OK) {
+        ct_job_free(&job);
+        return status;
+    }
+    *out = job;
+    return CT_OK;
 }
 
 ct_status ct_job_create(ct_model *model, const ct_generate_params *params, ct_job **out,
@@ -285,28 +331,23 @@ ct_status ct_job_create(ct_model *model, const ct_generate_params *params, ct_jo
     *out = NULL;
     if (params->struct_size != sizeof *params)
         return error_set(error, CT_EINVAL, "ct_job_create: call ct_generate_params_init first");
-    const ct_allocator *a = model->allocator;
-    ct_job *job = mem_zero_array(a, 1, sizeof *job);
-    if (!job)
-        return error_memory(error, sizeof *job, "the job");
-    job->model = model;
-    job->allocator = a;
-    job->callbacks = params->callbacks ? *params->callbacks : model->context->callbacks;
-    ct_status status = resolve_size(job, params, error);
+    ct_job *job = NULL;
+    ct_status status = job_open(&job, model, params, false, error);
+    if (status != CT_OK)
+        return status;
+    ct_memory_plan plan;
+    status = plan_memory(job, &plan, error);
     if (status == CT_OK)
-        status = resolve_numbers(job, params, error);
-    if (status == CT_OK)
-        status = resolve_prompts(job, params, error);
-    if (status == CT_OK)
-        status = resolve_paths(job, params, error);
-    if (status == CT_OK)
-        status = prepare_schedule(job, error);
-    if (status == CT_OK)
-        status = plan_memory(job, error);
+        status = take_memory(job, error);
     if (status != CT_OK) {
         ct_job_free(&job);
         return status;
     }
+    log_message(&job->callbacks, CT_LOG_INFO,
+                "memory: %.0f MiB at the most of %.0f MiB; %d of %d blocks of the transformer are "
+                "streamed",
+                (double)plan.chosen.peak_bytes / 1048576.0, (double)plan.limit_bytes / 1048576.0,
+                job->info.streamed_blocks, job->info.blocks);
     *out = job;
     return CT_OK;
 }
@@ -324,6 +365,7 @@ void ct_job_free(ct_job **job)
         return;
     ct_job *j = *job;
     const ct_allocator *a = j->allocator;
+    residency_free(&j->residency);
     nn_free(j->network);
     free_prompt(a, &j->positive);
     free_prompt(a, &j->negative);

@@ -1,8 +1,9 @@
-/* A job between its two files: job.c checks and prepares, run.c runs. */
+/* A job between its files: job.c checks and prepares, plan.c finds the memory, run.c runs. */
 #ifndef PIPELINE_JOB_H
 #define PIPELINE_JOB_H
 
 #include "pipeline/internal.h"
+#include "pipeline/residency.h"
 #include "pipeline/trace.h"
 
 /* A prompt on its way: text to ids to features. */
@@ -29,9 +30,28 @@ struct ct_job {
     float *latents, *guided, *other; /* each [latent_count] */
     float *picture;                  /* [3, height, width] */
     nn *network;                     /* with the memory that the dry run asked for */
+    residency residency;             /* of the weights */
+    size_t arena[3];                 /* memory of the network in each ct_stage */
+    uint64_t max_memory;             /* 0: none was given */
     trace trace;
     double began, stage_began; /* of the current run, for progress */
 };
+
+/* A job without memory for its run. planning: a prompt is not required, output is not checked. */
+ct_status job_open(ct_job **out, ct_model *model, const ct_generate_params *params, bool planning,
+                   ct_error *error);
+/* Sizes in pixels, which must be multiples of the model's. */
+void job_set_size(ct_job *job, int width, int height);
+/* What the network of this job is made with. */
+nn_params job_network(const ct_job *job);
+/* Bytes of latents and picture, which job->latents holds. */
+size_t job_plane_bytes(const ct_job *job);
+
+/* A dry run: fills job->arena and the blocks of job->residency. */
+ct_status plan_measure(ct_job *job, ct_error *error);
+/* Chooses what stays in memory; fails with CT_ENOMEM where a job would have to be refused, with
+ * everything in *plan all the same. */
+ct_status plan_memory(ct_job *job, ct_memory_plan *plan, ct_error *error);
 
 /* Whether a step runs the negative prompt as well. */
 bool job_guides(const ct_job *job, int step);

@@ -433,6 +433,10 @@ ct_status ct_model_load_with(ct_context *context, const char *directory,
         return status;
     }
     choose_defaults(m);
+    /* The pages of the samples that were hashed. */
+    weights_let_go(m->text_encoder->weights);
+    weights_let_go(m->transformer->weights);
+    weights_let_go(m->vae->weights);
     log_message(&context->callbacks, CT_LOG_INFO, "%s: %s %s, %.1f million parameters", directory,
                 m->info.family, m->info.variant, (double)m->info.parameters * 1e-6);
     *out = m;

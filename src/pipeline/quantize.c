@@ -3,7 +3,6 @@
  * All sizes follow from the shapes, so the shards are laid out and the disk is asked for room
  * before anything is written; then each tensor goes from its mapped file to its place in the new
  * one. */
-#define _DEFAULT_SOURCE
 #include "core/affine.h"
 #include "core/clock.h"
 #include "core/file.h"
@@ -17,8 +16,6 @@
 
 #include <math.h>
 #include <string.h>
-#include <sys/mman.h>
-#include <unistd.h>
 
 #define SHARD_MAXIMUM ((uint64_t)2 << 30) /* of mflux */
 #define BLOCK_BYTES ((size_t)4 << 20)     /* of a tensor that are in memory at once, about */
@@ -265,6 +262,8 @@ static ct_status encode_blocks(work *w, encoding *e, item *t, int64_t block,
         status = put_rows(out, t, e, (size_t)count, error);
         if (status != CT_OK)
             return status;
+        const size_t row = (size_t)e->columns * dtype_size(t->from->type);
+        weights_drop(t->from->data + (size_t)e->first * row, (size_t)count * row);
     }
     t->relative_l2 = norm_sum > 0 ? sqrt(error_sum / norm_sum) : 0;
     w->error_sum += error_sum;
@@ -312,6 +311,7 @@ static ct_status write_copy(work *w, const item *t, safetensors_writer *out, ct_
             status = safetensors_writer_put(out, t->name, at, v->data + at, bytes, error);
         if (status != CT_OK)
             return status;
+        weights_drop(v->data + at, bytes);
     }
     return CT_OK;
 }
@@ -338,15 +338,6 @@ static ct_status write_channels_last(work *w, const item *t, safetensors_writer 
     return status;
 }
 
-/* What was read of the mapped file need not stay in memory. */
-static void let_go(const weight_view *v)
-{
-    const uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE), data = (uintptr_t)v->data;
-    const uintptr_t first = (data + page - 1) / page * page, end = (data + v->bytes) / page * page;
-    if (end > first)
-        madvise((void *)first, end - first, MADV_DONTNEED);
-}
-
 static ct_status write_item(work *w, const part *p, item *t, safetensors_writer *out,
                             ct_error *error)
 {
@@ -355,7 +346,6 @@ static ct_status write_item(work *w, const part *p, item *t, safetensors_writer 
                                                            : write_copy(w, t, out, error);
     if (status != CT_OK)
         return status;
-    let_go(t->from);
     w->done++;
     const ct_callbacks *c = &w->context->callbacks;
     const double seconds = clock_seconds() - w->began;
@@ -583,6 +573,22 @@ typedef struct copying {
     bool (*wanted)(const char *name);
 } copying;
 
+/* MLX-z-image reads the number of heads under another key, which goes before all others. */
+static ct_status write_with_heads(const copying *c, const char *name, const char *text,
+                                  ct_error *error)
+{
+    const char *rest = strchr(text, '{');
+    strbuf s;
+    strbuf_init(&s, c->w->allocator, FILE_MAXIMUM);
+    strbuf_printf(&s, "{\n  \"nheads\": %d,", c->w->model->transformer->heads);
+    strbuf_puts(&s, rest ? rest + 1 : "");
+    ct_status status = rest && strbuf_ok(&s)
+                           ? write_file(c->w, c->to, name, s.data, s.length, error)
+                           : error_memory(error, strlen(text), "a configuration");
+    strbuf_free(&s);
+    return status;
+}
+
 static bool wanted_of_model(const char *name)
 {
     static const char *const beginnings[] = {"LICENSE", "LICENCE", "NOTICE", "COPYING"};
@@ -613,7 +619,11 @@ static ct_status copy_file(void *user, const char *name, ct_error *error)
         status = error_memory(error, strlen(c->from), "a path");
     else if (c->wanted(name) && !file_is_directory(path)) {
         status = file_read(a, path, FILE_MAXIMUM, &data, &size, error);
-        if (status == CT_OK)
+        const bool heads = status == CT_OK && !c->w->mflux && !strcmp(name, "config.json") &&
+                           strstr(data, "\"n_heads\"") && !strstr(data, "\"nheads\"");
+        if (heads)
+            status = write_with_heads(c, name, data, error);
+        else if (status == CT_OK)
             status = write_file(c->w, c->to, name, data, size, error);
     }
     mem_free(a, data);

@@ -40,6 +40,25 @@ static void unit_done(void *user, int unit)
         report(u->job, u->network, u->stage, ++u->done, u->all, NULL);
 }
 
+/* ---- Stages ---------------------------------------------------------------------------------- */
+
+/* Memory that other stages had, and this one does not need, goes back to the system. */
+static void begin_stage(ct_job *job, nn *c, ct_stage stage)
+{
+    if (nn_is_dry(c))
+        nn_restart_peak(c);
+    else
+        nn_trim(c, job->arena[stage]);
+}
+
+/* The part that has done its work is let go. */
+static void end_stage(ct_job *job, const nn *c, ct_stage stage, const weights *part)
+{
+    if (nn_is_dry(c))
+        job->arena[stage] = nn_peak(c);
+    residency_let_go(&job->residency, part);
+}
+
 /* ---- Prompt to features ---------------------------------------------------------------------- */
 
 static void encode_prompt(ct_job *job, nn *c, prompt *p, unit_counter *units)
@@ -47,6 +66,7 @@ static void encode_prompt(ct_job *job, nn *c, prompt *p, unit_counter *units)
     const qwen3 *encoder = job->model->text_encoder;
     const int64_t size = p->count * encoder->hidden;
     size_t mark = nn_mark(c);
+    residency_begin(&job->residency, SECTION_ENCODE);
     nn_tensor features = qwen3_forward(c, encoder, p->ids, p->count, unit_done, units);
     if (!nn_is_dry(c) && !nn_stopped(c)) {
         p->features = mem_array(job->allocator, (size_t)size, sizeof(float));
@@ -67,8 +87,10 @@ static void encode_prompts(ct_job *job, nn *c)
     const int count = job->info.guidance > 0 ? 2 : 1;
     const int layers = job->model->text_encoder->used_layers;
     unit_counter units = {job, c, CT_STAGE_ENCODE, 0, count * layers};
-    if (!job->positive.features)
+    if (!job->positive.features) {
+        begin_stage(job, c, CT_STAGE_ENCODE);
         report(job, c, CT_STAGE_ENCODE, 0, units.all, NULL);
+    }
     for (int i = 0; i < count && !nn_stopped(c); i++) {
         prompt *p = prompts[i];
         job->trace.active = i == 0;
@@ -83,6 +105,7 @@ static void encode_prompts(ct_job *job, nn *c)
         trace_floats(&job->trace, name, 2, (const int64_t[]){p->count, hidden}, p->features);
     }
     job->trace.active = false;
+    end_stage(job, c, CT_STAGE_ENCODE, job->model->text_encoder->weights);
 }
 
 /* ---- Noise ----------------------------------------------------------------------------------- */
@@ -144,10 +167,13 @@ static void evaluate(ct_job *job, nn *c, const zimage_schedule *schedule, int st
     const zimage *m = job->model->transformer;
     char name[48];
     job->trace.active = step == 0;
+    residency_begin(&job->residency, SECTION_EVALUATE);
     zimage_forward(c, m, schedule, step, positive, job->latents, job->guided);
     job->trace.active = false;
-    if (negative)
+    if (negative) {
+        residency_begin(&job->residency, SECTION_EVALUATE);
         zimage_forward(c, m, schedule, step, negative, job->latents, job->other);
+    }
     if (nn_is_dry(c) || nn_stopped(c))
         return;
     snprintf(name, sizeof name, "step.%02d.model_output", step);
@@ -169,6 +195,8 @@ static void denoise(ct_job *job, nn *c)
     const bool guided = job->info.guidance > 0;
     size_t mark = nn_mark(c);
     report(job, c, CT_STAGE_DENOISE, 0, steps, NULL);
+    begin_stage(job, c, CT_STAGE_DENOISE);
+    residency_begin(&job->residency, SECTION_PREPARE);
     job->trace.active = true;
     zimage_schedule schedule = zimage_prepare_schedule(c, m, job->times, steps);
     zimage_caption positive = zimage_prepare_caption(
@@ -194,6 +222,7 @@ static void denoise(ct_job *job, nn *c)
         report(job, c, CT_STAGE_DENOISE, step + 1, steps, &preview);
     }
     nn_release(c, mark);
+    end_stage(job, c, CT_STAGE_DENOISE, m->weights);
 }
 
 /* ---- Picture --------------------------------------------------------------------------------- */
@@ -201,14 +230,23 @@ static void denoise(ct_job *job, nn *c)
 static void decode(ct_job *job, nn *c)
 {
     const vae_kl *vae = job->model->vae;
-    unit_counter units = {job, c, CT_STAGE_DECODE, 0, vae_kl_decode_units(vae)};
+    unit_counter units = {.job = job, .network = c, .stage = CT_STAGE_DECODE};
+    const vae_decoding d = {.latents = job->latents,
+                            .height = job->latent_height,
+                            .width = job->latent_width,
+                            .picture = job->picture,
+                            .unit_done = unit_done,
+                            .user = &units};
+    units.all = vae_kl_decode_units(vae, &d);
     report(job, c, CT_STAGE_DECODE, 0, units.all, NULL);
     if (!nn_is_dry(c) && !nn_stopped(c))
         trace_latents(job, "latents", job->latents);
+    begin_stage(job, c, CT_STAGE_DECODE);
+    residency_begin(&job->residency, SECTION_DECODE);
     job->trace.active = true;
-    vae_kl_decode(c, vae, job->latents, job->latent_height, job->latent_width, job->picture,
-                  unit_done, &units);
+    vae_kl_decode(c, vae, &d);
     job->trace.active = false;
+    end_stage(job, c, CT_STAGE_DECODE, vae->weights);
 }
 
 /* The text encoder is small work, and 8 bits in it change the picture most; the VAE is computed in
@@ -217,6 +255,7 @@ void job_execute(ct_job *job, nn *c, uint64_t seed)
 {
     const ct_precision precision = job->info.precision;
     nn_set_precision(c, precision == CT_PRECISION_FP32 ? NN_F32 : NN_BF16);
+    residency_start(&job->residency, nn_is_dry(c));
     encode_prompts(job, c);
     draw_noise(job, c, seed);
     if (precision == CT_PRECISION_INT8)

@@ -68,9 +68,8 @@ static vocab_entry *vocab_slot(const vocab *v, const char *left, size_t left_len
     }
 }
 
-bool vocab_add(vocab *v, const char *key, int32_t id)
+bool vocab_add(vocab *v, const char *key, size_t length, int32_t id)
 {
-    size_t length = strlen(key);
     vocab_entry *e = vocab_slot(v, key, length, "", 0);
     if (e->key)
         return false;

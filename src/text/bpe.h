@@ -21,7 +21,7 @@ typedef struct vocab {
 ct_status vocab_init(vocab *v, const ct_allocator *a, size_t count, ct_error *error);
 void vocab_free(vocab *v);
 /* At most count times. False when the key is there already. */
-bool vocab_add(vocab *v, const char *key, int32_t id);
+bool vocab_add(vocab *v, const char *key, size_t length, int32_t id);
 /* The id of the string that is left and right in a row, or -1. */
 int32_t vocab_find(const vocab *v, const char *left, size_t left_length, const char *right,
                    size_t right_length);

@@ -2,7 +2,7 @@
  * Everything that would make the reference give other ids than this implementation is refused. */
 #include "core/file.h"
 #include "core/mem.h"
-#include "io/json.h"
+#include "io/json_scan.h"
 #include "text/nfc.h"
 #include "text/tokenizer_private.h"
 
@@ -63,26 +63,36 @@ static ct_status take_id(loader *l, const char *token, int64_t id, ct_error *err
 
 /* ---- Vocabulary and merges ------------------------------------------------------------------- */
 
-static ct_status load_token(void *user, const char *key, const json_value *value, ct_error *error)
+static ct_status not_json(const loader *l, const char *list, ct_error *error)
 {
-    loader *l = user;
-    int64_t id;
-    if (!json_get_integer(value, &id))
-        return error_set(error, CT_EFORMAT, "%s: the id of token \"%.100s\" is %s", l->what, key,
-                         json_kind_name(json_get_kind(value)));
-    ct_status status = take_id(l, key, id, error);
-    if (status == CT_OK && !vocab_add(&l->vocab, key, (int32_t)id))
-        return error_set(error, CT_EFORMAT, "%s: token \"%.100s\" is there twice", l->what, key);
-    return status;
+    return error_set(error, CT_EFORMAT, "%s is not valid JSON, somewhere in the %s", l->what, list);
 }
 
-/* The vocabulary refers to strings of the JSON value. */
-static ct_status load_vocab(loader *l, const json_value *object, ct_error *error)
+/* Reads what s stands before. The vocabulary refers to its text. */
+static ct_status load_vocab(loader *l, json_scan *s, ct_error *error)
 {
-    if (!object || json_get_kind(object) != JSON_KIND_OBJECT)
+    if (json_scan_kind(s) != JSON_KIND_OBJECT)
         return error_set(error, CT_EFORMAT, "%s: the vocabulary is not an object", l->what);
-    ct_status status = vocab_init(&l->vocab, &l->t->allocator, json_size(object), error);
-    return status == CT_OK ? json_each(object, load_token, l, error) : status;
+    ct_status status = vocab_init(&l->vocab, &l->t->allocator, json_scan_count(s), error);
+    bool more = status == CT_OK && json_scan_open(s, '{');
+    for (; more && status == CT_OK; more = json_scan_more(s, '}')) {
+        const char *token;
+        size_t length;
+        int64_t id;
+        if (!json_scan_key(s, &token, &length))
+            break;
+        const json_kind kind = json_scan_kind(s);
+        if (kind != JSON_KIND_INTEGER)
+            return error_set(error, CT_EFORMAT, "%s: the id of token \"%.100s\" is %s", l->what,
+                             token, json_kind_name(kind));
+        if (!json_scan_integer(s, &id))
+            break;
+        status = take_id(l, token, id, error);
+        if (status == CT_OK && !vocab_add(&l->vocab, token, length, (int32_t)id))
+            status =
+                error_set(error, CT_EFORMAT, "%s: token \"%.100s\" is there twice", l->what, token);
+    }
+    return status == CT_OK && !json_scan_good(s) ? not_json(l, "vocabulary", error) : status;
 }
 
 /* A merge written "A B". Tokens never hold a space, which the byte symbols write as U+0120. */
@@ -99,18 +109,33 @@ static ct_status add_written_merge(loader *l, const char *text, size_t length, s
                          (uint32_t)rank, l->what, error);
 }
 
-static ct_status add_json_merge(loader *l, const json_value *merge, size_t rank, ct_error *error)
+/* "A B", or ["A", "B"]. Mistakes of the text are found by the caller. */
+static ct_status add_json_merge(loader *l, json_scan *s, size_t rank, ct_error *error)
 {
-    size_t left_length, right_length;
-    const char *left = json_get_string(merge, &left_length);
-    if (left)
-        return add_written_merge(l, left, left_length, rank, error);
-    left = json_get_string(json_at(merge, 0), &left_length);
-    const char *right = json_get_string(json_at(merge, 1), &right_length);
-    if (json_size(merge) != 2 || !left || !right || !left_length || !right_length)
+    const char *part[2];
+    size_t length[2];
+    const json_kind kind = json_scan_kind(s);
+    if (kind == JSON_KIND_STRING)
+        return json_scan_string(s, &part[0], &length[0])
+                   ? add_written_merge(l, part[0], length[0], rank, error)
+                   : CT_OK;
+    int count = 0;
+    if (kind == JSON_KIND_ARRAY)
+        for (bool more = json_scan_open(s, '['); more; more = json_scan_more(s, ']')) {
+            if (count == 2 || json_scan_kind(s) != JSON_KIND_STRING) {
+                count = 0;
+                break;
+            }
+            if (!json_scan_string(s, &part[count], &length[count]))
+                return CT_OK;
+            count++;
+        }
+    if (!json_scan_good(s))
+        return CT_OK;
+    if (count != 2 || !length[0] || !length[1])
         return error_set(error, CT_EFORMAT, "%s: merge %zu is neither a string nor two strings",
                          l->what, rank);
-    return bpe_add_merge(&l->t->bpe, &l->vocab, left, left_length, right, right_length,
+    return bpe_add_merge(&l->t->bpe, &l->vocab, part[0], length[0], part[1], length[1],
                          (uint32_t)rank, l->what, error);
 }
 
@@ -122,15 +147,16 @@ static ct_status start_merges(loader *l, size_t count, ct_error *error)
     return bpe_init(&l->t->bpe, &l->t->allocator, &l->vocab, count, l->what, error);
 }
 
-static ct_status load_json_merges(loader *l, const json_value *array, ct_error *error)
+static ct_status load_json_merges(loader *l, json_scan *s, ct_error *error)
 {
-    if (!array || json_get_kind(array) != JSON_KIND_ARRAY)
+    if (json_scan_kind(s) != JSON_KIND_ARRAY)
         return error_set(error, CT_EFORMAT, "%s: model.merges is not an array", l->what);
-    size_t count = json_size(array);
-    ct_status status = start_merges(l, count, error);
-    for (size_t i = 0; i < count && status == CT_OK; i++)
-        status = add_json_merge(l, json_at(array, i), i, error);
-    return status;
+    ct_status status = start_merges(l, json_scan_count(s), error);
+    size_t rank = 0;
+    bool more = status == CT_OK && json_scan_open(s, '[');
+    for (; more && status == CT_OK; more = json_scan_more(s, ']'))
+        status = add_json_merge(l, s, rank++, error);
+    return status == CT_OK && !json_scan_good(s) ? not_json(l, "merges", error) : status;
 }
 
 static size_t count_lines(const char *text, size_t length)
@@ -393,7 +419,9 @@ static ct_status check_model(loader *l, const json_value *model, ct_error *error
     return CT_OK;
 }
 
-static ct_status load_document(loader *l, const json_value *root, ct_error *error)
+/* root is the document without its vocabulary and its merges. */
+static ct_status load_document(loader *l, const json_value *root, json_scan *tokens,
+                               json_scan *merges, ct_error *error)
 {
     if (json_get_kind(root) != JSON_KIND_OBJECT)
         return error_set(error, CT_EFORMAT, "%s: expected an object, found %s", l->what,
@@ -405,11 +433,86 @@ static ct_status load_document(loader *l, const json_value *root, ct_error *erro
     if (status == CT_OK)
         status = load_pretokenizer(l, json_get(root, "pre_tokenizer"), error);
     if (status == CT_OK)
-        status = load_vocab(l, json_get(model, "vocab"), error);
+        status = load_vocab(l, tokens, error);
     if (status == CT_OK)
-        status = load_json_merges(l, json_get(model, "merges"), error);
+        status = load_json_merges(l, merges, error);
     if (status == CT_OK)
         status = load_added_list(l, json_get(root, "added_tokens"), error);
+    return status;
+}
+
+/* Parses all but two members, which are large: where they stand, the parser sees empty ones. */
+static ct_status parse_around(json_value **root, const ct_allocator *a, const char *text,
+                              size_t length, const json_scan *first, const json_scan *second,
+                              const char *what, ct_error *error)
+{
+    strbuf rest;
+    strbuf_init(&rest, a, FILE_MAXIMUM);
+    const char *at = text;
+    const json_scan *cuts[] = {first, second};
+    for (int i = 0; i < 2; i++) {
+        if (cuts[i]->at == cuts[i]->end)
+            continue;
+        strbuf_add(&rest, at, (size_t)(cuts[i]->at - at));
+        strbuf_puts(&rest, *cuts[i]->at == '{' ? "{}" : *cuts[i]->at == '[' ? "[]" : "null");
+        at = cuts[i]->end;
+    }
+    strbuf_add(&rest, at, (size_t)(text + length - at));
+    ct_status status = strbuf_ok(&rest) ? json_parse(root, rest.data, rest.length, what, error)
+                                        : error_memory(error, length, what);
+    strbuf_free(&rest);
+    return status;
+}
+
+static bool is_key(const char *key, size_t length, const char *wanted)
+{
+    return strlen(wanted) == length && !memcmp(key, wanted, length);
+}
+
+/* Where "vocab" and "merges" of "model" stand. What is wrong elsewhere, the parser will find. */
+static void find_lists(json_scan s, json_scan *tokens, json_scan *merges)
+{
+    const char *key;
+    size_t length;
+    bool model = false, more = json_scan_kind(&s) == JSON_KIND_OBJECT && json_scan_open(&s, '{');
+    while (more && json_scan_raw_key(&s, &key, &length)) {
+        json_scan other;
+        if (!model && is_key(key, length, "model") && json_scan_kind(&s) == JSON_KIND_OBJECT) {
+            model = true;
+            more = json_scan_open(&s, '{');
+            continue;
+        }
+        json_scan_cut(&s, model && is_key(key, length, "vocab")    ? tokens
+                          : model && is_key(key, length, "merges") ? merges
+                                                                   : &other);
+        more = json_scan_more(&s, '}');
+    }
+}
+
+/* Strings of text are decoded in place. */
+static ct_status parse_in_place(tokenizer **out, const ct_allocator *a, char *text, size_t length,
+                                const char *what, ct_error *error)
+{
+    json_value *root;
+    json_scan tokens = {.at = text, .end = text}, merges = tokens;
+    find_lists((json_scan){.at = text, .end = text + length}, &tokens, &merges);
+    const bool in_order = tokens.at <= merges.at;
+    ct_status status = parse_around(&root, a, text, length, in_order ? &tokens : &merges,
+                                    in_order ? &merges : &tokens, what, error);
+    if (status == CT_EFORMAT) { /* once more for the line of the mistake */
+        status = json_parse(&root, text, length, what, error);
+        if (status == CT_OK)
+            json_free(root);
+        return error_set(status == CT_OK ? error : NULL, CT_EFORMAT, "%s is not valid JSON", what);
+    }
+    if (status != CT_OK)
+        return status;
+    loader l;
+    status = loader_start(&l, a, what, error);
+    if (status == CT_OK)
+        status = load_document(&l, root, &tokens, &merges, error);
+    loader_finish(&l, a, status, out);
+    json_free(root);
     return status;
 }
 
@@ -417,16 +520,11 @@ ct_status tokenizer_parse(tokenizer **out, const ct_allocator *a, const char *te
                           const char *what, ct_error *error)
 {
     *out = NULL;
-    json_value *root;
-    ct_status status = json_parse(&root, text, length, what, error);
-    if (status != CT_OK)
-        return status;
-    loader l;
-    status = loader_start(&l, a, what, error);
-    if (status == CT_OK)
-        status = load_document(&l, root, error);
-    loader_finish(&l, a, status, out);
-    json_free(root);
+    char *copy = mem_strndup(a, text, length);
+    if (!copy)
+        return error_memory(error, length, what);
+    ct_status status = parse_in_place(out, a, copy, length, what, error);
+    mem_free(a, copy);
     return status;
 }
 
@@ -517,11 +615,19 @@ static ct_status load_added_files(loader *l, const char *directory, ct_error *er
 static ct_status load_separate(loader *l, const char *directory, ct_error *error)
 {
     const ct_allocator *a = &l->t->allocator;
-    json_file file;
-    ct_status status = json_file_open(&file, a, directory, "vocab.json", true, error);
-    l->what = file.path;
-    if (status == CT_OK)
-        status = load_vocab(l, file.root, error);
+    char *path, *text = NULL;
+    size_t length;
+    ct_status status = join(&path, a, directory, "vocab.json", error);
+    if (status != CT_OK)
+        return status;
+    l->what = path;
+    status = file_read(a, path, FILE_MAXIMUM, &text, &length, error);
+    if (status == CT_OK) {
+        json_scan s = {.at = text, .end = text + length};
+        status = load_vocab(l, &s, error);
+        if (status == CT_OK && !json_scan_at_end(&s))
+            status = not_json(l, "vocabulary", error);
+    }
     if (status == CT_OK)
         status = load_merges_file(l, directory, error);
     if (status == CT_OK)
@@ -529,9 +635,10 @@ static ct_status load_separate(loader *l, const char *directory, ct_error *error
     if (status == CT_OK)
         status = pretokenizer_create(&l->t->pretokenizer, a, pretokenizer_qwen,
                                      strlen(pretokenizer_qwen), true, directory, error);
-    /* The vocabulary refers to strings of the file. */
+    /* The vocabulary refers to the text of the file. */
     vocab_free(&l->vocab);
-    json_file_close(&file, a);
+    mem_free(a, text);
+    mem_free(a, path);
     return status;
 }
 
@@ -543,7 +650,7 @@ static ct_status load_single(tokenizer **out, const ct_allocator *a, const char 
     ct_status status = file_read(a, path, FILE_MAXIMUM, &text, &length, error);
     if (status != CT_OK)
         return status;
-    status = tokenizer_parse(out, a, text, length, path, error);
+    status = parse_in_place(out, a, text, length, path, error);
     mem_free(a, text);
     return status;
 }

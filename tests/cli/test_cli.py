@@ -108,7 +108,7 @@ class Folder(unittest.TestCase):
 
 
 class Help(unittest.TestCase):
-    COMMANDS = ("generate", "info", "bench", "completions", "help")
+    COMMANDS = ("generate", "plan", "quantize", "info", "bench", "completions", "help")
 
     def test_nothing(self):
         result = run()
@@ -484,6 +484,99 @@ class Bench(Folder):
         self.refused(run("bench", "-W", "512"), 2, "--model")
         self.refused(run("bench", "--seconds", "-1"), 2, "--seconds")
         self.refused(run("bench", "-m", self.path("none")), 1, "none")
+
+
+class Quantize(Folder):
+    EMOJI = os.path.join(os.environ["CT_FIXTURES"], "..", "..", "models", "emoji-256")
+
+    def quantize(self, *args, model=MODEL, **more):
+        return run("quantize", "-m", model, "-o", self.path("out"), *args, **more)
+
+    def test_human(self):
+        result = self.quantize("--bits", "4", "--group-size", "32")
+        self.assertEqual(result.returncode, 0, result.stderr)
+        lines = result.stdout.splitlines()
+        matrices = [line for line in lines if re.fullmatch(
+            r"0\.\d{6}  transformer \S+  \d+ x \d+", line)]
+        self.assertEqual(len(matrices), 9)
+        self.assertIn("t_embedder.linear1  1024 x 256", "\n".join(matrices))
+        worst = lines[lines.index("worst") + 1:][:5]
+        self.assertEqual(worst, sorted(worst, reverse=True))
+        self.assertEqual(worst[0].split()[0], max(line.split()[0] for line in matrices))
+        self.assertRegex(lines[-1], r"out  4-bit, groups of 32: 9 of \d+ tensors, .* to .*, "
+                                    r"relative L2 error 0\.\d{6}, ")
+        self.assertEqual(os.listdir(self.folder), ["out"])
+        self.assertIn("quantized   4-bit, groups of 32", run("info", self.path("out")).stdout)
+        made = run("generate", "-m", self.path("out"), "-p", "x", "-o", self.path("out.png"),
+                   "--dequantize", *SIZE)
+        self.assertEqual(made.returncode, 0, made.stderr)
+        self.assertEqual(png_size(self.path("out.png")), (32, 16))
+
+    def test_quiet(self):
+        result = self.quantize("-q", "--bits", "8")
+        self.assertEqual((result.returncode, result.stderr), (0, ""))
+        self.assertRegex(result.stdout, r"\A[^\n]*out  8-bit, groups of 64: [^\n]*\n\Z")
+
+    def test_json(self):
+        result = self.quantize("--json", "-b", "6", "-g", "32")
+        self.assertEqual((result.returncode, result.stderr), (0, ""))
+        events = [json.loads(line) for line in result.stdout.splitlines()]
+        self.assertEqual({e["event"] for e in events[:-1]}, {"tensor"})
+        done = events[-1]
+        self.assertEqual((done["event"], done["bits"], done["group_size"]), ("done", 6, 32))
+        self.assertEqual(done["tensors"], len(events) - 1)
+        matrices = [e for e in events[:-1] if e["quantized"]]
+        self.assertEqual(done["quantized"], len(matrices))
+        for part in ("before", "after"):
+            self.assertEqual(done["bytes_" + part], sum(e["bytes_" + part] for e in events[:-1]))
+        self.assertEqual(done["worst"][0]["relative_l2"],
+                         max(e["relative_l2"] for e in matrices))
+        info = json.loads(run("info", "--json", self.path("out")).stdout)
+        self.assertEqual([c["quantization"] for c in info["components"]],
+                         [None, "6-bit, groups of 32", None])
+        self.assertEqual(info["bytes"], done["bytes_after"])
+
+    def test_mistakes(self):
+        self.refused(self.quantize(), 2, "--bits")
+        self.refused(self.quantize("--bits", "7"), 2, "--bits", "8 6 5 4 3 2")
+        self.refused(self.quantize("--bits", "4", "-g", "48"), 2, "32 64 128")
+        self.refused(self.quantize("--bits", "4", model=self.path("none")), 1, "none")
+        self.refused(run("quantize", "-m", MODEL, "--bits", "4"), 2, "--output")
+        result = run("quantize", "-m", MODEL, "--bits", "4", "-o", self.folder)
+        self.refused(result, 1, "exists already")
+
+    def begin(self):
+        """A run that has begun and cannot end before its events are read: the pipe is short."""
+        reading, writing = os.pipe()
+        fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, 4096)
+        process = subprocess.Popen(
+            [PROGRAM, "quantize", "-m", self.EMOJI, "-o", self.path("out"), "-b", "4", "--json"],
+            stdout=writing, env=environment())
+        os.close(writing)
+        events = open(reading, encoding="utf-8")
+        self.addCleanup(events.close)
+        events.readline()
+        return process, events
+
+    def test_killed(self):
+        """Nothing stands under the name of the output; what is left is told to the next run."""
+        process, _ = self.begin()
+        process.kill()
+        process.wait()
+        left = f"out.{process.pid}.part"
+        self.assertEqual(os.listdir(self.folder), [left])
+        result = self.quantize("-b", "4")
+        self.assertEqual(result.returncode, 0)
+        self.assertIn(left + " was left by a run that was killed", result.stderr)
+        self.assertEqual(sorted(os.listdir(self.folder)), ["out", left])
+
+    def test_interrupt(self):
+        process, events = self.begin()
+        process.send_signal(signal.SIGINT)
+        last = [json.loads(line) for line in events][-1]
+        self.assertEqual(process.wait(), 130)
+        self.assertEqual((last["event"], last["code"]), ("error", -7))
+        self.assertEqual(os.listdir(self.folder), [])
 
 
 class Completions(Folder):

@@ -466,22 +466,90 @@ static void check_channels(const cpu_kernels *k)
     const int64_t pixels = random_between(1, 40), channels = random_between(1, 70);
     const int64_t n = pixels * channels;
     const bool silu = random32() & 1;
+    const int64_t stride = channels + random_between(0, 5);
     float *x = guarded(n, 3), *factor = guarded(channels, 2), *offset = guarded(channels, 2);
-    float *got = guarded(n, 1), *want = guarded_copy(got, n);
+    float *wide = guarded(pixels * stride, 3), *got = guarded(n, 1), *want = guarded_copy(got, n);
     double sums[2][2][70] = {{{0}}};
     k->channel_sums(sums[0][0], sums[0][1], x, pixels, channels);
     definition()->channel_sums(sums[1][0], sums[1][1], x, pixels, channels);
     for (int64_t c = 0; c < channels; c++)
         for (int i = 0; i < 2; i++)
             assert_true(fabs(sums[0][i][c] - sums[1][i][c]) <= 1e-12 * (1 + sums[1][1][c]));
-    k->channel_affine(got, x, factor, offset, pixels, channels, silu);
-    definition()->channel_affine(want, x, factor, offset, pixels, channels, silu);
+    k->channel_affine(got, wide, stride, factor, offset, pixels, channels, silu);
+    definition()->channel_affine(want, wide, stride, factor, offset, pixels, channels, silu);
     compare("channel_affine", k, got, want, n, 1e-6);
+    guarded_free(wide, pixels * stride);
     guarded_free(x, n);
     guarded_free(factor, channels);
     guarded_free(offset, channels);
     guarded_free(got, n);
     guarded_free(want, n);
+}
+
+/* An identity of the definition itself, which all others are compared with: the transforms of a
+ * tile and a kernel, multiplied, make the convolution. */
+static void check_winograd_identity(const cpu_kernels *k)
+{
+    float w[9], in[36], u[36], v[36], y[16], zero = 0;
+    for (int i = 0; i < 9; i++)
+        w[i] = random_float(1);
+    for (int i = 0; i < 36; i++)
+        in[i] = random_float(1);
+    const float *rows[6] = {in, in + 6, in + 12, in + 18, in + 24, in + 30};
+    const int64_t columns[6] = {0, 1, 2, 3, 4, 5};
+    k->winograd_weights(u, 1, w, 1);
+    k->winograd_input(v, 1, rows, columns, 1);
+    for (int p = 0; p < 36; p++)
+        v[p] *= u[p];
+    k->winograd_output(y, 4, 1, v, 1, &zero, 1, false);
+    for (int p = 0; p < 16; p++) {
+        double sum = 0;
+        for (int t = 0; t < 9; t++)
+            sum += (double)w[t] * (double)in[(p / 4 + t / 3) * 6 + p % 4 + t % 3];
+        if (!(fabs(sum - (double)y[p]) < 1e-5))
+            fail_msg("winograd of %s: %g instead of %g", k->name, (double)y[p], sum);
+    }
+}
+
+static void check_winograd(const cpu_kernels *k)
+{
+    const int64_t n = random_between(1, 70), stride = n + random_between(0, 3);
+    float *w = guarded(9 * n, 1), *bias = guarded(n, 1), *m = guarded(36 * stride, 1);
+    float *got = guarded(36 * stride, 1), *want = guarded_copy(got, 36 * stride);
+    k->winograd_weights(got, stride, w, n);
+    definition()->winograd_weights(want, stride, w, n);
+    compare("winograd_weights", k, got, want, 36 * stride, 1e-6);
+
+    /* A doubled picture: rows and columns that are there once. */
+    static const int doubled[6] = {0, 1, 1, 2, 2, 3};
+    const bool up = random32() & 1;
+    const int64_t side = up ? 4 : 6;
+    float *in = guarded(side * side * n, 1);
+    const float *rows[6];
+    int64_t columns[6];
+    for (int i = 0; i < 6; i++) {
+        rows[i] = in + (up ? doubled[i] : i) * side * n;
+        columns[i] = (up ? doubled[i] : i) * n;
+    }
+    k->winograd_input(got, stride, rows, columns, n);
+    definition()->winograd_input(want, stride, rows, columns, n);
+    compare("winograd_input", k, got, want, 36 * stride, 1e-6);
+
+    const int64_t column = n + random_between(0, 3), row = 4 * column + random_between(0, 9);
+    float *out = guarded(3 * row + 3 * column + n, 1);
+    float *sum = guarded_copy(out, 3 * row + 3 * column + n);
+    const bool accumulate = random32() & 1;
+    k->winograd_output(out, row, column, m, stride, bias, n, accumulate);
+    definition()->winograd_output(sum, row, column, m, stride, bias, n, accumulate);
+    compare("winograd_output", k, out, sum, 3 * row + 3 * column + n, 1e-6);
+    guarded_free(w, 9 * n);
+    guarded_free(bias, n);
+    guarded_free(m, 36 * stride);
+    guarded_free(got, 36 * stride);
+    guarded_free(want, 36 * stride);
+    guarded_free(in, side * side * n);
+    guarded_free(out, 3 * row + 3 * column + n);
+    guarded_free(sum, 3 * row + 3 * column + n);
 }
 
 static void test_kernels(void **state)
@@ -535,6 +603,8 @@ int main(void)
         {"rope", test_kernels, NULL, NULL, (void *)check_rope},
         {"pointwise", test_kernels, NULL, NULL, (void *)check_pointwise},
         {"channels", test_kernels, NULL, NULL, (void *)check_channels},
+        {"winograd", test_kernels, NULL, NULL, (void *)check_winograd},
+        {"winograd_identity", test_kernels, NULL, NULL, (void *)check_winograd_identity},
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -507,6 +507,45 @@ static void test_save_and_load(void **state)
     test_folder_remove(&folder);
 }
 
+/* ---- Memory as planned ----------------------------------------------------------------------- */
+
+static void test_plan(void **state)
+{
+    (void)state;
+    ct_model *model = load_turbo();
+    ct_error error;
+    ct_generate_params p = small();
+    ct_memory_plan plan = {0}, longest;
+    assert_int_equal(ct_model_plan(model, &p, &plan, &error), CT_EINVAL);
+    ct_memory_plan_init(&plan);
+    ct_memory_plan_init(&longest);
+    assert_int_equal(ct_model_plan(NULL, &p, &plan, &error), CT_EINVAL);
+    p.width = 50;
+    assert_int_equal(ct_model_plan(model, &p, &plan, &error), CT_EINVAL);
+    p = small();
+    p.trace_path = "/no/such/folder/trace"; /* nothing is written */
+    test_ok(ct_model_plan(model, &p, &plan, &error), &error);
+    p.trace_path = NULL;
+    assert_int_equal(plan.width, 48);
+    assert_int_equal(plan.height, 16);
+    assert_false(plan.prompt_assumed);
+    assert_true(plan.chosen.fits && plan.chosen.streamed_blocks == 0);
+    assert_true(plan.limit_bytes == plan.available_bytes);
+    p.prompt = NULL;
+    test_ok(ct_model_plan(model, &p, &longest, &error), &error);
+    assert_true(longest.prompt_assumed && longest.prompt_tokens == 512);
+    assert_true(longest.stage[0].activation_bytes > plan.stage[0].activation_bytes);
+
+    /* The plan does not refuse, the job does, and says the same. */
+    p = small();
+    p.max_memory = 1 << 20;
+    test_ok(ct_model_plan(model, &p, &plan, &error), &error);
+    assert_false(plan.chosen.fits);
+    assert_int_equal(plan.chosen.streamed_blocks, plan.stage[CT_STAGE_DENOISE].blocks);
+    expect_job(model, &p, CT_ENOMEM, "of the limit");
+    ct_model_free(&model);
+}
+
 /* ---- Memory runs out at every place ---------------------------------------------------------- */
 
 static ct_status whole_life(const ct_allocator *a, ct_error *error)
@@ -524,6 +563,10 @@ static ct_status whole_life(const ct_allocator *a, ct_error *error)
     ct_status status = ct_context_create(&cp, &c, error);
     if (status == CT_OK)
         status = ct_model_load(c, test_fixture("turbo/model"), &model, error);
+    ct_memory_plan plan;
+    ct_memory_plan_init(&plan);
+    if (status == CT_OK)
+        status = ct_model_plan(model, &p, &plan, error);
     if (status == CT_OK)
         status = ct_generate(model, &p, &image, error);
     ct_image_free(&image);
@@ -620,9 +663,11 @@ int main(void)
         cmocka_unit_test(test_noise_file),
         cmocka_unit_test(test_cancel_anywhere),
         cmocka_unit_test(test_seeds_do_not_meet),
-        cmocka_unit_test(test_bench),
         cmocka_unit_test(test_save_and_load),
         cmocka_unit_test(test_every_allocation_fails),
+        cmocka_unit_test(test_plan),
+
+        cmocka_unit_test(test_bench),
     };
     return cmocka_run_group_tests(tests, set_up, tear_down);
 }

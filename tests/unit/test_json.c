@@ -2,7 +2,7 @@
 #include "test_support.h"
 
 #include "core/mem.h"
-#include "io/json.h"
+#include "io/json_scan.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -372,6 +372,159 @@ static void test_memory(void **state)
     test_folder_remove(&folder);
 }
 
+/* ---- Scanning -------------------------------------------------------------------------------- */
+
+static json_scan scan_of(char *buffer, size_t size, const char *text)
+{
+    snprintf(buffer, size, "%s", text);
+    return (json_scan){.at = buffer, .end = buffer + strlen(buffer)};
+}
+
+static void test_scan(void **state)
+{
+    (void)state;
+    char buffer[512];
+    json_scan s = scan_of(buffer, sizeof buffer,
+                          " { \"a\" : 1, \"b\\u00e9\\n\":-20 ,\"\":[ [] , {} , \"x\", "
+                          "9223372036854775807 , [\"\\ud83d\\ude00\"]]} ");
+    const char *text;
+    size_t length;
+    int64_t value;
+    assert_int_equal(json_scan_count(&s), 3);
+    assert_int_equal(json_scan_kind(&s), JSON_KIND_OBJECT);
+    assert_true(json_scan_open(&s, '{'));
+    assert_true(json_scan_key(&s, &text, &length) && !strcmp(text, "a") && length == 1);
+    assert_true(json_scan_integer(&s, &value) && value == 1);
+    assert_true(json_scan_more(&s, '}'));
+    assert_true(json_scan_key(&s, &text, &length) && !strcmp(text, "b\xc3\xa9\n"));
+    assert_true(json_scan_integer(&s, &value) && value == -20);
+    assert_true(json_scan_more(&s, '}'));
+    assert_true(json_scan_key(&s, &text, &length) && length == 0);
+    assert_int_equal(json_scan_count(&s), 5);
+    assert_true(json_scan_open(&s, '['));
+    assert_false(json_scan_open(&s, '['));
+    assert_true(json_scan_more(&s, ']'));
+    assert_false(json_scan_open(&s, '{'));
+    assert_true(json_scan_more(&s, ']'));
+    assert_true(json_scan_string(&s, &text, &length) && !strcmp(text, "x"));
+    assert_true(json_scan_more(&s, ']'));
+    assert_true(json_scan_integer(&s, &value) && value == INT64_MAX);
+    assert_true(json_scan_more(&s, ']'));
+    assert_true(json_scan_open(&s, '['));
+    assert_true(json_scan_string(&s, &text, &length) && !strcmp(text, "\xf0\x9f\x98\x80"));
+    assert_false(json_scan_more(&s, ']'));
+    assert_false(json_scan_more(&s, ']'));
+    assert_false(json_scan_at_end(&s));
+    assert_false(json_scan_more(&s, '}'));
+    assert_true(json_scan_at_end(&s));
+
+    s = scan_of(buffer, sizeof buffer, "{\"x\":{\"m\":1},\"m\":{\"v\":[1,\"]\\\"\"]},\"v\":3}");
+    json_scan x, m;
+    assert_true(json_scan_open(&s, '{') && json_scan_raw_key(&s, &text, &length) && *text == 'x');
+    assert_true(json_scan_cut(&s, &x) && x.at[0] == '{' && x.end[-1] == '}' && x.end - x.at == 7);
+    assert_true(json_scan_more(&s, '}') && json_scan_raw_key(&s, &text, &length) && length == 1);
+    assert_true(json_scan_cut(&s, &m) && json_scan_open(&m, '{'));
+    assert_true(json_scan_raw_key(&m, &text, &length) && json_scan_count(&m) == 2);
+    assert_true(json_scan_cut(&m, &x) && x.end - x.at == 9);
+    assert_false(json_scan_more(&m, '}'));
+    assert_true(json_scan_at_end(&m));
+}
+
+/* Whatever the scanner takes, the parser takes, and both read the same. */
+static void test_scan_agrees(void **state)
+{
+    (void)state;
+    static const char *const pieces[] = {
+        "a",
+        "\\n",
+        "\\\"",
+        "\\u00e9",
+        "\\ud83d\\ude00",
+        "\\ud83d",
+        "\\ude00",
+        "\xc3\xa9",
+        "\xc3",
+        "\xed\xa0\x80",
+        "\n",
+        "\\x",
+        "\\u12",
+        "\\/",
+        "\x7f",
+        "\xf0\x9f\x98\x80",
+        "\\u0000",
+        "\\",
+        "\\uABCD",
+        "0",
+        "\"",
+        " ",
+        "\xff",
+        "\\b\\f\\r\\t",
+    };
+    const unsigned count = sizeof pieces / sizeof *pieces;
+    unsigned random = 1;
+    int good = 0;
+    for (int i = 0; i < 20000; i++) {
+        char text[256] = "\"", copy[256];
+        const int parts = (int)(random >> 8) % 4;
+        for (int k = 0; k < parts; k++) {
+            random = random * 1664525u + 1013904223u;
+            strcat(text, pieces[(random >> 10) % count]);
+        }
+        random = random * 1664525u + 1013904223u;
+        strcat(text, "\"");
+        char list[300];
+        snprintf(list, sizeof list, "[%s]", text);
+        json_value *root = NULL;
+        const bool parsed = json_parse(&root, list, strlen(list), "x", NULL) == CT_OK;
+        json_scan s = scan_of(copy, sizeof copy, text);
+        const char *scanned;
+        size_t length = 0, expected_length = 0;
+        const bool taken = json_scan_string(&s, &scanned, &length) && json_scan_at_end(&s);
+        if (parsed != taken)
+            fail_msg("%s: parser %d, scanner %d", text, parsed, taken);
+        if (parsed) {
+            const char *expected = json_get_string(json_at(root, 0), &expected_length);
+            assert_int_equal(length, expected_length);
+            assert_memory_equal(scanned, expected, length + 1);
+            good++;
+        }
+        json_free(root);
+    }
+    assert_true(good > 2000 && good < 18000);
+
+    static const char *const numbers[] = {"0",
+                                          "-0",
+                                          "7",
+                                          "-12",
+                                          "01",
+                                          "-",
+                                          "+1",
+                                          "1.5",
+                                          "1e3",
+                                          "",
+                                          "--1",
+                                          "9223372036854775807",
+                                          "9223372036854775808",
+                                          "1 2",
+                                          "- 1",
+                                          "1a",
+                                          "00",
+                                          "-01"};
+    for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++) {
+        char list[64], copy[64];
+        snprintf(list, sizeof list, "[%s]", numbers[i]);
+        json_value *root = NULL;
+        int64_t parsed = 1, scanned = 2;
+        const bool integer = json_parse(&root, list, strlen(list), "x", NULL) == CT_OK &&
+                             json_get_integer(json_at(root, 0), &parsed);
+        json_scan s = scan_of(copy, sizeof copy, numbers[i]);
+        const bool taken = json_scan_integer(&s, &scanned) && json_scan_at_end(&s);
+        if (integer != taken || (taken && parsed != scanned))
+            fail_msg("%s: parser %d, scanner %d", numbers[i], integer, taken);
+        json_free(root);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -380,7 +533,8 @@ int main(void)
         cmocka_unit_test(test_each),           cmocka_unit_test(test_read),
         cmocka_unit_test(test_config_open),    cmocka_unit_test(test_long_path),
         cmocka_unit_test(test_config_numbers), cmocka_unit_test(test_config_others),
-        cmocka_unit_test(test_memory),
+        cmocka_unit_test(test_memory),         cmocka_unit_test(test_scan),
+        cmocka_unit_test(test_scan_agrees),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

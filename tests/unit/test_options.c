@@ -357,6 +357,46 @@ static void strict_numbers(void **state)
     assert_int_equal(number_real(digits, &real), NUMBER_TOO_LARGE);
 }
 
+static void amounts_of_memory(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *text;
+        uint64_t bytes;
+    } good[] = {{"0", 0},
+                {"4096", 4096},
+                {"700M", 700 << 20},
+                {"6G", (uint64_t)6 << 30},
+                {"6g", (uint64_t)6 << 30},
+                {"1.5GiB", (uint64_t)3 << 29},
+                {"8GB", (uint64_t)8 << 30},
+                {"2k", 2048},
+                {"1T", (uint64_t)1 << 40}};
+    for (size_t i = 0; i < sizeof good / sizeof *good; i++) {
+        uint64_t bytes = 1;
+        assert_int_equal(number_bytes(good[i].text, &bytes), NUMBER_OK);
+        assert_true(bytes == good[i].bytes);
+    }
+    static const char *const bad[] = {"",   "G",   "-6G", "+6G",    "6 G", "6Gi", "6GBB",
+                                      "6X", "6e3", ".",   "1.2.3G", "6G ", "0x6G"};
+    uint64_t bytes;
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++)
+        assert_int_equal(number_bytes(bad[i], &bytes), NUMBER_MALFORMED);
+    assert_int_equal(number_bytes("99999999999T", &bytes), NUMBER_TOO_LARGE);
+
+    options o;
+    options_init(&o);
+    ct_error error;
+    test_ok(options_set(&o, OPTION_MAX_MEMORY, "--max-memory", "6G", &error), &error);
+    assert_true(o.value[OPTION_MAX_MEMORY].bytes == (uint64_t)6 << 30);
+    test_error(options_set(&o, OPTION_MAX_MEMORY, "--max-memory", "6", &error), CT_EINVAL, &error,
+               "write M or G");
+    test_error(options_set(&o, OPTION_MAX_MEMORY, "--max-memory", "much", &error), CT_EINVAL,
+               &error, "such as 6G");
+    test_error(options_set(&o, OPTION_MAX_MEMORY, "--max-memory", "2000000T", &error), CT_EINVAL,
+               &error, "any machine");
+}
+
 static void distances(void **state)
 {
     (void)state;
@@ -391,6 +431,7 @@ int main(void)
         cmocka_unit_test(choices),
         cmocka_unit_test(set_leaves_the_old_value_on_failure),
         cmocka_unit_test(strict_numbers),
+        cmocka_unit_test(amounts_of_memory),
         cmocka_unit_test(distances),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

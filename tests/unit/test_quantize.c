@@ -467,6 +467,26 @@ static int check_part(const char *model, const char *output, const char *part, i
     return quantized;
 }
 
+/* The same bytes; for MLX-z-image with a key of its own. */
+static void check_configuration(const char *model, const char *output, int group)
+{
+    char from[1100], to[1100];
+    size_t size, copied;
+    snprintf(from, sizeof from, "%s/transformer/config.json", model);
+    snprintf(to, sizeof to, "%s/transformer/config.json", output);
+    char *a = (char *)test_read_file(from, &size), *b = (char *)test_read_file(to, &copied);
+    if (group == 64) {
+        assert_string_equal(a, b);
+    } else {
+        const char *key = strstr(b, "\"nheads\": ");
+        assert_non_null(key);
+        assert_int_equal(atoi(key + 10), atoi(strstr(a, "\"n_heads\": ") + 11));
+        assert_string_equal(strchr(a, '{') + 1, strchr(key, ',') + 1);
+    }
+    free(a);
+    free(b);
+}
+
 static const struct {
     const char *model;
     int bits, group;
@@ -497,6 +517,7 @@ static void test_read_back(void **state)
         assert_int_equal(check_part(model, output, "vae", runs[i].bits, runs[i].group),
                          runs[i].quantized[2]);
         assert_int_equal(test_folder_count(&folder), 1);
+        check_configuration(model, output, runs[i].group);
 
         ct_model *original = NULL, *quantized = NULL;
         test_ok(ct_model_load(context, model, &original, &error), &error);
@@ -628,6 +649,7 @@ typedef struct maker {
     const char *left_out; /* a tensor; NULL: none */
 } maker;
 
+CORE_PRINTF(5, 6)
 static void make(maker *m, int64_t n0, int64_t n1, int64_t kernel, const char *format, ...)
 {
     static float numbers[1 << 18];
@@ -711,6 +733,7 @@ static void make_text_encoder(maker *m)
     }
 }
 
+CORE_PRINTF(4, 5)
 static void make_resnet(maker *m, int64_t in, int64_t out, const char *format, ...)
 {
     char p[128];

@@ -121,5 +121,7 @@ const nn_device nn_cpu_device = {
     .add_scalar = cpu_add_scalar,
     .add = cpu_add,
     .conv2d = cpu_conv2d,
-    .group_norm = cpu_group_norm,
+    .group_sums = cpu_group_sums,
+    .group_factors = cpu_group_factors,
+    .apply_norm = cpu_apply_norm,
 };

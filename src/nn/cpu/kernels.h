@@ -101,9 +101,22 @@ typedef struct cpu_kernels {
     /* sum[c] += x[p][c], squares[c] += x[p][c]^2 over the pixels. */
     void (*channel_sums)(double *sum, double *squares, const float *x, int64_t pixels,
                          int64_t channels);
-    /* out[p][c] = x[p][c] * factor[c] + offset[c], then SiLU if asked for. */
-    void (*channel_affine)(float *out, const float *x, const float *factor, const float *offset,
-                           int64_t pixels, int64_t channels, bool silu);
+    /* out[p * channels + c] = x[p * stride + c] * factor[c] + offset[c], then SiLU if asked for. */
+    void (*channel_affine)(float *out, const float *x, int64_t stride, const float *factor,
+                           const float *offset, int64_t pixels, int64_t channels, bool silu);
+
+    /* ---- Winograd's convolution F(4x4, 3x3) (winograd.h). Each of n channels for itself: all
+     * arguments are [position][channel], with strides between the positions. ------------------ */
+
+    /* u[p * stride + c] = G w G^T, p < 36, w [n][9]. */
+    void (*winograd_weights)(float *u, int64_t stride, const float *w, int64_t n);
+    /* v[p * stride + c] = B^T d B, p < 36; d[i][j] = rows[i][columns[j] + c]. */
+    void (*winograd_input)(float *v, int64_t stride, const float *const *rows,
+                           const int64_t *columns, int64_t n);
+    /* out[i * row + j * column + c] = (A^T m A)[i][j] + bias[c], i, j < 4; added to what is there
+     * if accumulate. m[p * stride + c], p < 36. */
+    void (*winograd_output)(float *out, int64_t row, int64_t column, const float *m, int64_t stride,
+                            const float *bias, int64_t n, bool accumulate);
 } cpu_kernels;
 
 /* The tiers that this program has, slowest first; the definition is the first. False behind the

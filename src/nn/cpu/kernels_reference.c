@@ -1,5 +1,6 @@
 /* The definition of every kernel: plain scalar C, written for reading. */
 #include "nn/cpu/kernels.h"
+#include "nn/cpu/winograd.h"
 
 #include <math.h>
 
@@ -297,14 +298,137 @@ static void channel_sums(double *sum, double *squares, const float *x, int64_t p
         }
 }
 
-static void channel_affine(float *out, const float *x, const float *factor, const float *offset,
-                           int64_t pixels, int64_t channels, bool with_silu)
+static void channel_affine(float *out, const float *x, int64_t stride, const float *factor,
+                           const float *offset, int64_t pixels, int64_t channels, bool with_silu)
 {
     for (int64_t p = 0; p < pixels; p++)
         for (int64_t c = 0; c < channels; c++) {
-            double v = (double)x[p * channels + c] * (double)factor[c] + (double)offset[c];
+            double v = (double)x[p * stride + c] * (double)factor[c] + (double)offset[c];
             out[p * channels + c] = (float)(with_silu ? silu_of(v) : v);
         }
+}
+
+/* ---- Winograd's convolution. ----------------------------------------------------------------- */
+
+#define A ((double)WINOGRAD_A)
+#define B ((double)WINOGRAD_B)
+#define NA (1 / (2 * A * A * (A * A - B * B)))
+#define NB (1 / (2 * B * B * (B * B - A * A)))
+
+/* A kernel's polynomial at each point, over the product of that point's distances from the others;
+ * its last coefficient at infinity. */
+static const double winograd_g[6 * 3] = {1 / (A * A * B * B),
+                                         0,
+                                         0, /* 0 */
+                                         NA,
+                                         A *NA,
+                                         A *A *NA, /* a */
+                                         NA,
+                                         -A *NA,
+                                         A *A *NA, /* -a */
+                                         NB,
+                                         B *NB,
+                                         B *B *NB, /* b */
+                                         NB,
+                                         -B *NB,
+                                         B *B *NB, /* -b */
+                                         0,
+                                         0,
+                                         1};
+/* The coefficients of the product of (x - point) over the other points; at infinity over all. */
+static const double winograd_bt[6 * 6] = {A * A * B * B,
+                                          0,
+                                          -A *A - B *B,
+                                          0,
+                                          1,
+                                          0, /* 0 */
+                                          0,
+                                          -A *B *B,
+                                          -B *B,
+                                          A,
+                                          1,
+                                          0, /* a */
+                                          0,
+                                          A *B *B,
+                                          -B *B,
+                                          -A,
+                                          1,
+                                          0, /* -a */
+                                          0,
+                                          -A *A *B,
+                                          -A *A,
+                                          B,
+                                          1,
+                                          0, /* b */
+                                          0,
+                                          A *A *B,
+                                          -A *A,
+                                          -B,
+                                          1,
+                                          0, /* -b */
+                                          0,
+                                          A *A *B *B,
+                                          0,
+                                          -A *A - B *B,
+                                          0,
+                                          1};
+/* The powers 0..3 of each point. */
+static const double winograd_at[4 * 6] = {1, 1,       1,        1,       1,        0, /* */
+                                          0, A,       -A,       B,       -B,       0, /* */
+                                          0, A *A,    A *A,     B *B,    B *B,     0, /* */
+                                          0, A *A *A, -A *A *A, B *B *B, -B *B *B, 1};
+
+/* out [m][m] = matrix [m][k] in [k][k] matrix^T */
+static void transform(double *out, const double *matrix, const double *in, int m, int k)
+{
+    for (int i = 0; i < m; i++)
+        for (int j = 0; j < m; j++) {
+            double sum = 0;
+            for (int a = 0; a < k; a++)
+                for (int b = 0; b < k; b++)
+                    sum += matrix[i * k + a] * in[a * k + b] * matrix[j * k + b];
+            out[i * m + j] = sum;
+        }
+}
+
+static void winograd_weights(float *u, int64_t stride, const float *w, int64_t n)
+{
+    for (int64_t c = 0; c < n; c++) {
+        double in[9], out[36];
+        for (int i = 0; i < 9; i++)
+            in[i] = w[9 * c + i];
+        transform(out, winograd_g, in, 6, 3);
+        for (int p = 0; p < 36; p++)
+            u[p * stride + c] = (float)out[p];
+    }
+}
+
+static void winograd_input(float *v, int64_t stride, const float *const *rows,
+                           const int64_t *columns, int64_t n)
+{
+    for (int64_t c = 0; c < n; c++) {
+        double in[36], out[36];
+        for (int p = 0; p < 36; p++)
+            in[p] = rows[p / 6][columns[p % 6] + c];
+        transform(out, winograd_bt, in, 6, 6);
+        for (int p = 0; p < 36; p++)
+            v[p * stride + c] = (float)out[p];
+    }
+}
+
+static void winograd_output(float *out, int64_t row, int64_t column, const float *m, int64_t stride,
+                            const float *bias, int64_t n, bool accumulate)
+{
+    for (int64_t c = 0; c < n; c++) {
+        double in[36], result[16];
+        for (int p = 0; p < 36; p++)
+            in[p] = m[p * stride + c];
+        transform(result, winograd_at, in, 4, 6);
+        for (int p = 0; p < 16; p++) {
+            float *to = out + p / 4 * row + p % 4 * column + c;
+            *to = (float)(result[p] + (double)bias[c] + (accumulate ? (double)*to : 0));
+        }
+    }
 }
 
 extern const cpu_kernels cpu_kernels_reference;
@@ -343,4 +467,7 @@ const cpu_kernels cpu_kernels_reference = {
     .add_product = add_product,
     .channel_sums = channel_sums,
     .channel_affine = channel_affine,
+    .winograd_weights = winograd_weights,
+    .winograd_input = winograd_input,
+    .winograd_output = winograd_output,
 };

@@ -6,6 +6,7 @@
  *   KERNEL_GEMM   the name of its matrix product; not given where there is a better one
  * kernels_reference.c defines what each function does. */
 #include "nn/cpu/kernels.h"
+#include "nn/cpu/winograd.h"
 
 #include <math.h>
 #if defined(__AVX__)
@@ -804,15 +805,164 @@ static void channel_sums(double *sum, double *squares, const float *x, int64_t p
         }
 }
 
-static void channel_affine(float *out, const float *x, const float *factor, const float *offset,
-                           int64_t pixels, int64_t channels, bool with_silu)
+static inline vf affine_v(vf x, vf factor, vf offset, bool with_silu)
 {
-    for (int64_t p = 0; p < pixels; p++, x += channels, out += channels) {
-        for (int64_t c = 0; c < channels; c++)
-            out[c] = x[c] * factor[c] + offset[c];
-        if (with_silu)
-            silu(out, out, channels);
+    vf v = x * factor + offset;
+    return with_silu ? silu_v(v) : v;
+}
+
+static void channel_affine(float *out, const float *x, int64_t stride, const float *factor,
+                           const float *offset, int64_t pixels, int64_t channels, bool with_silu)
+{
+    for (int64_t p = 0; p < pixels; p++, x += stride, out += channels) {
+        int64_t c = 0, left;
+        for (; c + VL <= channels; c += VL)
+            store(out + c, affine_v(load(x + c), load(factor + c), load(offset + c), with_silu));
+        if ((left = channels - c) > 0)
+            store_tail(out + c,
+                       affine_v(load_tail(x + c, left), load_tail(factor + c, left),
+                                load_tail(offset + c, left), with_silu),
+                       left);
     }
+}
+
+/* ---- Winograd's convolution. ----------------------------------------------------------------- */
+
+#define A WINOGRAD_A
+#define B WINOGRAD_B
+
+/* Six (three, four) numbers of one dimension, each for VL channels. */
+static inline void input_line(vf *to, int step, const vf *d)
+{
+    vf u = d[4] - d[2] * (B * B), v = d[3] * A - d[1] * (A * B * B);
+    vf s = d[4] - d[2] * (A * A), t = d[3] * B - d[1] * (A * A * B);
+    to[0] = d[0] * (A * A * B * B) - d[2] * (A * A + B * B) + d[4];
+    to[step] = u + v;
+    to[2 * step] = u - v;
+    to[3 * step] = s + t;
+    to[4 * step] = s - t;
+    to[5 * step] = d[1] * (A * A * B * B) - d[3] * (A * A + B * B) + d[5];
+}
+
+static inline void weight_line(vf *to, int step, vf w0, vf w1, vf w2)
+{
+    const float na = 1 / (2 * A * A * (A * A - B * B)), nb = 1 / (2 * B * B * (B * B - A * A));
+    vf even = w0 * na + w2 * (A * A * na), odd = w1 * (A * na);
+    vf even2 = w0 * nb + w2 * (B * B * nb), odd2 = w1 * (B * nb);
+    to[0] = w0 * (1 / (A * A * B * B));
+    to[step] = even + odd;
+    to[2 * step] = even - odd;
+    to[3 * step] = even2 + odd2;
+    to[4 * step] = even2 - odd2;
+    to[5 * step] = w2;
+}
+
+static inline void output_line(vf *to, int step, const vf *m)
+{
+    vf s = m[1] + m[2], d = m[1] - m[2], s2 = m[3] + m[4], d2 = m[3] - m[4];
+    to[0] = m[0] + s + s2;
+    to[step] = d * A + d2 * B;
+    to[2 * step] = s * (A * A) + s2 * (B * B);
+    to[3 * step] = d * (A * A * A) + d2 * (B * B * B) + m[5];
+}
+
+static void winograd_weights(float *u, int64_t stride, const float *w, int64_t n)
+{
+    for (int64_t c = 0; c < n; c += VL) {
+        const int64_t count = n - c < VL ? n - c : VL;
+        float taps[9][VL] = {{0}};
+        vf half[18], all[36];
+        for (int64_t i = 0; i < count; i++)
+            for (int t = 0; t < 9; t++)
+                taps[t][i] = w[9 * (c + i) + t];
+        UNROLL
+        for (int j = 0; j < 3; j++)
+            weight_line(half + j, 3, load(taps[j]), load(taps[3 + j]), load(taps[6 + j]));
+        UNROLL
+        for (int i = 0; i < 6; i++)
+            weight_line(all + 6 * i, 1, half[3 * i], half[3 * i + 1], half[3 * i + 2]);
+        for (int p = 0; p < 36; p++)
+            store_tail(u + p * stride + c, all[p], count);
+    }
+}
+
+/* The channels c .. c+count-1; count is VL or, for the last ones, less. */
+static inline void input_channels(float *v, int64_t stride, const float *const *rows,
+                                  const int64_t *columns, int64_t c, int64_t count)
+{
+    vf half[36];
+    UNROLL
+    for (int j = 0; j < 6; j++) {
+        vf d[6];
+        UNROLL
+        for (int i = 0; i < 6; i++)
+            d[i] = count == VL ? load(rows[i] + columns[j] + c)
+                               : load_tail(rows[i] + columns[j] + c, count);
+        input_line(half + j, 6, d);
+    }
+    UNROLL
+    for (int i = 0; i < 6; i++) {
+        vf d[6];
+        input_line(d, 1, half + 6 * i);
+        UNROLL
+        for (int j = 0; j < 6; j++)
+            if (count == VL)
+                store(v + (6 * i + j) * stride + c, d[j]);
+            else
+                store_tail(v + (6 * i + j) * stride + c, d[j], count);
+    }
+}
+
+static void winograd_input(float *v, int64_t stride, const float *const *rows,
+                           const int64_t *columns, int64_t n)
+{
+    int64_t c = 0;
+    for (; c + VL <= n; c += VL)
+        input_channels(v, stride, rows, columns, c, VL);
+    if (c < n)
+        input_channels(v, stride, rows, columns, c, n - c);
+}
+
+static inline void output_channels(float *out, int64_t row, int64_t column, const float *m,
+                                   int64_t stride, vf bias, int64_t count, bool accumulate)
+{
+    vf half[24];
+    UNROLL
+    for (int j = 0; j < 6; j++) {
+        vf in[6];
+        UNROLL
+        for (int i = 0; i < 6; i++)
+            in[i] = count == VL ? load(m + (6 * i + j) * stride)
+                                : load_tail(m + (6 * i + j) * stride, count);
+        output_line(half + j, 6, in);
+    }
+    UNROLL
+    for (int i = 0; i < 4; i++) {
+        vf y[4];
+        output_line(y, 1, half + 6 * i);
+        UNROLL
+        for (int j = 0; j < 4; j++) {
+            float *to = out + i * row + j * column;
+            vf value = y[j] + bias;
+            if (accumulate)
+                value += count == VL ? load(to) : load_tail(to, count);
+            if (count == VL)
+                store(to, value);
+            else
+                store_tail(to, value, count);
+        }
+    }
+}
+
+static void winograd_output(float *out, int64_t row, int64_t column, const float *m, int64_t stride,
+                            const float *bias, int64_t n, bool accumulate)
+{
+    int64_t c = 0;
+    for (; c + VL <= n; c += VL)
+        output_channels(out + c, row, column, m + c, stride, load(bias + c), VL, accumulate);
+    if (c < n)
+        output_channels(out + c, row, column, m + c, stride, load_tail(bias + c, n - c), n - c,
+                        accumulate);
 }
 
 extern const cpu_kernels KERNEL_TABLE;
@@ -851,4 +1001,7 @@ const cpu_kernels KERNEL_TABLE = {
     .add_product = add_product,
     .channel_sums = channel_sums,
     .channel_affine = channel_affine,
+    .winograd_weights = winograd_weights,
+    .winograd_input = winograd_input,
+    .winograd_output = winograd_output,
 };

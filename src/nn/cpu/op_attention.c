@@ -63,11 +63,11 @@ static void pack_keys(const attention *a, int64_t head, int64_t first, int64_t l
 {
     const int64_t nr = a->p.gemm->nr;
     const float *columns[GEMM_MAX_NR];
-    char *panels = a->key_panels + (size_t)head * a->key_bytes;
+    const column_panels keys = {.panels = a->key_panels + (size_t)head * a->key_bytes};
     for (int64_t j = first; j < last; j += nr) {
         for (int64_t i = 0; i < nr; i++)
             columns[i] = a->k + min64(j + i, a->keys - 1) * a->k_stride + head * a->dim;
-        product_pack_floats(&a->p, columns, panels + j * a->p.words * 4, scratch);
+        product_pack_floats(&a->p, &keys, j / nr, columns, scratch);
     }
 }
 
@@ -217,7 +217,7 @@ static void attend(const attention *a, const state *s, int64_t head, int64_t row
 {
     const cpu_gemm *g = a->p.gemm;
     const int64_t mr = g->mr, nr = g->nr, kv = head / a->group;
-    const char *q = s->queries.panels + (size_t)(row / mr) * s->queries.panel_bytes;
+    const char *q = s->queries.panels + row * a->p.words * 4;
     const char *k = a->key_panels + (size_t)kv * a->key_bytes;
     const char *v = a->value_panels + (size_t)kv * a->value_bytes;
     for (int64_t j = k0; j < k1; j += nr)
@@ -321,6 +321,7 @@ void cpu_attention(nn *c, const nn_tensor *out, const nn_tensor *q, const nn_ten
         .causal = causal,
         .factor = (float)(1.4426950408889634 / sqrt((double)dim)),
     };
+    a.p.slice = a.p.words; /* a product over a head's features is done at once */
     cut_blocks(&a);
     a.key_panels = nn_scratch(c, a.key_bytes, (size_t)kv_heads);
     a.value_panels = nn_scratch(c, a.value_bytes, (size_t)kv_heads);

@@ -1,199 +1,270 @@
-/* Convolutions: a blocked product of rows of the input and columns of packed
- * weights. A convolution is the same product with more "taps": for each output pixel and each
- * position of the kernel a pointer says where the input row is, so neither im2col nor the upsampled
- * picture ever exist in memory. */
-#include "nn/cpu/cpu.h"
+/* Convolutions. 3x3 of stride 1 go Winograd's way (conv_winograd.c), the rest is computed directly:
+ * for each output pixel the pixels under the kernel, side by side, are a row of a matrix, which
+ * only exists in the panels of the product. */
+#include "nn/cpu/conv.h"
 
 #include <string.h>
 
-/* A block of weights is packed for at most this many products in a row: NR columns of it stay in
- * the first-level cache while the rows stream by. */
-#define BLOCK_K 512
-/* Panels (of NR columns) that one task packs; they stay in the second-level cache. */
-#define BLOCK_PANELS 4
+/* With fewer input channels Winograd's transforms cost more than they save. */
+#define WINOGRAD_MIN_CHANNELS 8
+/* Rows of a direct product that one task packs. */
+#define DIRECT_ROW_BYTES (1 << 20)
+#define DIRECT_MOST_ROWS 256
+/* Enough tasks for many threads. */
+#define MIN_TASKS 16
+#define MIN_PART_COLUMNS 128
 
-typedef struct gemm {
-    const cpu_kernels *kernels;
-    int64_t m, n, k; /* out [m, n]; k products for each tap */
-    int taps;
-    bool bf16;
-    const float *x; /* input rows */
-    float *out;
-    const float *bias; /* n floats, then zeros up to a whole panel; may be NULL */
-    const nn_weight *w;
+/* ---- Shared by both ways --------------------------------------------------------------------- */
 
-    /* Convolutions only: where the row of a tap is. */
-    const float *zeros;
-    int64_t height, width, out_width;
-    int kernel, stride, pad, up;
-
-    /* The division into tasks. */
-    int64_t block_n, block_m, blocks_n;
-    int64_t k_block; /* products of a tap that are packed at once */
-    int tap_block;   /* taps that are packed at once; 1 unless k_block is k */
-    float *scratch;  /* for each worker */
-    int64_t scratch_floats;
-} gemm;
-
-/* The input row that output row m multiplies at a tap. */
-static const float *input_row(const gemm *g, int64_t m, int tap)
+/* count pixels from x on. */
+static void gather_pixels(const conv *v, const float *x, int64_t count, int64_t first, int64_t n,
+                          float *out)
 {
-    if (g->kernel == 0)
-        return g->x + m * g->k;
-    int64_t y = m / g->out_width * g->stride + tap / g->kernel - g->pad;
-    int64_t x = m % g->out_width * g->stride + tap % g->kernel - g->pad;
-    if (y < 0 || x < 0 || y >= g->height << g->up || x >= g->width << g->up)
-        return g->zeros;
-    return g->x + ((y >> g->up) * g->width + (x >> g->up)) * g->k;
+    x += first;
+    if (v->factor)
+        v->kernels->channel_affine(out, x, v->channels, v->factor + first, v->offset + first, count,
+                                   n, true);
+    else
+        for (int64_t i = 0; i < count; i++)
+            memcpy(out + i * n, x + i * v->channels, (size_t)n * sizeof(float));
 }
 
-/* Packs columns n .. n+count of taps and products into one panel. The weight of a linear layer is
- * [n][k], that of a convolution [n][k][taps]. */
-static void pack_panel(const gemm *g, float *panel, int64_t n, int64_t count, int tap, int taps,
-                       int64_t k0, int64_t k)
+void conv_gather(const conv *v, const region *r, int64_t first, int64_t n, float *out)
 {
-    size_t size = dtype_size(g->w->type);
-    for (int t = 0; t < taps; t++) {
-        int64_t at = (n * g->k + k0) * g->taps + tap + t;
-        g->kernels->pack(panel + t * k * g->kernels->nr,
-                         (const char *)g->w->data + (size_t)at * size, g->w->type, g->k * g->taps,
-                         g->taps, (int)count, k, g->bf16);
+    int64_t left = r->x < 0 ? min64(-r->x, r->width) : 0;
+    int64_t inside = min64(r->width, v->width - r->x) - left;
+    if (inside < 0)
+        inside = 0;
+    int64_t right = r->width - left - inside;
+    for (int64_t y = r->y; y < r->y + r->height; y++, out += r->width * n) {
+        if (y < -v->above || y >= v->height + v->below) {
+            memset(out, 0, (size_t)(r->width * n) * sizeof(float));
+            continue;
+        }
+        const float *row = v->x + (y + v->above) * v->width * v->channels;
+        memset(out, 0, (size_t)(left * n) * sizeof(float));
+        gather_pixels(v, row + (r->x + left) * v->channels, inside, first, n, out + left * n);
+        memset(out + (left + inside) * n, 0, (size_t)(right * n) * sizeof(float));
     }
 }
 
-/* out[m0..m1, n0..n1] over one block of taps and products. */
-static void multiply_block(const gemm *g, const float *panels, int64_t m0, int64_t m1, int64_t n0,
-                           int64_t n1, int tap, int taps, int64_t k0, int64_t k)
+/* A slice of a panel of columns stays in the first-level cache while all rows pass by; the rows of
+ * a task (at one position) stay in the second level. */
+void conv_multiply(const conv *v, const char *a, int64_t row_panels, int position, int64_t n0,
+                   int64_t n1, float *sums)
 {
-    const cpu_kernels *kernels = g->kernels;
-    const int mr = kernels->mr, nr = kernels->nr;
-    const bool first = tap == 0 && k0 == 0;
-    const float *rows[9 * KERNEL_MAX_MR];
-    float edge[KERNEL_MAX_MR * KERNEL_MAX_NR];
-    for (int64_t m = m0; m < m1; m += mr) {
-        /* Rows past the end repeat the last one; their sums are dropped. */
-        for (int t = 0; t < taps; t++)
-            for (int i = 0; i < mr; i++)
-                rows[t * mr + i] = input_row(g, min64(m + i, m1 - 1), tap + t) + k0;
-        const float *panel = panels;
-        for (int64_t n = n0; n < n1; n += nr, panel += taps * k * nr) {
-            float *c = g->out + m * g->n + n;
-            const float *bias = g->bias ? g->bias + n : NULL;
-            int64_t valid_m = min64(mr, m1 - m), valid_n = min64(nr, n1 - n);
-            if (valid_m == mr && valid_n == nr) {
-                kernels->tile(taps, k, rows, panel, bias, !first, c, g->n);
-                continue;
+    const cpu_gemm *g = v->gemm;
+    const int64_t mr = g->mr, nr = g->nr, words = v->words, width = v->block_columns;
+    const char *b = v->columns + (position * v->panels + n0 / nr) * words * nr * 4;
+    for (int64_t w = 0; w < words; w += g->block_words) {
+        int64_t part = min64(g->block_words, words - w);
+        for (int64_t j = 0; j < ceil_div(n1 - n0, nr); j++)
+            for (int64_t m = 0; m < row_panels; m++)
+                g->tile(part, a + (m * words + w) * mr * 4, b + (j * words + w) * nr * 4,
+                        sums + m * mr * width + j * nr, width, w > 0);
+    }
+}
+
+/* What cutting into rectangles of h x w costs: rows of panels, some of them empty, and pixels that
+ * are gathered more than once (gather: the cost of one in rows). */
+static double cut_cost(const conv *v, int64_t height, int64_t width, int64_t h, int64_t w,
+                       double gather)
+{
+    const int64_t count_y[2] = {height / h, height % h > 0}, size_y[2] = {h, height % h};
+    const int64_t count_x[2] = {width / w, width % w > 0}, size_x[2] = {w, width % w};
+    const int64_t unit = v->positions > 1 ? 4 : v->stride, halo = v->kernel - 1, mr = v->gemm->mr;
+    double cost = 0;
+    for (int i = 0; i < 4; i++) {
+        int64_t y = size_y[i / 2], x = size_x[i % 2];
+        double pixels = (double)((y * unit + halo) * (x * unit + halo));
+        cost += (double)(count_y[i / 2] * count_x[i % 2]) *
+                ((double)(ceil_div(y * x, mr) * mr) + gather * pixels);
+    }
+    return cost;
+}
+
+void conv_cut(conv *v, int64_t height, int64_t width, int64_t most)
+{
+    const int64_t nr = v->gemm->nr;
+    const double gather = (v->positions > 1 ? 1.0 : 4.0) / (double)(v->panels * nr);
+    double best = 0;
+    for (int64_t w = 1; w <= min64(most, width); w++) {
+        int64_t h = min64(most / w, height);
+        double cost = cut_cost(v, height, width, h, w, gather);
+        if (w == 1 || cost < best) {
+            best = cost;
+            v->block_height = h;
+            v->block_width = w;
+        }
+    }
+    v->blocks_x = ceil_div(width, v->block_width);
+    v->blocks = v->blocks_x * ceil_div(height, v->block_height);
+    v->parts = 1;
+    while (v->blocks * v->parts < MIN_TASKS && v->outputs / v->parts >= 2 * MIN_PART_COLUMNS)
+        v->parts *= 2;
+    v->part_columns = ceil_div(v->panels, v->parts) * nr;
+}
+
+/* ---- The direct way -------------------------------------------------------------------------- */
+
+static int64_t most(int64_t a, int64_t b)
+{
+    return a > b ? a : b;
+}
+
+/* The rows of the product: words of k for each position of the kernel. */
+static int64_t tap_words(const conv *v)
+{
+    return ceil_div(v->channels, v->gemm->step) * v->gemm->step;
+}
+
+/* A panel of weights from [channel][tap] to [tap][channel]. */
+static void direct_weights_task(void *user, int64_t index, int worker)
+{
+    const conv *v = user;
+    const int64_t nr = v->gemm->nr, words = tap_words(v), taps = v->kernel * v->kernel;
+    float *rows = (float *)(void *)(v->scratch + (size_t)worker * v->scratch_bytes);
+    float *decoded = rows + nr * v->words;
+    const void *sources[GEMM_MAX_NR];
+    memset(rows, 0, (size_t)(nr * v->words) * sizeof(float));
+    for (int64_t i = 0; i < nr; i++) {
+        float *row = rows + i * v->words;
+        sources[i] = row;
+        if (index * nr + i >= v->outputs)
+            continue;
+        weight_decode(v->kernels, v->w, index * nr + i, 0, v->channels * taps, decoded);
+        for (int64_t ch = 0; ch < v->channels; ch++)
+            for (int64_t t = 0; t < taps; t++)
+                row[t * words + ch] = decoded[ch * taps + t];
+    }
+    v->gemm->pack_columns(v->columns + index * v->words * nr * 4, sources, v->words);
+}
+
+/* The part of the input under a rectangle of the result. */
+static region direct_region(const conv *v, int64_t y, int64_t x, int64_t h, int64_t w)
+{
+    region r = {(y * v->stride - v->pad) >> v->up, (x * v->stride - v->pad) >> v->up, 0, 0};
+    r.height = (((y + h - 1) * v->stride + v->kernel - 1 - v->pad) >> v->up) - r.y + 1;
+    r.width = (((x + w - 1) * v->stride + v->kernel - 1 - v->pad) >> v->up) - r.x + 1;
+    return r;
+}
+
+static void direct_pack(const conv *v, const region *r, const float *pixels, int64_t y0, int64_t x0,
+                        int64_t h, int64_t w, char *a)
+{
+    const int64_t mr = v->gemm->mr, words = tap_words(v);
+    for (int64_t m = 0; m < h * w; m += mr)
+        for (int t = 0; t < v->kernel * v->kernel; t++) {
+            const void *rows[GEMM_MAX_MR];
+            for (int64_t i = 0; i < mr; i++) {
+                int64_t at = min64(m + i, h * w - 1);
+                int64_t y = (y0 + at / w) * v->stride - v->pad + t / v->kernel;
+                int64_t x = (x0 + at % w) * v->stride - v->pad + t % v->kernel;
+                rows[i] = pixels + (((y >> v->up) - r->y) * r->width + (x >> v->up) - r->x) * words;
             }
-            if (!first)
-                for (int64_t i = 0; i < valid_m; i++)
-                    memcpy(edge + i * nr, c + i * g->n, (size_t)valid_n * sizeof(float));
-            kernels->tile(taps, k, rows, panel, bias, !first, edge, nr);
-            for (int64_t i = 0; i < valid_m; i++)
-                memcpy(c + i * g->n, edge + i * nr, (size_t)valid_n * sizeof(float));
+            v->gemm->pack_rows(a + (m * v->words + t * words * mr) * 4, rows, words);
+        }
+}
+
+static void direct_task(void *user, int64_t index, int worker)
+{
+    const conv *v = user;
+    const int64_t words = tap_words(v), mr = v->gemm->mr;
+    const int64_t block = index / v->parts, part = index % v->parts;
+    int64_t y0 = block / v->blocks_x * v->block_height, x0 = block % v->blocks_x * v->block_width;
+    int64_t h = min64(v->block_height, v->out_height - y0);
+    int64_t w = min64(v->block_width, v->out_width - x0);
+    int64_t all = v->block_height * v->block_width, rows = ceil_div(all, mr) * mr;
+    char *a = v->scratch + (size_t)worker * v->scratch_bytes;
+    float *sums = (float *)(void *)(a + rows * v->words * 4);
+    float *pixels = sums + rows * v->block_columns;
+
+    region r = direct_region(v, y0, x0, h, w);
+    conv_gather(v, &r, 0, v->channels, pixels);
+    /* Zeros behind the channels, from the last pixel on. */
+    if (words > v->channels)
+        for (int64_t i = r.height * r.width - 1; i >= 0; i--) {
+            memmove(pixels + i * words, pixels + i * v->channels,
+                    (size_t)v->channels * sizeof(float));
+            memset(pixels + i * words + v->channels, 0,
+                   (size_t)(words - v->channels) * sizeof(float));
+        }
+    if (v->gemm->begin)
+        v->gemm->begin();
+    direct_pack(v, &r, pixels, y0, x0, h, w, a);
+    int64_t end = min64((part + 1) * v->part_columns, v->outputs);
+    for (int64_t n0 = part * v->part_columns; n0 < end; n0 += v->block_columns) {
+        int64_t n = min64(v->block_columns, end - n0);
+        conv_multiply(v, a, ceil_div(h * w, mr), 0, n0, n0 + n, sums);
+        for (int64_t i = 0; i < h * w; i++) {
+            float *row = sums + i * v->block_columns;
+            float *out = v->out + ((y0 + i / w) * v->out_width + x0 + i % w) * v->outputs + n0;
+            v->kernels->add(row, v->bias + n0, n);
+            if (v->add)
+                v->kernels->add(out, row, n);
+            else
+                memcpy(out, row, (size_t)n * sizeof(float));
         }
     }
+    if (v->gemm->end)
+        v->gemm->end();
 }
 
-static void gemm_task(void *user, int64_t index, int worker)
+void conv_direct(nn *c, conv *v)
 {
-    const gemm *g = user;
-    const int64_t nr = g->kernels->nr;
-    int64_t n0 = index % g->blocks_n * g->block_n, n1 = min64(n0 + g->block_n, g->n);
-    int64_t m0 = index / g->blocks_n * g->block_m, m1 = min64(m0 + g->block_m, g->m);
-    float *panels = g->scratch + worker * g->scratch_floats;
-    for (int tap = 0; tap < g->taps; tap += g->tap_block) {
-        int taps = (int)min64(g->tap_block, g->taps - tap);
-        for (int64_t k0 = 0; k0 < g->k; k0 += g->k_block) {
-            int64_t k = min64(g->k_block, g->k - k0);
-            float *panel = panels;
-            for (int64_t n = n0; n < n1; n += nr, panel += taps * k * nr)
-                pack_panel(g, panel, n, min64(nr, n1 - n), tap, taps, k0, k);
-            multiply_block(g, panels, m0, m1, n0, n1, tap, taps, k0, k);
-        }
-    }
+    const int64_t mr = v->gemm->mr, nr = v->gemm->nr, taps = v->kernel * v->kernel;
+    v->positions = 1;
+    v->words = taps * tap_words(v);
+    v->panels = ceil_div(v->outputs, nr);
+    int64_t rows = min64(DIRECT_MOST_ROWS, DIRECT_ROW_BYTES / (v->words * 4)) / mr * mr;
+    conv_cut(v, v->out_height, v->out_width, most(rows, mr));
+    v->block_columns = min64(v->part_columns, v->gemm->block_columns);
+    rows = ceil_div(v->block_height * v->block_width, mr) * mr;
+    region r = direct_region(v, 1, 1, v->block_height, v->block_width);
+    int64_t compute =
+        rows * (v->words + v->block_columns) + (r.height + 1) * (r.width + 1) * tap_words(v);
+    int64_t pack = nr * v->words + v->channels * taps;
+    v->scratch_bytes = ((size_t)most(compute, pack) * 4 + 63) / 64 * 64;
+    v->scratch = nn_scratch(c, v->scratch_bytes, (size_t)pool_threads(c->params.threads));
+    v->columns = nn_scratch(c, (size_t)(v->panels * v->words * nr), 4);
+    cpu_run(c, v->panels, direct_weights_task, v);
+    cpu_run(c, v->blocks * v->parts, direct_task, v);
 }
 
-/* The input rounded to bfloat16, in blocks. */
-typedef struct rounding {
-    const cpu_kernels *kernels;
-    const float *x;
-    float *out;
-    int64_t count;
-} rounding;
-
-#define ROUNDING_BLOCK 65536
-
-static void round_task(void *user, int64_t index, int worker)
-{
-    (void)worker;
-    const rounding *r = user;
-    int64_t at = index * ROUNDING_BLOCK;
-    r->kernels->round_bf16(r->out + at, r->x + at, min64(ROUNDING_BLOCK, r->count - at));
-}
-
-static const float *rounded_input(nn *c, const nn_tensor *x)
-{
-    int64_t count = nn_count(x);
-    rounding r = {c->params.kernels, x->data, nn_scratch(c, (size_t)count, sizeof(float)), count};
-    cpu_run(c, ceil_div(count, ROUNDING_BLOCK), round_task, &r);
-    return r.out;
-}
-
-/* Completes the description and runs it. The order of every sum is given by k_block and tap_block,
- * which depend on the shape alone; how rows and columns are cut changes nothing. */
-static void run_gemm(nn *c, gemm *g, const nn_tensor *x, const nn_weight *bias)
-{
-    size_t mark = nn_mark(c);
-    const int64_t nr = c->params.kernels->nr, mr = c->params.kernels->mr;
-    g->kernels = c->params.kernels;
-    g->bf16 = c->params.precision != NN_F32;
-    g->x = g->bf16 ? rounded_input(c, x) : x->data;
-    g->k_block = min64(g->k, BLOCK_K);
-    g->tap_block = g->k < BLOCK_K ? (int)min64(g->taps, BLOCK_K / g->k) : 1;
-    g->block_n = nr * BLOCK_PANELS;
-    g->blocks_n = ceil_div(g->n, g->block_n);
-    /* Packing costs 1/block_m of the work; small products are cut finer to keep threads busy. */
-    g->block_m = 1024 / mr * mr;
-    while (g->blocks_n * ceil_div(g->m, g->block_m) < 16 && g->block_m > 64)
-        g->block_m = ceil_div(g->block_m / 2, mr) * mr;
-    g->scratch_floats = BLOCK_PANELS * nr * g->k_block * g->tap_block;
-    g->scratch =
-        nn_scratch(c, (size_t)(g->scratch_floats * pool_threads(c->params.threads)), sizeof(float));
-    if (bias) {
-        float *padded = nn_scratch(c, (size_t)(ceil_div(g->n, nr) * nr), sizeof(float));
-        if (padded) {
-            memset(padded, 0, (size_t)(ceil_div(g->n, nr) * nr) * sizeof(float));
-            dtype_to_float(padded, bias->data, bias->type, (size_t)g->n);
-        }
-        g->bias = padded;
-    }
-    cpu_run(c, g->blocks_n * ceil_div(g->m, g->block_m), gemm_task, g);
-    nn_release(c, mark);
-}
+/* ---- The operation --------------------------------------------------------------------------- */
 
 void cpu_conv2d(nn *c, const nn_tensor *out, const nn_tensor *x, const nn_weight *w,
                 const nn_weight *bias, const nn_conv *params)
 {
     size_t mark = nn_mark(c);
-    float *zeros = nn_scratch(c, (size_t)w->n[1], sizeof(float));
-    if (zeros)
-        memset(zeros, 0, (size_t)w->n[1] * sizeof(float));
-    gemm g = {
-        .m = out->n[0] * out->n[1],
-        .n = w->n[0],
-        .k = w->n[1],
-        .taps = (int)(w->n[2] * w->n[3]),
-        .out = out->data,
+    conv v = {
+        .kernels = c->params.kernels,
+        .gemm = c->params.kernels->gemm[CPU_F32],
         .w = w,
-        .zeros = zeros,
-        .height = x->n[0],
+        .bias = cpu_floats(c, bias),
+        .x = x->data,
+        .height = x->n[0] - params->above - params->below,
         .width = x->n[1],
+        .channels = x->n[2],
+        .above = params->above,
+        .below = params->below,
+        .out = out->data,
+        .out_height = out->n[0],
         .out_width = out->n[1],
+        .outputs = out->n[2],
         .kernel = (int)w->n[2],
         .stride = params->stride,
         .pad = params->pad_bottom_right ? 0 : (int)(w->n[2] / 2),
         .up = params->upsample ? 1 : 0,
+        .add = params->add,
     };
-    run_gemm(c, &g, x, bias);
+    if (params->norm && params->norm->data) {
+        v.factor = params->norm->data;
+        v.offset = v.factor + v.channels;
+    }
+    if (v.kernel == 3 && v.stride == 1 && v.pad == 1 && v.channels >= WINOGRAD_MIN_CHANNELS)
+        conv_winograd(c, &v);
+    else
+        conv_direct(c, &v);
     nn_release(c, mark);
 }

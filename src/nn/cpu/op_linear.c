@@ -8,9 +8,8 @@
 
 #include <string.h>
 
-/* Enough tasks for many threads; the blocks of rows are halved until there are. */
-#define MIN_TASKS 48
-#define MIN_BLOCK_ROWS 112
+/* To pack a row of weights costs about as much as to multiply it with this many rows. */
+#define PACKING_ROWS 160
 
 typedef struct linear {
     product p;
@@ -77,18 +76,16 @@ void cpu_prepare(nn *c, const nn_tensor *out, const nn_tensor *x)
 /* ---- The product ----------------------------------------------------------------------------- */
 
 /* Packs the weights of a task: the panels of w, then those of up. Returns how many of each. */
-static int64_t pack_weights(const linear *l, int64_t n0, int64_t n1, char *panels, float *scales,
+static int64_t pack_weights(const linear *l, int64_t n0, int64_t n1, column_panels *b,
                             char *scratch)
 {
     const int64_t nr = l->p.gemm->nr, each = ceil_div(n1 - n0, nr);
-    const size_t bytes = (size_t)(nr * l->p.words * 4);
+    b->count = (l->up ? 2 : 1) * each * nr;
     for (int64_t i = 0; i < each; i++) {
         int64_t n = n0 + i * nr, count = min64(nr, n1 - n);
-        product_pack_columns(&l->p, l->w, n, count, panels + (size_t)i * bytes, scales + i * nr,
-                             scratch);
+        product_pack_columns(&l->p, b, i, l->w, n, count, scratch);
         if (l->up)
-            product_pack_columns(&l->p, l->up, n, count, panels + (size_t)(each + i) * bytes,
-                                 scales + (each + i) * nr, scratch);
+            product_pack_columns(&l->p, b, each + i, l->up, n, count, scratch);
     }
     return each;
 }
@@ -135,58 +132,92 @@ static void finish_row(const linear *l, float *sums, int64_t width, const float 
     }
 }
 
+/* Asks for the memory that the next panel of rows will be read from, a part at each of the tiles
+ * before it: what comes from the third-level cache comes too late otherwise. */
+static inline void fetch_ahead(const char *next, size_t bytes, int64_t part, int64_t parts)
+{
+    size_t first = bytes / 64 * (size_t)part / (size_t)parts;
+    size_t last = bytes / 64 * (size_t)(part + 1) / (size_t)parts;
+    for (size_t line = first; line < last; line++)
+        __builtin_prefetch(next + line * 64, 0, 2);
+}
+
+/* All sums of rows m0..m1 and the columns of b. */
+static void multiply_block(const linear *l, const column_panels *b, int64_t m0, int64_t m1,
+                           float *sums)
+{
+    const cpu_gemm *g = l->p.gemm;
+    const int64_t mr = g->mr, nr = g->nr, panels = b->count / nr;
+    for (int64_t w = 0; w < l->p.words; w += l->p.slice) {
+        const int64_t words = min64(l->p.slice, l->p.words - w);
+        const size_t bytes = (size_t)(mr * words * 4);
+        for (int64_t m = m0; m < m1; m += mr) {
+            const char *a = l->a.panels + product_part(&l->p, l->a.rows, m / mr, mr, w);
+            for (int64_t j = 0; j < panels; j++) {
+                fetch_ahead(a + bytes, bytes, j, panels);
+                g->tile(words, a, b->panels + product_part(&l->p, b->count, j, nr, w),
+                        sums + (m - m0) * b->count + j * nr, b->count, w > 0);
+            }
+        }
+    }
+}
+
 static void linear_task(void *user, int64_t index, int worker)
 {
     const linear *l = user;
     const cpu_gemm *g = l->p.gemm;
-    const int64_t mr = g->mr, nr = g->nr, words = l->p.words;
     int64_t n0 = index % l->blocks_n * l->block_n, n1 = min64(n0 + l->block_n, l->n);
     int64_t first = index / l->blocks_n * l->block_m, last = min64(first + l->block_m, l->m);
-    char *panels = l->scratch + (size_t)worker * l->scratch_bytes;
-    float *sums = (float *)(void *)(panels + l->panels_bytes);
-    float *scales = (float *)(void *)((char *)sums + l->sums_bytes);
-    char *scratch = (char *)(scales + 2 * l->block_n);
+    column_panels b = {.panels = l->scratch + (size_t)worker * l->scratch_bytes};
+    float *sums = (float *)(void *)(b.panels + l->panels_bytes);
+    b.scales = (float *)(void *)((char *)sums + l->sums_bytes);
+    char *scratch = (char *)(b.scales + 2 * l->block_n);
 
     if (g->begin)
         g->begin();
-    int64_t each = pack_weights(l, n0, n1, panels, scales, scratch);
-    int64_t all = l->up ? 2 * each : each, width = all * nr;
+    int64_t width = pack_weights(l, n0, n1, &b, scratch) * g->nr;
     for (int64_t m0 = first; m0 < last; m0 += g->block_rows) {
         int64_t m1 = min64(m0 + g->block_rows, last);
-        for (int64_t w = 0; w < words; w += g->block_words) {
-            int64_t part = min64(g->block_words, words - w);
-            for (int64_t m = m0; m < m1; m += mr) {
-                const char *a = l->a.panels + (size_t)(m / mr) * l->a.panel_bytes + w * mr * 4;
-                for (int64_t j = 0; j < all; j++)
-                    g->tile(part, a, panels + (j * words + w) * nr * 4,
-                            sums + (m - m0) * width + j * nr, width, w > 0);
-            }
-        }
+        multiply_block(l, &b, m0, m1, sums);
         for (int64_t m = m0; m < m1; m++)
-            finish_row(l, sums + (m - m0) * width, each * nr, scales, m, n0, n1 - n0);
+            finish_row(l, sums + (m - m0) * b.count, width, b.scales, m, n0, n1 - n0);
     }
     if (g->end)
         g->end();
 }
 
-/* Columns and rows of a task, and the scratch memory that it takes. */
+/* The time of all tasks, in rows times columns, when they are dealt to the threads. */
+static int64_t cost(const linear *l, int64_t block_m, int64_t block_n, int64_t threads)
+{
+    int64_t tasks = ceil_div(l->m, block_m) * ceil_div(l->n, block_n);
+    return ceil_div(tasks, threads) * (block_m + PACKING_ROWS) * block_n;
+}
+
+/* Columns and rows of a task, and the scratch memory that it takes. No result depends on them. */
 static void cut(nn *c, linear *l)
 {
     const cpu_gemm *g = l->p.gemm;
-    const int64_t both = l->up ? 2 : 1, mr = g->mr;
-    l->block_n = g->block_columns / both / g->nr * g->nr;
-    if (l->block_n < g->nr)
-        l->block_n = g->nr;
+    const int64_t both = l->up ? 2 : 1, mr = g->mr, threads = pool_threads(c->params.threads);
+    const int64_t widest = g->block_columns / both > g->nr ? g->block_columns / both : g->nr;
+    int64_t best = INT64_MAX;
+    for (int64_t block_n = widest / g->nr * g->nr; block_n >= g->nr; block_n -= g->nr)
+        for (int64_t parts = 1; parts <= 8; parts++) {
+            int64_t block_m = ceil_div(ceil_div(l->m, parts), mr) * mr;
+            int64_t time = cost(l, block_m, block_n, threads);
+            /* Narrower blocks read the rows more often: they must be worth it. */
+            if (time + time * (widest - block_n) / widest / 4 < best) {
+                best = time + time * (widest - block_n) / widest / 4;
+                l->block_m = block_m;
+                l->block_n = block_n;
+            }
+        }
     l->blocks_n = ceil_div(l->n, l->block_n);
-    l->block_m = ceil_div(l->m, mr) * mr;
-    while (l->blocks_n * ceil_div(l->m, l->block_m) < MIN_TASKS && l->block_m > MIN_BLOCK_ROWS)
-        l->block_m = ceil_div(l->block_m / 2, mr) * mr;
     int64_t rows = ceil_div(min64(g->block_rows, l->block_m), mr) * mr;
     l->panels_bytes = (size_t)(both * l->block_n * l->p.words * 4 + 63) / 64 * 64;
     l->sums_bytes = (size_t)(rows * both * l->block_n * 4 + 63) / 64 * 64;
     l->scratch_bytes = l->panels_bytes + l->sums_bytes +
                        (size_t)(2 * l->block_n * 4 + 63) / 64 * 64 + operand_scratch(&l->p);
-    l->scratch = nn_scratch(c, l->scratch_bytes, (size_t)pool_threads(c->params.threads));
+    l->scratch = nn_scratch(c, l->scratch_bytes, (size_t)threads);
 }
 
 void cpu_linear(nn *c, const nn_tensor *out, const nn_tensor *x, const nn_weight *w,

@@ -163,79 +163,98 @@ void cpu_head_norm_rope(nn *c, const nn_tensor *x, int heads, const nn_weight *w
     nn_release(c, mark);
 }
 
-#define PIXELS_PER_TASK 512
+/* ---- Group norm. ----------------------------------------------------------------------------- */
 
-typedef struct group_norm {
+typedef struct group_sums {
     const cpu_kernels *kernels;
-    float *out;
     const float *x;
-    int64_t pixels, channels;
-    double *sums; /* for each task: channels sums, channels squares */
-    float *factor, *offset;
-    bool silu;
-} group_norm;
+    double *sums; /* for each row: the sum of each group, then that of its squares */
+    int64_t width, channels, groups;
+    double *scratch; /* for each worker: the sums of each channel */
+} group_sums;
 
-static void group_sum_task(void *user, int64_t index, int worker)
+/* One row: its order of summation is the same wherever a picture is cut. */
+static void group_sums_task(void *user, int64_t row, int worker)
 {
-    (void)worker;
-    const group_norm *g = user;
-    int64_t first = index * PIXELS_PER_TASK;
-    double *sums = g->sums + 2 * index * g->channels;
-    memset(sums, 0, 2 * (size_t)g->channels * sizeof(double));
-    g->kernels->channel_sums(sums, sums + g->channels, g->x + first * g->channels,
-                             min64(PIXELS_PER_TASK, g->pixels - first), g->channels);
-}
-
-static void group_apply_task(void *user, int64_t index, int worker)
-{
-    (void)worker;
-    const group_norm *g = user;
-    int64_t first = index * PIXELS_PER_TASK;
-    g->kernels->channel_affine(g->out + first * g->channels, g->x + first * g->channels, g->factor,
-                               g->offset, min64(PIXELS_PER_TASK, g->pixels - first), g->channels,
-                               g->silu);
-}
-
-/* x * factor + offset for each channel, from the sums of all tasks in their order. */
-static void group_factors(const group_norm *g, int64_t tasks, const float *w, const float *b,
-                          int groups, float eps)
-{
-    int64_t size = g->channels / groups;
-    for (int64_t group = 0; group < groups; group++) {
-        double sum = 0, squares = 0;
-        for (int64_t t = 0; t < tasks; t++)
-            for (int64_t i = group * size; i < (group + 1) * size; i++) {
-                sum += g->sums[2 * t * g->channels + i];
-                squares += g->sums[(2 * t + 1) * g->channels + i];
-            }
-        double count = (double)(size * g->pixels), mean = sum / count;
-        double variance = squares / count - mean * mean;
-        double factor = 1 / sqrt((variance > 0 ? variance : 0) + (double)eps);
-        for (int64_t i = group * size; i < (group + 1) * size; i++) {
-            g->factor[i] = (float)(factor * (double)w[i]);
-            g->offset[i] = (float)((double)b[i] - mean * factor * (double)w[i]);
+    const group_sums *g = user;
+    const int64_t size = g->channels / g->groups;
+    double *sum = g->scratch + worker * 2 * g->channels, *squares = sum + g->channels;
+    memset(sum, 0, 2 * (size_t)g->channels * sizeof(double));
+    g->kernels->channel_sums(sum, squares, g->x + row * g->width * g->channels, g->width,
+                             g->channels);
+    double *to = g->sums + row * 2 * g->groups;
+    for (int64_t i = 0; i < g->groups; i++) {
+        to[i] = to[g->groups + i] = 0;
+        for (int64_t ch = i * size; ch < (i + 1) * size; ch++) {
+            to[i] += sum[ch];
+            to[g->groups + i] += squares[ch];
         }
     }
 }
 
-void cpu_group_norm(nn *c, const nn_tensor *out, const nn_tensor *x, const nn_weight *w,
-                    const nn_weight *b, int groups, float eps, bool silu)
+void cpu_group_sums(nn *c, const nn_tensor *sums, int64_t first, const nn_tensor *x)
 {
     size_t mark = nn_mark(c);
-    group_norm g = {.kernels = c->params.kernels,
-                    .out = out->data,
+    group_sums g = {.kernels = c->params.kernels,
                     .x = x->data,
-                    .pixels = x->n[0] * x->n[1],
+                    .width = x->n[1],
                     .channels = x->n[2],
-                    .silu = silu};
-    int64_t tasks = ceil_div(g.pixels, PIXELS_PER_TASK);
-    const float *weight = cpu_floats(c, w), *bias = cpu_floats(c, b);
-    g.sums = nn_scratch(c, (size_t)(2 * tasks * g.channels), sizeof(double));
-    g.factor = nn_scratch(c, (size_t)g.channels, sizeof(float));
-    g.offset = nn_scratch(c, (size_t)g.channels, sizeof(float));
-    cpu_run(c, tasks, group_sum_task, &g);
-    if (g.offset)
-        group_factors(&g, tasks, weight, bias, groups, eps);
-    cpu_run(c, tasks, group_apply_task, &g);
+                    .groups = sums->n[1] / 4};
+    g.scratch =
+        nn_scratch(c, (size_t)(2 * g.channels * pool_threads(c->params.threads)), sizeof(double));
+    if (sums->data)
+        g.sums = (double *)(void *)sums->data + first * 2 * g.groups;
+    cpu_run(c, x->n[0], group_sums_task, &g);
     nn_release(c, mark);
+}
+
+void cpu_group_factors(nn *c, const nn_tensor *norm, const nn_tensor *sums, int64_t width,
+                       const nn_weight *w, const nn_weight *b, double eps)
+{
+    size_t mark = nn_mark(c);
+    const int64_t groups = sums->n[1] / 4, rows = sums->n[0], channels = norm->n[1];
+    const int64_t size = channels / groups;
+    const float *weight = cpu_floats(c, w), *bias = cpu_floats(c, b);
+    const double *all = (const double *)(const void *)sums->data;
+    for (int64_t i = 0; bias && i < groups; i++) {
+        double sum = 0, squares = 0;
+        for (int64_t row = 0; row < rows; row++) {
+            sum += all[row * 2 * groups + i];
+            squares += all[row * 2 * groups + groups + i];
+        }
+        double count = (double)(size * rows * width), mean = sum / count;
+        double variance = squares / count - mean * mean;
+        double factor = 1 / sqrt((variance > 0 ? variance : 0) + eps);
+        for (int64_t ch = i * size; ch < (i + 1) * size; ch++) {
+            norm->data[ch] = (float)(factor * (double)weight[ch]);
+            norm->data[channels + ch] =
+                (float)((double)bias[ch] - mean * factor * (double)weight[ch]);
+        }
+    }
+    nn_release(c, mark);
+}
+
+#define PIXELS_PER_TASK 512
+
+typedef struct norm_application {
+    const cpu_kernels *kernels;
+    float *out;
+    const float *x, *norm;
+    int64_t pixels, channels;
+} norm_application;
+
+static void apply_norm_task(void *user, int64_t index, int worker)
+{
+    (void)worker;
+    const norm_application *n = user;
+    int64_t first = index * PIXELS_PER_TASK, at = first * n->channels;
+    n->kernels->channel_affine(n->out + at, n->x + at, n->channels, n->norm, n->norm + n->channels,
+                               min64(PIXELS_PER_TASK, n->pixels - first), n->channels, false);
+}
+
+void cpu_apply_norm(nn *c, const nn_tensor *out, const nn_tensor *x, const nn_tensor *norm)
+{
+    norm_application n = {c->params.kernels, out->data,         x->data,
+                          norm->data,        x->n[0] * x->n[1], x->n[2]};
+    cpu_run(c, ceil_div(n.pixels, PIXELS_PER_TASK), apply_norm_task, &n);
 }

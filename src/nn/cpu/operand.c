@@ -44,6 +44,7 @@ product product_choose(const nn *c, int64_t k, bool sensitive)
             p.gemm = kernels->gemm[CPU_BF16];
     }
     p.words = round_up(ceil_div(k, elements_of_word(p.gemm->element)), p.gemm->step);
+    p.slice = min64(p.gemm->block_words, p.words);
     return p;
 }
 
@@ -63,7 +64,7 @@ size_t operand_bytes(const product *p, int64_t m)
 operand operand_at(const product *p, int64_t m, void *memory)
 {
     size_t rows = (size_t)padded_rows(p, m);
-    operand o = {.panels = memory, .panel_bytes = (size_t)p->gemm->mr * (size_t)p->words * 4};
+    operand o = {.panels = memory, .rows = (int64_t)rows};
     if (memory && p->gemm->compute == CPU_INT8) {
         o.scales = (float *)(void *)(o.panels + rows * (size_t)p->words * 4);
         o.sums = (int32_t *)(void *)(o.scales + rows);
@@ -124,25 +125,68 @@ static float encode_row(const product *p, char *out, float *x, int32_t *sum, boo
     return max / 127;
 }
 
+/* A panel of an operand that is being written. */
+typedef struct target {
+    char *panels;
+    int64_t total, panel;
+    int width; /* rows or columns of the panel */
+    void (*pack)(void *panel, const void *const *sources, int64_t words);
+} target;
+
+static target rows_target(const product *p, const operand *o, int64_t panel)
+{
+    return (target){o->panels, o->rows, panel, p->gemm->mr, p->gemm->pack_rows};
+}
+
+static target columns_target(const product *p, const column_panels *o, int64_t panel)
+{
+    return (target){o->panels, o->count, panel, p->gemm->nr, p->gemm->pack_columns};
+}
+
+/* Writes words w .. w+words-1, all in one slice, of the rows of a panel. */
+static void pack_part(const product *p, const target *t, const void *const *rows, int64_t w,
+                      int64_t words)
+{
+    int64_t slice = w / p->slice * p->slice;
+    size_t at = product_part(p, t->total, t->panel, t->width, slice);
+    t->pack(t->panels + at + (w - slice) * t->width * 4, rows, words);
+}
+
+/* Whole encoded rows, which stand one behind the other. */
+static void pack_encoded(const product *p, const target *t, const char *rows)
+{
+    const void *source[GEMM_MAX_NR > GEMM_MAX_MR ? GEMM_MAX_NR : GEMM_MAX_MR];
+    for (int64_t w = 0; w < p->words; w += p->slice) {
+        for (int i = 0; i < t->width; i++)
+            source[i] = rows + (i * p->words + w) * 4;
+        pack_part(p, t, source, w, min64(p->slice, p->words - w));
+    }
+}
+
+/* The end of the chunk that starts at word w: within its slice. */
+static int64_t chunk_end(const product *p, int64_t w)
+{
+    int64_t slice_end = min64((w / p->slice + 1) * p->slice, p->words);
+    return min64(w + CHUNK, slice_end);
+}
+
 /* Rows of floats, encoded a chunk at a time, to a panel. */
-static void pack_floats(const product *p, char *to, const float *const *sources, int count,
-                        void (*pack)(void *panel, const void *const *sources, int64_t words),
-                        char *scratch)
+static void pack_floats(const product *p, const target *t, const float *const *rows, char *scratch)
 {
     const int64_t per_word = elements_of_word(p->gemm->element), width = encoded_words(p) * 4;
     const void *encoded[GEMM_MAX_NR > GEMM_MAX_MR ? GEMM_MAX_NR : GEMM_MAX_MR];
-    for (int64_t w = 0; w < p->words; w += CHUNK) {
-        int64_t words = min64(CHUNK, p->words - w);
-        int64_t n = min64(words * per_word, p->k - w * per_word);
-        for (int i = 0; i < count; i++) {
-            const float *from = sources[i] + w * per_word;
+    for (int64_t w = 0, end; w < p->words; w = end) {
+        end = chunk_end(p, w);
+        int64_t n = min64((end - w) * per_word, p->k - w * per_word);
+        for (int i = 0; i < t->width; i++) {
+            const float *from = rows[i] + w * per_word;
             encoded[i] = from;
-            if (p->gemm->element == GEMM_FLOAT32 && !p->round && n == words)
+            if (p->gemm->element == GEMM_FLOAT32 && !p->round && n == end - w)
                 continue;
-            encode(p, scratch + i * width, from, n, words, 1, false);
+            encode(p, scratch + i * width, from, n, end - w, 1, false);
             encoded[i] = scratch + i * width;
         }
-        pack(to + w * count * 4, encoded, words);
+        pack_part(p, t, encoded, w, end - w);
     }
 }
 
@@ -150,25 +194,25 @@ void operand_store_rows(const product *p, const operand *o, int64_t panel, const
                         char *scratch)
 {
     const int mr = p->gemm->mr;
-    char *to = o->panels + (size_t)panel * o->panel_bytes;
-    if (p->gemm->compute == CPU_INT8) {
-        const void *encoded[GEMM_MAX_MR];
-        float *row = (float *)(void *)(scratch + mr * p->words * 4);
-        for (int i = 0; i < mr; i++) {
-            char *out = scratch + i * p->words * 4;
-            memcpy(row, rows[i], (size_t)p->k * sizeof(float));
-            o->scales[panel * mr + i] = encode_row(p, out, row, &o->sums[panel * mr + i], false);
-            encoded[i] = out;
-        }
-        p->gemm->pack_rows(to, encoded, p->words);
+    const target t = rows_target(p, o, panel);
+    if (p->gemm->compute != CPU_INT8) {
+        pack_floats(p, &t, rows, scratch);
         return;
     }
-    pack_floats(p, to, rows, mr, p->gemm->pack_rows, scratch);
+    float *row = (float *)(void *)(scratch + mr * p->words * 4);
+    for (int i = 0; i < mr; i++) {
+        memcpy(row, rows[i], (size_t)p->k * sizeof(float));
+        o->scales[panel * mr + i] =
+            encode_row(p, scratch + i * p->words * 4, row, &o->sums[panel * mr + i], false);
+    }
+    pack_encoded(p, &t, scratch);
 }
 
-void product_pack_floats(const product *p, const float *const *columns, char *panel, char *scratch)
+void product_pack_floats(const product *p, const column_panels *o, int64_t panel,
+                         const float *const *rows, char *scratch)
 {
-    pack_floats(p, panel, columns, p->gemm->nr, p->gemm->pack_columns, scratch);
+    const target t = columns_target(p, o, panel);
+    pack_floats(p, &t, rows, scratch);
 }
 
 /* ---- Weights --------------------------------------------------------------------------------- */
@@ -243,41 +287,53 @@ static bool taken_as_it_is(const product *p, const nn_weight *w)
     return p->gemm->element == GEMM_BFLOAT16 && w->type == DTYPE_BF16 && p->k % 2 == 0;
 }
 
-void product_pack_columns(const product *p, const nn_weight *w, int64_t first, int64_t count,
-                          char *panel, float *scales, char *scratch)
+/* Whole rows in 8 bits: their scale must be known first. */
+static void pack_int8(const product *p, const column_panels *o, int64_t panel, const nn_weight *w,
+                      int64_t first, int64_t count, char *scratch)
 {
     const int nr = p->gemm->nr;
+    const int64_t width = p->words * 4;
+    const target t = columns_target(p, o, panel);
+    float *row = (float *)(void *)(scratch + nr * width), *scales = o->scales + panel * nr;
+    for (int64_t i = 0; i < count; i++) {
+        int32_t sum;
+        weight_decode(p->kernels, w, first + i, 0, p->k, row);
+        scales[i] = encode_row(p, scratch + i * width, row, &sum, true);
+    }
+    for (int64_t i = count; i < nr; i++)
+        scales[i] = 0;
+    memset(scratch + count * width, 0, (size_t)((nr - count) * width));
+    pack_encoded(p, &t, scratch);
+}
+
+void product_pack_columns(const product *p, const column_panels *o, int64_t panel,
+                          const nn_weight *w, int64_t first, int64_t count, char *scratch)
+{
+    if (p->gemm->compute == CPU_INT8) {
+        pack_int8(p, o, panel, w, first, count, scratch);
+        return;
+    }
+    const int nr = p->gemm->nr;
     const int64_t per_word = elements_of_word(p->gemm->element), width = encoded_words(p) * 4;
+    const target t = columns_target(p, o, panel);
+    const bool direct = taken_as_it_is(p, w);
     const void *encoded[GEMM_MAX_NR];
     float *row = (float *)(void *)(scratch + nr * width);
     for (int i = 0; i < nr; i++)
         encoded[i] = scratch + i * width;
-    if (count < nr)
-        memset(scratch + count * width, 0, (size_t)((nr - count) * width));
-    if (p->gemm->compute == CPU_INT8) {
-        int32_t sum;
+    memset(scratch + count * width, 0, (size_t)((nr - count) * width));
+    for (int64_t at = 0, end; at < p->words; at = end) {
+        end = chunk_end(p, at);
+        int64_t n = min64((end - at) * per_word, p->k - at * per_word);
         for (int64_t i = 0; i < count; i++) {
-            weight_decode(p->kernels, w, first + i, 0, p->k, row);
-            scales[i] = encode_row(p, scratch + i * width, row, &sum, true);
-        }
-        for (int64_t i = count; i < nr; i++)
-            scales[i] = 0;
-        p->gemm->pack_columns(panel, encoded, p->words);
-        return;
-    }
-    const bool direct = taken_as_it_is(p, w);
-    for (int64_t at = 0; at < p->words; at += CHUNK) {
-        int64_t words = min64(CHUNK, p->words - at);
-        int64_t n = min64(words * per_word, p->k - at * per_word);
-        for (int64_t i = 0; i < count; i++) {
-            if (direct && n == words * per_word) {
+            if (direct && n == (end - at) * per_word) {
                 encoded[i] = (const char *)w->data + ((first + i) * p->k / per_word + at) * 4;
                 continue;
             }
             weight_decode(p->kernels, w, first + i, at * per_word, n, row);
-            encode(p, scratch + i * width, row, n, words, 1, true);
+            encode(p, scratch + i * width, row, n, end - at, 1, true);
             encoded[i] = scratch + i * width;
         }
-        p->gemm->pack_columns(panel + at * nr * 4, encoded, words);
+        pack_part(p, &t, encoded, at, end - at);
     }
 }

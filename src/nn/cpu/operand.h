@@ -10,19 +10,29 @@ typedef struct product {
     const cpu_kernels *kernels;
     const cpu_gemm *gemm;
     int64_t k, words; /* of a row, padding included */
+    int64_t slice;    /* words of a slice, see below */
     bool round;       /* to bfloat16, since the processor has no such products */
     int64_t rotation; /* order of the Hadamard matrix that blocks of k are rotated by; 0: none */
 } product;
 
 product product_choose(const nn *c, int64_t k, bool sensitive);
 
-/* The first operand in memory: panels of gemm->mr rows, then for CPU_INT8 the scale and the sum of
- * each row. */
+/* Operands lie in memory in the order in which a product reads them: slice by slice of k, in each
+ * slice panel by panel. Where the part of a panel that starts at word w (a multiple of slice) is,
+ * for an operand of `total` rows or columns (padded) in panels of `width`. */
+static inline size_t product_part(const product *p, int64_t total, int64_t panel, int64_t width,
+                                  int64_t w)
+{
+    return (size_t)(w * total + panel * width * min64(p->slice, p->words - w)) * 4;
+}
+
+/* The first operand: panels of gemm->mr rows, then for CPU_INT8 the scale and the sum of each
+ * row. */
 typedef struct operand {
     char *panels;
     float *scales;
     int32_t *sums;
-    size_t panel_bytes;
+    int64_t rows; /* padded */
 } operand;
 
 /* Numbers in a word. */
@@ -36,12 +46,20 @@ size_t operand_scratch(const product *p);
 /* Rows of k floats each into one panel; rows beyond m repeat others. */
 void operand_store_rows(const product *p, const operand *o, int64_t panel, const float *const *rows,
                         char *scratch);
+/* The second operand. */
+typedef struct column_panels {
+    char *panels;
+    float *scales; /* for CPU_INT8: what sums of a column are multiplied with */
+    int64_t count; /* padded */
+} column_panels;
+
 /* nr rows of k floats each into a panel of columns; not for CPU_INT8. */
-void product_pack_floats(const product *p, const float *const *columns, char *panel, char *scratch);
+void product_pack_floats(const product *p, const column_panels *o, int64_t panel,
+                         const float *const *rows, char *scratch);
 /* Rows first .. first+count-1 (count <= gemm->nr) of a weight [N, K] into a panel of columns; zeros
- * behind them. scales [nr], for CPU_INT8: what sums of a column are multiplied with. */
-void product_pack_columns(const product *p, const nn_weight *w, int64_t first, int64_t count,
-                          char *panel, float *scales, char *scratch);
+ * behind them. */
+void product_pack_columns(const product *p, const column_panels *o, int64_t panel,
+                          const nn_weight *w, int64_t first, int64_t count, char *scratch);
 
 /* Numbers first .. first+count-1 of a row of a weight, as float32. */
 void weight_decode(const cpu_kernels *kernels, const nn_weight *w, int64_t row, int64_t first,

@@ -116,7 +116,7 @@ static void pack_columns(void *b, const void *const *columns, int64_t words)
  * of 2 MiB. */
 #define SHAPE                                                                                      \
     .features = CPU_HAS_AVX512 | CPU_HAS_AMX, .mr = MR, .nr = NR, .step = STEP,                    \
-    .block_words = 160, .block_columns = 256, .block_rows = 1088, .begin = begin, .end = end,      \
+    .block_words = 160, .block_columns = 256, .block_rows = 544, .begin = begin, .end = end,      \
     .pack_rows = pack_rows, .pack_columns = pack_columns
 
 extern const cpu_gemm gemm_amx_bf16, gemm_amx_int8;

@@ -1,0 +1,39 @@
+#include "cli/params.h"
+
+ct_status context_from_options(ct_context **out, const options *o, report *r, ct_error *error)
+{
+    ct_context_params params;
+    ct_context_params_init(&params);
+    params.threads = (int)o->value[OPTION_THREADS].integer;
+    params.cpu = o->value[OPTION_CPU].text;
+    params.callbacks = report_callbacks(r);
+    return ct_context_create(&params, out, error);
+}
+
+static ct_precision parse_precision(const option_value *value)
+{
+    static const ct_precision in_order_of_words[] = {CT_PRECISION_AUTO, CT_PRECISION_FP32,
+                                                     CT_PRECISION_BF16, CT_PRECISION_INT8};
+    return value->given ? in_order_of_words[value->integer] : CT_PRECISION_AUTO;
+}
+
+void params_from_options(ct_generate_params *p, const options *o)
+{
+    const option_value *value = o->value;
+    ct_generate_params_init(p);
+    p->prompt = value[OPTION_PROMPT].text;
+    p->negative_prompt = value[OPTION_NEGATIVE_PROMPT].text;
+    p->width = (int)value[OPTION_WIDTH].integer;
+    p->height = (int)value[OPTION_HEIGHT].integer;
+    p->steps = (int)value[OPTION_STEPS].integer;
+    if (value[OPTION_GUIDANCE].given)
+        p->guidance = value[OPTION_GUIDANCE].number;
+    if (value[OPTION_CFG_SCALE].given)
+        p->cfg_scale = value[OPTION_CFG_SCALE].number;
+    if (value[OPTION_CFG_TRUNCATION].given)
+        p->cfg_truncation = value[OPTION_CFG_TRUNCATION].number;
+    p->cfg_normalization = value[OPTION_CFG_NORMALIZATION].given;
+    p->shift = value[OPTION_SHIFT].number;
+    p->precision = parse_precision(&value[OPTION_PRECISION]);
+    p->max_memory = value[OPTION_MAX_MEMORY].bytes;
+}

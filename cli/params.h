@@ -1,0 +1,13 @@
+/* From the options that several commands share to the library's parameters. */
+#ifndef CLI_PARAMS_H
+#define CLI_PARAMS_H
+
+#include "app/options.h"
+#include "cli/report.h"
+
+/* Threads, kernels, and the callbacks of the report. */
+ct_status context_from_options(ct_context **out, const options *o, report *r, ct_error *error);
+/* Everything about the picture and the machine; strings stay those of the options. */
+void params_from_options(ct_generate_params *p, const options *o);
+
+#endif

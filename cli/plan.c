@@ -1,0 +1,186 @@
+/* calotype plan: how much memory a picture takes, and what of it could be spared. */
+#include "cli/commands.h"
+#include "cli/format.h"
+#include "cli/members.h"
+#include "cli/params.h"
+#include "cli/progress.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+static const char *const part_names[] = {"text encoder", "transformer", "VAE"};
+
+/* ---- JSON ---------------------------------------------------------------------------------- */
+
+static void member_bytes(json_writer *w, const char *key, uint64_t bytes)
+{
+    if (bytes == UINT64_MAX)
+        member_raw(w, key, NULL);
+    else
+        member_unsigned(w, key, bytes);
+}
+
+static void stage_json(json_writer *w, ct_stage stage, const ct_memory_stage *s)
+{
+    json_write_object(w);
+    member_string(w, "stage", progress_stage_name(stage));
+    member_unsigned(w, "file_bytes", s->file_bytes);
+    member_unsigned(w, "read_bytes", s->read_bytes);
+    member_unsigned(w, "block_bytes", s->block_bytes);
+    member_integer(w, "blocks", s->blocks);
+    member_unsigned(w, "activation_bytes", s->activation_bytes);
+    member_unsigned(w, "buffer_bytes", s->buffer_bytes);
+    json_write_object_end(w);
+}
+
+static void choice_json(json_writer *w, const char *name, const ct_memory_choice *c)
+{
+    json_write_key(w, name);
+    json_write_object(w);
+    member_integer(w, "streamed_blocks", c->streamed_blocks);
+    for (int i = 0; i < 3; i++) {
+        char key[32];
+        snprintf(key, sizeof key, "%s_bytes", progress_stage_name((ct_stage)i));
+        member_unsigned(w, key, c->stage_bytes[i]);
+    }
+    member_unsigned(w, "peak_bytes", c->peak_bytes);
+    member_boolean(w, "fits", c->fits);
+    json_write_object_end(w);
+}
+
+static void plan_json(const ct_model_info *model, const ct_memory_plan *plan)
+{
+    strbuf s;
+    json_writer w;
+    members_open(&w, &s);
+    member_string(&w, "kind", "plan");
+    member_string(&w, "model", model->name);
+    member_integer(&w, "width", plan->width);
+    member_integer(&w, "height", plan->height);
+    member_integer(&w, "steps", plan->steps);
+    member_string(&w, "precision", ct_precision_name(plan->precision));
+    member_integer(&w, "prompt_tokens", plan->prompt_tokens);
+    member_boolean(&w, "prompt_assumed", plan->prompt_assumed);
+    member_bytes(&w, "available_bytes", plan->available_bytes);
+    member_bytes(&w, "limit_bytes", plan->limit_bytes);
+    member_unsigned(&w, "process_bytes", plan->process_bytes);
+    json_write_key(&w, "stages");
+    json_write_array(&w);
+    for (int i = 0; i < 3; i++)
+        stage_json(&w, (ct_stage)i, &plan->stage[i]);
+    json_write_array_end(&w);
+    choice_json(&w, "resident", &plan->resident);
+    choice_json(&w, "streamed", &plan->streamed);
+    choice_json(&w, "chosen", &plan->chosen);
+    members_close(stdout, &w, &s);
+}
+
+/* ---- For people ---------------------------------------------------------------------------- */
+
+#define NAME_COLUMNS 26
+#define CELL_COLUMNS 12
+
+static void cell(const terminal *t, uint64_t bytes)
+{
+    char text[FORMAT_SIZE];
+    fprintf(t->stream, "%*s", CELL_COLUMNS, format_bytes(text, bytes));
+}
+
+static void heading(const terminal *t, const char *name, const char *const *columns, int count)
+{
+    fprintf(t->stream, "\n%s%-*s", terminal_escape(t, STYLE_DIM), NAME_COLUMNS, name);
+    for (int i = 0; i < count; i++)
+        fprintf(t->stream, "%*s", CELL_COLUMNS, columns[i]);
+    fprintf(t->stream, "%s\n", terminal_escape(t, STYLE_PLAIN));
+}
+
+static void print_stages(const terminal *t, const ct_memory_plan *plan)
+{
+    static const char *const columns[] = {"in files", "read", "one block", "activations",
+                                          "buffers"};
+    heading(t, "", columns, 5);
+    for (int i = 0; i < 3; i++) {
+        const ct_memory_stage *s = &plan->stage[i];
+        fprintf(t->stream, "%-*s", NAME_COLUMNS, part_names[i]);
+        cell(t, s->file_bytes);
+        cell(t, s->read_bytes);
+        cell(t, s->block_bytes);
+        cell(t, s->activation_bytes);
+        cell(t, s->buffer_bytes);
+        fputs("\n", t->stream);
+    }
+    fprintf(t->stream, "%-*s", NAME_COLUMNS, "program, tokenizer");
+    cell(t, plan->process_bytes);
+    fputs("\n", t->stream);
+}
+
+static void print_choice(const terminal *t, const char *name, const ct_memory_choice *c)
+{
+    fprintf(t->stream, "%-*s", NAME_COLUMNS, name);
+    for (int i = 0; i < 3; i++)
+        cell(t, c->stage_bytes[i]);
+    fputs(terminal_escape(t, STYLE_BOLD), t->stream);
+    cell(t, c->peak_bytes);
+    fprintf(t->stream, "%s  %s\n", terminal_escape(t, STYLE_PLAIN),
+            c->fits ? "fits" : "does not fit");
+}
+
+static void print_plan(const terminal *t, const ct_model_info *model, const ct_memory_plan *plan,
+                       bool limited)
+{
+    static const char *const columns[] = {"encode", "denoise", "decode", "peak"};
+    char text[FORMAT_SIZE], name[FORMAT_SIZE + 16];
+    const int blocks = plan->stage[CT_STAGE_DENOISE].blocks;
+    fputs(terminal_escape(t, STYLE_BOLD), t->stream);
+    terminal_clean(t, model->name, false, 0);
+    fprintf(t->stream, "%s  %d%s%d, %s, %s%d tokens\n", terminal_escape(t, STYLE_PLAIN),
+            plan->width, t->utf8 ? "×" : "x", plan->height, ct_precision_name(plan->precision),
+            plan->prompt_assumed ? "a prompt of at most " : "a prompt of ", plan->prompt_tokens);
+    print_stages(t, plan);
+    heading(t, "in memory", columns, 4);
+    print_choice(t, "transformer stays", &plan->resident);
+    if (plan->chosen.streamed_blocks > 0 && plan->chosen.streamed_blocks < blocks) {
+        snprintf(name, sizeof name, "%d of %d blocks streamed", plan->chosen.streamed_blocks,
+                 blocks);
+        print_choice(t, name, &plan->chosen);
+    }
+    snprintf(name, sizeof name, "all %d blocks streamed", blocks);
+    print_choice(t, name, &plan->streamed);
+    fputs("\n", t->stream);
+    if (plan->limit_bytes != UINT64_MAX)
+        fprintf(t->stream, "%s: %s\n", limited ? "limit" : "available",
+                format_bytes(text, plan->limit_bytes));
+    if (!plan->chosen.fits)
+        fprintf(t->stream, "does not fit: %s more would be needed\n",
+                format_bytes(text, plan->chosen.peak_bytes - plan->limit_bytes));
+    else if (plan->chosen.streamed_blocks)
+        fprintf(t->stream, "will be done with %d of %d blocks streamed\n",
+                plan->chosen.streamed_blocks, blocks);
+    else
+        fputs("will be done with the transformer staying in memory\n", t->stream);
+}
+
+int plan_run(const options *o, report *r)
+{
+    ct_error error;
+    ct_context *context = NULL;
+    ct_model *model = NULL;
+    ct_generate_params params;
+    ct_memory_plan plan;
+    params_from_options(&params, o);
+    ct_memory_plan_init(&plan);
+    ct_status status = context_from_options(&context, o, r, &error);
+    if (status == CT_OK)
+        status = ct_model_load(context, o->value[OPTION_MODEL].text, &model, &error);
+    if (status == CT_OK)
+        status = ct_model_plan(model, &params, &plan, &error);
+    if (status == CT_OK && r->mode == REPORT_JSON)
+        plan_json(ct_model_get_info(model), &plan);
+    else if (status == CT_OK)
+        print_plan(&r->out, ct_model_get_info(model), &plan, params.max_memory > 0);
+    ct_model_free(&model);
+    ct_context_free(&context);
+    if (status != CT_OK)
+        return report_error(r, &error);
+    return plan.chosen.fits ? EXIT_OK : EXIT_WORK_FAILED;
+}

@@ -1,0 +1,175 @@
+#!/usr/bin/env python3
+"""Memory as the command line promises it: what "calotype plan" says is what the process takes.
+
+CALOTYPE names the program, CT_FIXTURES the folder of the fixtures."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import unittest
+
+import sparse_model
+
+PROGRAM = os.environ["CALOTYPE"]
+BOX = os.path.join(os.path.dirname(os.path.abspath(__file__)), "../../models/emoji-256")
+PROMPT = "a red apple on a light blue background"
+MIB = 1 << 20
+# The scratch of threads that find nothing to do is planned, but not taken: with many threads a small
+# picture takes less than was said.
+THREADS = ["--threads", "2"]
+# Sanitizers keep memory of their own, so that only what is said can be checked, not what is taken.
+SANITIZED = b"__asan_init" in open(PROGRAM, "rb").read() or \
+    b"__tsan_init" in open(PROGRAM, "rb").read()
+
+# Starts a program and prints the most memory that it had. A process of its own, and a small one,
+# because what a program takes is counted from before it is started.
+MEASURE = """
+import os, resource, sys
+child = os.posix_spawn(sys.argv[1], sys.argv[1:], os.environ)
+_, status = os.waitpid(child, 0)
+print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024)
+sys.exit(os.waitstatus_to_exitcode(status))
+"""
+
+
+def plan(model, *args):
+    result = subprocess.run([PROGRAM, "plan", "-m", model, "--json", *THREADS, *args], capture_output=True,
+                            text=True, timeout=120)
+    return result, json.loads(result.stdout) if result.stdout else None
+
+
+def unbatched(args):
+    """Without -b N, which a plan does not know: a batch takes no more than a picture."""
+    args = list(args)
+    if "-b" in args:
+        del args[args.index("-b"):args.index("-b") + 2]
+    return args
+
+
+class Folder(unittest.TestCase):
+    def setUp(self):
+        self.folder = tempfile.mkdtemp(prefix="calotype-memory-")
+        self.addCleanup(shutil.rmtree, self.folder, True)
+
+    def generate(self, model, *args, out="out.png"):
+        """The result and the peak of memory."""
+        path = os.path.join(self.folder, out)
+        result = subprocess.run(
+            [sys.executable, "-S", "-E", "-c", MEASURE, PROGRAM, "generate", "-q", "-m", model,
+             "-p", PROMPT, "-o", path, "--seed", "1", *THREADS, *args],
+            capture_output=True, text=True, timeout=280)
+        peak = int(result.stdout.split()[-1])
+        return result, peak, path
+
+    def kept(self, model, *args, out="out.png"):
+        """Runs what was planned; returns the plan and the picture."""
+        result, said = plan(model, "-p", PROMPT, *unbatched(args))
+        self.assertEqual(result.returncode, 0, result.stderr)
+        made, peak, path = self.generate(model, *args, out=out)
+        self.assertEqual(made.returncode, 0, made.stderr)
+        promised = said["chosen"]["peak_bytes"]
+        if not SANITIZED:
+            self.assertLess(abs(promised / peak - 1), 0.05,
+                            f"{args}: promised {promised / MIB:.2f}, took {peak / MIB:.2f} MiB")
+            if "--max-memory" in args:
+                self.assertLessEqual(peak, said["limit_bytes"])
+        with open(path, "rb") as file:
+            return said, file.read()
+
+
+class Promise(Folder):
+    def test_model_in_the_box(self):
+        said, whole = self.kept(BOX, "--size", "192x128", "--steps", "2")
+        self.assertEqual(said["chosen"], said["resident"])
+        self.assertEqual(said["chosen"]["streamed_blocks"], 0)
+        self.assertFalse(said["prompt_assumed"])
+        # Working memory decides here, and weights that come and go change nothing in the picture.
+        result, said = plan(BOX, "--size", "64x64", "-p", PROMPT)
+        between = (said["resident"]["peak_bytes"] + said["streamed"]["peak_bytes"]) // 2
+        small = ("--size", "64x64", "--steps", "2")
+        _, whole = self.kept(BOX, *small, out="whole.png")
+        said, streamed = self.kept(BOX, *small, "--max-memory", str(between), out="streamed.png")
+        self.assertGreater(said["chosen"]["streamed_blocks"], 0)
+        self.assertEqual(whole, streamed)
+        # Two pictures of one job, with guidance.
+        guided = (*small, "--guidance", "3", "-b", "2")
+        said, _ = self.kept(BOX, *guided, out="a.png")
+        between = (said["resident"]["peak_bytes"] + said["streamed"]["peak_bytes"]) // 2
+        said, _ = self.kept(BOX, *guided, "--max-memory", str(between), out="b.png")
+        self.assertGreater(said["chosen"]["streamed_blocks"], 0)
+        for name in ("%s.png", "%s_2.png"):
+            pictures = [open(os.path.join(self.folder, name % x), "rb").read() for x in "ab"]
+            self.assertEqual(pictures[0], pictures[1])
+
+    @unittest.skipIf(SANITIZED, "slow, and memory cannot be measured")
+    def test_large_model(self):
+        model = os.path.join(self.folder, "model")
+        sparse_model.build(model, {**sparse_model.MEDIUM, "n_layers": 6})
+        size = ("--size", "64x64", "--steps", "2", "--precision", "bf16")
+        said, whole = self.kept(model, *size, out="whole.png")
+        self.assertGreater(said["resident"]["peak_bytes"], 200 * MIB)
+        self.assertLess(said["streamed"]["peak_bytes"], 60 * MIB)
+        for limit in (130, said["streamed"]["peak_bytes"] // MIB + 1):
+            chosen, picture = self.kept(model, *size, "--max-memory", f"{limit}M",
+                                        out=f"{limit}.png")
+            self.assertGreater(chosen["chosen"]["streamed_blocks"], 0)
+            self.assertEqual(picture, whole)
+        # Guidance: two prompts, two evaluations in a step.
+        self.kept(model, *size, "--max-memory", "100M", "--guidance", "3", out="guided.png")
+
+
+class Plan(Folder):
+    def test_numbers(self):
+        result, said = plan(BOX)
+        self.assertEqual(result.returncode, 0, result.stderr)
+        self.assertTrue(said["prompt_assumed"])
+        self.assertEqual(said["prompt_tokens"], 512)
+        self.assertEqual([s["stage"] for s in said["stages"]], ["encode", "denoise", "decode"])
+        for stage in said["stages"]:
+            self.assertLessEqual(stage["read_bytes"], stage["file_bytes"])
+            self.assertLessEqual(stage["block_bytes"], stage["read_bytes"] + (128 << 10))
+            self.assertGreater(stage["activation_bytes"], 0)
+        for choice in ("resident", "streamed", "chosen"):
+            stages = [said[choice][f"{name}_bytes"] for name in ("encode", "denoise", "decode")]
+            self.assertEqual(said[choice]["peak_bytes"], max(stages))
+            self.assertTrue(said[choice]["fits"])
+        self.assertLess(said["streamed"]["denoise_bytes"], said["resident"]["denoise_bytes"])
+        # A shorter prompt takes less, a larger picture more.
+        _, short = plan(BOX, "-p", "x")
+        self.assertLess(short["chosen"]["encode_bytes"], said["chosen"]["encode_bytes"])
+        _, large = plan(BOX, "--size", "512x512")
+        self.assertGreater(large["chosen"]["peak_bytes"], 3 * said["chosen"]["peak_bytes"])
+
+    def test_text(self):
+        result = subprocess.run([PROGRAM, "plan", "-m", BOX, *THREADS, "--max-memory", "40M"],
+                                capture_output=True, text=True, timeout=60)
+        self.assertEqual(result.returncode, 1)
+        for part in ("emoji-256", "256", "text encoder", "transformer stays", "does not fit",
+                     "limit: 40.0 MiB", "more would be needed"):
+            self.assertIn(part, result.stdout)
+
+    def test_refused(self):
+        result, said = plan(BOX, "--max-memory", "40M", "-p", PROMPT)
+        self.assertEqual(result.returncode, 1)
+        self.assertFalse(said["chosen"]["fits"])
+        made, _, path = self.generate(BOX, "--max-memory", "40M")
+        self.assertEqual(made.returncode, 1)
+        self.assertFalse(os.path.exists(path))
+        missing = -(-(said["chosen"]["peak_bytes"] - 40 * MIB) // MIB)
+        text = made.stderr
+        self.assertIn("more than the 40 MiB of the limit", text)
+        number = int(text.split(" MiB more than")[0].split()[-1])
+        self.assertLessEqual(abs(number - missing), 1, text)
+        # The size that it proposes does fit.
+        width, height = text.split("choose a smaller size (")[1].split(" fits")[0].split(" x ")
+        self.kept(BOX, "--max-memory", "40M", "--size", f"{width}x{height}", "--steps", "1")
+        # Nothing is small enough for this.
+        made, _, _ = self.generate(BOX, "--max-memory", "3M")
+        self.assertIn("no smaller size fits", made.stderr)
+
+
+if __name__ == "__main__":
+    unittest.main()
