@@ -11,7 +11,6 @@
 #include <sys/random.h>
 #include <unistd.h>
 
-#define PROMPT_MAXIMUM ((size_t)1 << 20)
 #define PATH_LENGTH_MAXIMUM ((size_t)1 << 16)
 
 /* What one call of the command owns. */
@@ -40,44 +39,6 @@ static void work_free(work *w)
 }
 
 /* ---- The prompt and the seed --------------------------------------------------------------- */
-
-/* All of standard input, without the line end that editors and echo put behind it. */
-static ct_status read_prompt(char **out, ct_error *error)
-{
-    if (isatty(STDIN_FILENO))
-        fputs("Type the prompt, then Ctrl-D on a line of its own.\n", stderr);
-    strbuf s;
-    strbuf_init(&s, &mem_default, PROMPT_MAXIMUM);
-    char block[4096];
-    size_t got;
-    while ((got = fread(block, 1, sizeof block, stdin)) > 0)
-        strbuf_add(&s, block, got);
-    if (ferror(stdin)) {
-        strbuf_free(&s);
-        return error_set(error, CT_EIO, "the prompt cannot be read from standard input: %s",
-                         strerror(errno));
-    }
-    if (!strbuf_ok(&s)) {
-        strbuf_free(&s);
-        return error_set(error, CT_EINVAL, "the prompt on standard input has more than %zu bytes",
-                         PROMPT_MAXIMUM);
-    }
-    if (s.length && memchr(s.data, 0, s.length)) {
-        strbuf_free(&s);
-        return error_set(error, CT_EINVAL, "the prompt on standard input is not text");
-    }
-    size_t length = s.length;
-    if (length && s.data[length - 1] == '\n')
-        length--;
-    if (length && length < s.length && s.data[length - 1] == '\r')
-        length--;
-    char *text = strbuf_take(&s);
-    if (!text)
-        return error_memory(error, 1, "the prompt");
-    text[length] = 0;
-    *out = text;
-    return CT_OK;
-}
 
 static ct_status choose_seed(work *w, ct_error *error)
 {
@@ -197,8 +158,8 @@ static ct_status prepare(work *w, ct_error *error)
         status = check_paths(w, error);
     if (status == CT_OK)
         status = choose_seed(w, error);
-    if (status == CT_OK && !strcmp(value[OPTION_PROMPT].text, "-"))
-        status = read_prompt(&w->prompt, error);
+    if (status == CT_OK)
+        status = read_prompt(&w->prompt, w->o, error);
     if (status == CT_OK)
         fill_params(w);
     return status;

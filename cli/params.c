@@ -1,4 +1,11 @@
 #include "cli/params.h"
+#include "core/mem.h"
+
+#include <errno.h>
+#include <string.h>
+#include <unistd.h>
+
+#define PROMPT_MAXIMUM ((size_t)1 << 20)
 
 ct_status context_from_options(ct_context **out, const options *o, report *r, ct_error *error)
 {
@@ -36,4 +43,45 @@ void params_from_options(ct_generate_params *p, const options *o)
     p->shift = value[OPTION_SHIFT].number;
     p->precision = parse_precision(&value[OPTION_PRECISION]);
     p->max_memory = value[OPTION_MAX_MEMORY].bytes;
+}
+
+ct_status read_prompt(char **out, const options *o, ct_error *error)
+{
+    *out = NULL;
+    const char *given = o->value[OPTION_PROMPT].text;
+    if (!given || strcmp(given, "-") != 0)
+        return CT_OK;
+    if (isatty(STDIN_FILENO))
+        fputs("Type the prompt, then Ctrl-D on a line of its own.\n", stderr);
+    strbuf s;
+    strbuf_init(&s, &mem_default, PROMPT_MAXIMUM);
+    char block[4096];
+    size_t got;
+    while ((got = fread(block, 1, sizeof block, stdin)) > 0)
+        strbuf_add(&s, block, got);
+    if (ferror(stdin)) {
+        strbuf_free(&s);
+        return error_set(error, CT_EIO, "the prompt cannot be read from standard input: %s",
+                         strerror(errno));
+    }
+    if (!strbuf_ok(&s)) {
+        strbuf_free(&s);
+        return error_set(error, CT_EINVAL, "the prompt on standard input has more than %zu bytes",
+                         PROMPT_MAXIMUM);
+    }
+    if (s.length && memchr(s.data, 0, s.length)) {
+        strbuf_free(&s);
+        return error_set(error, CT_EINVAL, "the prompt on standard input is not text");
+    }
+    size_t length = s.length;
+    if (length && s.data[length - 1] == '\n')
+        length--;
+    if (length && length < s.length && s.data[length - 1] == '\r')
+        length--;
+    char *text = strbuf_take(&s);
+    if (!text)
+        return error_memory(error, 1, "the prompt");
+    text[length] = 0;
+    *out = text;
+    return CT_OK;
 }

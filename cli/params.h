@@ -9,5 +9,8 @@
 ct_status context_from_options(ct_context **out, const options *o, report *r, ct_error *error);
 /* Everything about the picture and the machine; strings stay those of the options. */
 void params_from_options(ct_generate_params *p, const options *o);
+/* Where the prompt is "-": all of standard input, without the line end that editors and echo put
+ * behind it, to be freed with mem_free. Otherwise NULL. */
+ct_status read_prompt(char **out, const options *o, ct_error *error);
 
 #endif

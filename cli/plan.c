@@ -4,6 +4,7 @@
 #include "cli/members.h"
 #include "cli/params.h"
 #include "cli/progress.h"
+#include "core/mem.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -169,7 +170,12 @@ int plan_run(const options *o, report *r)
     ct_memory_plan plan;
     params_from_options(&params, o);
     ct_memory_plan_init(&plan);
-    ct_status status = context_from_options(&context, o, r, &error);
+    char *prompt;
+    ct_status status = read_prompt(&prompt, o, &error);
+    if (prompt)
+        params.prompt = prompt;
+    if (status == CT_OK)
+        status = context_from_options(&context, o, r, &error);
     if (status == CT_OK)
         status = ct_model_load(context, o->value[OPTION_MODEL].text, &model, &error);
     if (status == CT_OK)
@@ -180,6 +186,7 @@ int plan_run(const options *o, report *r)
         print_plan(&r->out, ct_model_get_info(model), &plan, params.max_memory > 0);
     ct_model_free(&model);
     ct_context_free(&context);
+    mem_free(&mem_default, prompt);
     if (status != CT_OK)
         return report_error(r, &error);
     return plan.chosen.fits ? EXIT_OK : EXIT_WORK_FAILED;

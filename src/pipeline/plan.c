@@ -108,16 +108,16 @@ static ct_memory_choice choose(ct_job *job, const ct_memory_plan *plan, int stre
     return c;
 }
 
-/* The fewest blocks that make it fit; all of them where none do. */
+/* The fewest blocks with which the transformer fits, all of them where it does not. Other stages do
+ * not depend on it. */
 static ct_memory_choice choose_fitting(ct_job *job, const ct_memory_plan *plan)
 {
     const int blocks = job->residency.list[SECTION_EVALUATE].count;
-    for (int streamed = 0; streamed < blocks; streamed++) {
-        ct_memory_choice c = choose(job, plan, streamed);
-        if (c.fits)
-            return c;
-    }
-    return choose(job, plan, blocks);
+    int streamed = 0;
+    ct_memory_choice c = choose(job, plan, streamed);
+    while (c.stage_bytes[CT_STAGE_DENOISE] > plan->limit_bytes && streamed < blocks)
+        c = choose(job, plan, ++streamed);
+    return c;
 }
 
 /* ---- Refusing -------------------------------------------------------------------------------- */

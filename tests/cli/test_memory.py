@@ -17,8 +17,8 @@ PROGRAM = os.environ["CALOTYPE"]
 BOX = os.path.join(os.path.dirname(os.path.abspath(__file__)), "../../models/emoji-256")
 PROMPT = "a red apple on a light blue background"
 MIB = 1 << 20
-# The scratch of threads that find nothing to do is planned, but not taken: with many threads a small
-# picture takes less than was said.
+# The scratch of threads that find nothing to do is planned, but not taken: with many threads a
+# small picture takes less than was said.
 THREADS = ["--threads", "2"]
 # Sanitizers keep memory of their own, so that only what is said can be checked, not what is taken.
 SANITIZED = b"__asan_init" in open(PROGRAM, "rb").read() or \
@@ -36,8 +36,8 @@ sys.exit(os.waitstatus_to_exitcode(status))
 
 
 def plan(model, *args):
-    result = subprocess.run([PROGRAM, "plan", "-m", model, "--json", *THREADS, *args], capture_output=True,
-                            text=True, timeout=120)
+    result = subprocess.run([PROGRAM, "plan", "-m", model, "--json", *THREADS, *args],
+                            capture_output=True, text=True, timeout=120)
     return result, json.loads(result.stdout) if result.stdout else None
 
 
@@ -140,6 +140,10 @@ class Plan(Folder):
         # A shorter prompt takes less, a larger picture more.
         _, short = plan(BOX, "-p", "x")
         self.assertLess(short["chosen"]["encode_bytes"], said["chosen"]["encode_bytes"])
+        piped = subprocess.run([PROGRAM, "plan", "-m", BOX, "-p", "-", "--json"], input=PROMPT,
+                               capture_output=True, text=True, timeout=60)
+        self.assertEqual(json.loads(piped.stdout)["prompt_tokens"],
+                         plan(BOX, "-p", PROMPT)[1]["prompt_tokens"])
         _, large = plan(BOX, "--size", "512x512")
         self.assertGreater(large["chosen"]["peak_bytes"], 3 * said["chosen"]["peak_bytes"])
 

@@ -1,6 +1,6 @@
 /* Convolutions of every instruction set against a direct sum in double, on awkward sizes; bands of
- * a picture against the whole, and threads against one another, bit for bit. With --bench: their
- * speed at the sizes of a VAE.
+ * a picture against the whole, and threads against one another, bit for bit. With --bench N: their
+ * speed on N threads at the sizes of a VAE.
  *
  * The bound is on the relative L2 error. A direct sum in float32 of 4608 products departs by 1.2e-6
  * (measured), Winograd's way by 1.6 times that; see docs/architecture.md. */
@@ -348,11 +348,8 @@ static void bench(int threads)
     };
     cpu_kernels k;
     ct_error error;
-    test_ok(cpu_kernels_choose(&k, getenv("TIER"), &error), &error);
-    const char *only = getenv("SHAPE");
+    test_ok(cpu_kernels_choose(&k, NULL, &error), &error);
     for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) {
-        if (only && atoi(only) != (int)i)
-            continue;
         double peak = cpu_peak_gflops(CPU_F32, k.gemm[CPU_F32]->features, 0.2) * threads;
         problem p = problem_new(shapes[i]);
         const shape *s = &p.s;

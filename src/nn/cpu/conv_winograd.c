@@ -19,8 +19,8 @@ enum { POSITIONS = WINOGRAD_POSITIONS, OUT = WINOGRAD_OUT, IN = WINOGRAD_IN };
 #define CHUNK 32
 /* V and M of a task. */
 #define INPUT_BYTES (7 << 19)
-#define MOST_TILES 96
-#define PRODUCT_FLOATS (1 << 17)
+#define MOST_TILES 48
+#define PRODUCT_FLOATS (1 << 16)
 
 /* ---- Weights --------------------------------------------------------------------------------- */
 
@@ -67,6 +67,13 @@ static int64_t block_rows(const conv *v)
     return ceil_div(v->block_height * v->block_width, v->gemm->mr) * v->gemm->mr;
 }
 
+/* Floats from a position of M to the next. The same pixel of all positions is read at once, so
+ * their distance must not be a multiple of a page: they would share a few places in the cache. */
+static int64_t product_stride(const conv *v, int64_t rows)
+{
+    return rows * v->block_columns + 16;
+}
+
 /* Input rows (columns) of a number of tiles. Doubled ones stand in memory once: row i of the
  * doubled picture, counted from the first of the block, is row (i + 1) / 2. */
 static int64_t input_length(const conv *v, int64_t tiles)
@@ -90,7 +97,7 @@ static block block_of_task(const conv *v, int64_t index, int worker)
     b.row_panels = ceil_div(b.height * b.width, v->gemm->mr);
     b.v = v->scratch + (size_t)worker * v->scratch_bytes;
     b.m = (float *)(void *)(b.v + POSITIONS * rows * v->words * 4);
-    b.rows = b.m + POSITIONS * rows * v->block_columns;
+    b.rows = b.m + POSITIONS * product_stride(v, rows);
     b.pixels = b.rows + POSITIONS * v->gemm->mr * CHUNK;
     return b;
 }
@@ -139,7 +146,7 @@ static void transform_input(const conv *v, const block *b)
 static void transform_output(const conv *v, const block *b, int64_t n0, int64_t n)
 {
     const int64_t column = v->outputs, row = v->out_width * column;
-    const int64_t stride = b->row_panels * v->gemm->mr * v->block_columns;
+    const int64_t stride = product_stride(v, b->row_panels * v->gemm->mr);
     for (int64_t i = 0; i < b->height * b->width; i++) {
         int64_t y = (b->y + i / b->width) * OUT, x = (b->x + i % b->width) * OUT;
         int64_t height = min64(OUT, v->out_height - y), width = min64(OUT, v->out_width - x);
@@ -175,7 +182,7 @@ static void winograd_task(void *user, int64_t index, int worker)
         int64_t n = min64(v->block_columns, end - n0);
         for (int p = 0; p < POSITIONS; p++)
             conv_multiply(v, b.v + p * b.row_panels * mr * words * 4, b.row_panels, p, n0, n0 + n,
-                          b.m + p * b.row_panels * mr * v->block_columns);
+                          b.m + p * product_stride(v, b.row_panels * mr));
         transform_output(v, &b, n0, n);
     }
     if (v->gemm->end)
@@ -196,7 +203,7 @@ void conv_winograd(nn *c, conv *v)
     int64_t pixels = input_length(v, v->block_height) * input_length(v, v->block_width) * CHUNK;
     if (pixels < OUT * OUT * v->block_columns)
         pixels = OUT * OUT * v->block_columns;
-    int64_t compute = POSITIONS * (rows * (v->words + v->block_columns) + mr * CHUNK) + pixels;
+    int64_t compute = POSITIONS * (rows * v->words + product_stride(v, rows) + mr * CHUNK) + pixels;
     int64_t pack = POSITIONS * nr * CHUNK + 9 * CHUNK;
     v->scratch_bytes = ((size_t)(compute > pack ? compute : pack) * 4 + 63) / 64 * 64;
     v->scratch = nn_scratch(c, v->scratch_bytes, (size_t)pool_threads(c->params.threads));

@@ -816,8 +816,11 @@ static void channel_affine(float *out, const float *x, int64_t stride, const flo
 {
     for (int64_t p = 0; p < pixels; p++, x += stride, out += channels) {
         int64_t c = 0, left;
-        for (; c + VL <= channels; c += VL)
+        for (; c + VL <= channels; c += VL) {
+            /* A few channels of each pixel are a stride that processors do not foresee. */
+            __builtin_prefetch(x + 8 * stride + c);
             store(out + c, affine_v(load(x + c), load(factor + c), load(offset + c), with_silu));
+        }
         if ((left = channels - c) > 0)
             store_tail(out + c,
                        affine_v(load_tail(x + c, left), load_tail(factor + c, left),
@@ -866,24 +869,36 @@ static inline void output_line(vf *to, int step, const vf *m)
     to[3 * step] = d * (A * A * A) + d2 * (B * B * B) + m[5];
 }
 
+/* As input_channels. */
+static inline void weight_channels(float *u, int64_t stride, const float *w, int64_t count)
+{
+    float taps[9][VL] = {{0}};
+    vf half[18], all[6];
+    for (int64_t i = 0; i < count; i++)
+        for (int t = 0; t < 9; t++)
+            taps[t][i] = w[9 * i + t];
+    UNROLL
+    for (int j = 0; j < 3; j++)
+        weight_line(half + j, 3, load(taps[j]), load(taps[3 + j]), load(taps[6 + j]));
+    UNROLL
+    for (int i = 0; i < 6; i++) {
+        weight_line(all, 1, half[3 * i], half[3 * i + 1], half[3 * i + 2]);
+        UNROLL
+        for (int j = 0; j < 6; j++)
+            if (count == VL)
+                store(u + (6 * i + j) * stride, all[j]);
+            else
+                store_tail(u + (6 * i + j) * stride, all[j], count);
+    }
+}
+
 static void winograd_weights(float *u, int64_t stride, const float *w, int64_t n)
 {
-    for (int64_t c = 0; c < n; c += VL) {
-        const int64_t count = n - c < VL ? n - c : VL;
-        float taps[9][VL] = {{0}};
-        vf half[18], all[36];
-        for (int64_t i = 0; i < count; i++)
-            for (int t = 0; t < 9; t++)
-                taps[t][i] = w[9 * (c + i) + t];
-        UNROLL
-        for (int j = 0; j < 3; j++)
-            weight_line(half + j, 3, load(taps[j]), load(taps[3 + j]), load(taps[6 + j]));
-        UNROLL
-        for (int i = 0; i < 6; i++)
-            weight_line(all + 6 * i, 1, half[3 * i], half[3 * i + 1], half[3 * i + 2]);
-        for (int p = 0; p < 36; p++)
-            store_tail(u + p * stride + c, all[p], count);
-    }
+    int64_t c = 0;
+    for (; c + VL <= n; c += VL)
+        weight_channels(u + c, stride, w + 9 * c, VL);
+    if (c < n)
+        weight_channels(u + c, stride, w + 9 * c, n - c);
 }
 
 /* The channels c .. c+count-1; count is VL or, for the last ones, less. */

@@ -142,16 +142,20 @@ static inline void fetch_ahead(const char *next, size_t bytes, int64_t part, int
         __builtin_prefetch(next + line * 64, 0, 2);
 }
 
-/* All sums of rows m0..m1 and the columns of b. */
+/* All sums of rows m0..m1 and the columns of b. Tasks that run at the same time begin with
+ * different rows, each at `turn` of 256: many processors that ask for the same lines at once wait
+ * for one another. */
 static void multiply_block(const linear *l, const column_panels *b, int64_t m0, int64_t m1,
-                           float *sums)
+                           int64_t turn, float *sums)
 {
     const cpu_gemm *g = l->p.gemm;
     const int64_t mr = g->mr, nr = g->nr, panels = b->count / nr;
+    const int64_t row_panels = ceil_div(m1 - m0, mr), start = turn * row_panels / 256;
     for (int64_t w = 0; w < l->p.words; w += l->p.slice) {
         const int64_t words = min64(l->p.slice, l->p.words - w);
         const size_t bytes = (size_t)(mr * words * 4);
-        for (int64_t m = m0; m < m1; m += mr) {
+        for (int64_t i = 0; i < row_panels; i++) {
+            const int64_t m = m0 + (start + i) % row_panels * mr;
             const char *a = l->a.panels + product_part(&l->p, l->a.rows, m / mr, mr, w);
             for (int64_t j = 0; j < panels; j++) {
                 fetch_ahead(a + bytes, bytes, j, panels);
@@ -178,7 +182,7 @@ static void linear_task(void *user, int64_t index, int worker)
     int64_t width = pack_weights(l, n0, n1, &b, scratch) * g->nr;
     for (int64_t m0 = first; m0 < last; m0 += g->block_rows) {
         int64_t m1 = min64(m0 + g->block_rows, last);
-        multiply_block(l, &b, m0, m1, sums);
+        multiply_block(l, &b, m0, m1, index * 67 % 256, sums);
         for (int64_t m = m0; m < m1; m++)
             finish_row(l, sums + (m - m0) * b.count, width, b.scales, m, n0, n1 - n0);
     }

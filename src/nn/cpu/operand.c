@@ -152,6 +152,16 @@ static void pack_part(const product *p, const target *t, const void *const *rows
     t->pack(t->panels + at + (w - slice) * t->width * 4, rows, words);
 }
 
+/* Asks for the lines of a part that will be written soon. */
+static void fetch_to_write(const product *p, const target *t, int64_t w, int64_t words)
+{
+    int64_t slice = w / p->slice * p->slice;
+    char *to = t->panels + product_part(p, t->total, t->panel, t->width, slice) +
+               (w - slice) * t->width * 4;
+    for (int64_t at = 0; at < words * t->width * 4; at += 64)
+        __builtin_prefetch(to + at, 1, 3);
+}
+
 /* Whole encoded rows, which stand one behind the other. */
 static void pack_encoded(const product *p, const target *t, const char *rows)
 {
@@ -178,6 +188,7 @@ static void pack_floats(const product *p, const target *t, const float *const *r
     for (int64_t w = 0, end; w < p->words; w = end) {
         end = chunk_end(p, w);
         int64_t n = min64((end - w) * per_word, p->k - w * per_word);
+        fetch_to_write(p, t, w, end - w);
         for (int i = 0; i < t->width; i++) {
             const float *from = rows[i] + w * per_word;
             encoded[i] = from;
