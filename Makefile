@@ -28,7 +28,7 @@ help:
 	@echo "make demo      build, then make a picture: demo.png"
 	@echo "make test      all tests, plain and with sanitizers"
 	@echo "make test-arm  the tests of the kernels on emulated 64-bit ARM (Debian)"
-	@echo "make bench     measure the speed of the kernels"
+	@echo "make bench     measure the speed of this machine"
 	@echo "make install   install the program, the library and its header"
 	@echo "make deps      install what the build needs (Debian, Ubuntu)"
 	@echo "make dist      one program that needs nothing but libc: dist/calotype"
@@ -92,8 +92,8 @@ test-arm:
 	@meson test -C build-arm --no-rebuild --print-errorlogs
 
 bench: all
-	@echo "bench: the speed of the kernels on this machine"
-	@meson test -C $(BUILD) --no-rebuild --benchmark --verbose
+	@echo "bench: the speed of this machine"
+	@$(BUILD)/calotype bench
 
 dist: build-dist/build.ninja
 	@echo "dist: one program that needs nothing but libc"

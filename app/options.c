@@ -218,7 +218,7 @@ const option_info option_table[OPTION_COUNT] = {
 
     [OPTION_WHAT] = {
         .name = "what", .kind = OPTION_KIND_CHOICE, .metavar = "WORK",
-        .group = OPTION_GROUP_BENCH, .commands = BENCH, .conflict = OPTION_MODEL,
+        .group = OPTION_GROUP_BENCH, .commands = BENCH,
         .help = "one kind of operation: what the machine can do at most, linear layers, "
                 "attention, convolutions of the VAE, or passes over rows",
         .fallback = "all",
@@ -226,14 +226,14 @@ const option_info option_table[OPTION_COUNT] = {
     },
     [OPTION_ROWS] = {
         .name = "rows", .kind = OPTION_KIND_INTEGER, .metavar = "M",
-        .group = OPTION_GROUP_BENCH, .commands = BENCH, .conflict = OPTION_MODEL,
+        .group = OPTION_GROUP_BENCH, .commands = BENCH,
         .min = 1, .max = 65536,
         .help = "rows that linear layers and passes work on: patches and tokens of a picture",
         .fallback = "1088, which is 512x512 pixels",
     },
     [OPTION_SECONDS] = {
         .name = "seconds", .kind = OPTION_KIND_NUMBER, .metavar = "S",
-        .group = OPTION_GROUP_BENCH, .commands = BENCH, .conflict = OPTION_MODEL,
+        .group = OPTION_GROUP_BENCH, .commands = BENCH,
         .min = 0.01, .max = 3600,
         .help = "how long each line is measured, at least three runs",
         .fallback = "0.5",

@@ -27,7 +27,7 @@ typedef struct measuring {
 
 /* ---- The machine ----------------------------------------------------------------------------- */
 
-/* "model name	: AMD EPYC 9B14" */
+/* A line is "model name", a tab, a colon and the name. */
 static void find_processor(char out[NAME_SIZE])
 {
     struct utsname system;
@@ -152,6 +152,8 @@ static ct_status bench_operations(measuring *m, const options *o, ct_error *erro
         p.seconds = o->value[OPTION_SECONDS].number;
     p.user = m;
     p.line = on_line;
+    if (m->report->mode != REPORT_JSON)
+        print_machine(m);
     json_write_key(&m->json, "peak");
     json_write_object(&m->json);
     ct_status status = ct_bench(m->context, &p, error);
@@ -268,6 +270,7 @@ static void print_stages(const measuring *m, const stages *s, const ct_model_inf
 {
     const terminal *t = &m->report->out;
     char text[FORMAT_SIZE];
+    print_machine(m);
     fputs("\n", t->stream);
     terminal_clean(t, model->name, false, 0);
     fprintf(t->stream, ", %d x %d, %s, %d tokens\n", job->width, job->height,
@@ -327,6 +330,25 @@ static ct_status bench_model(measuring *m, const options *o, ct_error *error)
 
 /* ---- The command ----------------------------------------------------------------------------- */
 
+/* Which options go with a model, and which without one. */
+static ct_status check_options(const options *o, ct_error *error)
+{
+    static const option_id others[] = {OPTION_WHAT, OPTION_ROWS, OPTION_SECONDS};
+    static const option_id models[] = {OPTION_WIDTH, OPTION_HEIGHT, OPTION_PRECISION,
+                                       OPTION_DEQUANTIZE};
+    const bool model = o->value[OPTION_MODEL].given;
+    for (size_t i = 0; model && i < sizeof others / sizeof *others; i++)
+        if (o->value[others[i]].given)
+            return error_set(error, CT_EINVAL, "--%s and --model cannot be given together",
+                             option_table[others[i]].name);
+    for (size_t i = 0; !model && i < sizeof models / sizeof *models; i++)
+        if (o->value[models[i]].given)
+            return error_set(error, CT_EINVAL,
+                             "--%s needs --model: without one, operations are measured",
+                             option_table[models[i]].name);
+    return CT_OK;
+}
+
 int bench_run(const options *o, report *r)
 {
     const bool json = r->mode == REPORT_JSON;
@@ -337,12 +359,7 @@ int bench_run(const options *o, report *r)
     params.threads = (int)o->value[OPTION_THREADS].integer;
     params.cpu = o->value[OPTION_CPU].text;
     params.callbacks = report_callbacks(r);
-    ct_status status = CT_OK;
-    const bool sized = o->value[OPTION_WIDTH].given || o->value[OPTION_HEIGHT].given;
-    if (sized && !o->value[OPTION_MODEL].given)
-        status = error_set(&error, CT_EINVAL,
-                           "a size needs --model: without one, operations are "
-                           "measured");
+    ct_status status = check_options(o, &error);
     if (status == CT_OK)
         status = ct_context_create(&params, &m.context, &error);
     if (status != CT_OK)
@@ -350,8 +367,6 @@ int bench_run(const options *o, report *r)
     find_processor(m.processor);
     members_open(&m.json, &m.text);
     machine_json(&m);
-    if (!json)
-        print_machine(&m);
     status =
         o->value[OPTION_MODEL].given ? bench_model(&m, o, &error) : bench_operations(&m, o, &error);
     if (json && status == CT_OK)

@@ -418,7 +418,7 @@ static ct_status bench_rows(bench *b, ct_error *error)
     return status;
 }
 
-/* ---- All --------------------------------------------------------------------------------------- */
+/* ---- All ------------------------------------------------------------------------------------- */
 
 void ct_bench_params_init(ct_bench_params *params)
 {

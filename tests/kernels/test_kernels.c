@@ -1,5 +1,5 @@
 /* Every kernel of every instruction set against the definition (kernels_reference.c), on random
- * numbers and awkward sizes, with guards around what is written. With --bench: their speed.
+ * numbers and awkward sizes, with guards around what is written.
  *
  * The seed is printed; give it as SEED in the environment to repeat a failure. */
 #include "test_support.h"
@@ -576,43 +576,8 @@ static void test_tables(void **state)
     assert_non_null(strstr(error.message, "abacus"));
 }
 
-/* ---- Speed ----------------------------------------------------------------------------------- */
-
-/* Products of the tile that are independent of memory: the machine's peak for these
- * instructions. */
-static void bench_tile(const cpu_kernels *k, int64_t length)
+int main(void)
 {
-    float *rows_data = guarded(k->mr * length, 1), *panel = guarded(length * k->nr, 1);
-    float c[KERNEL_MAX_MR * KERNEL_MAX_NR] = {0};
-    const float *rows[KERNEL_MAX_MR];
-    for (int i = 0; i < k->mr; i++)
-        rows[i] = rows_data + i * length;
-    int64_t calls = 0;
-    double start = clock_seconds(), seconds;
-    do {
-        for (int i = 0; i < 1000; i++)
-            k->tile(1, length, rows, panel, NULL, false, c, k->nr);
-        calls += 1000;
-        seconds = clock_seconds() - start;
-    } while (seconds < 0.3);
-    double flops = 2.0 * (double)(calls * length * k->mr * k->nr);
-    printf("%-10s tile %d x %-2d, %4lld products: %7.1f GFLOP/s on one thread\n", k->name, k->mr,
-           k->nr, (long long)length, flops / seconds * 1e-9);
-    guarded_free(rows_data, k->mr * length);
-    guarded_free(panel, length * k->nr);
-}
-
-int main(int argc, char **argv)
-{
-    if (argc > 1 && !strcmp(argv[1], "--bench")) {
-        cpu_kernels k;
-        for (int i = 0; cpu_kernels_tier(&k, i); i++)
-            if (cpu_kernels_usable(&k)) {
-                bench_tile(&k, 128);
-                bench_tile(&k, 512);
-            }
-        return 0;
-    }
     if (getenv("SEED"))
         seed = strtoull(getenv("SEED"), NULL, 10);
     else

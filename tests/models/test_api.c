@@ -575,6 +575,63 @@ static ct_status whole_life(const ct_allocator *a, ct_error *error)
     return status;
 }
 
+/* ---- Measuring ------------------------------------------------------------------------------- */
+
+typedef struct bench_seen {
+    int lines, stop_after; /* 0: never */
+} bench_seen;
+
+static bool bench_cancel(void *user)
+{
+    const bench_seen *seen = user;
+    return seen->stop_after && seen->lines >= seen->stop_after;
+}
+
+static void bench_line(void *user, const ct_bench_line *line)
+{
+    bench_seen *seen = user;
+    seen->lines++;
+    assert_non_null(line->operation);
+    assert_non_null(line->shape);
+    assert_non_null(line->compute);
+    assert_non_null(line->kernel);
+    assert_true(line->rate > 0 && line->seconds > 0 && line->runs >= 3);
+}
+
+static void test_bench(void **state)
+{
+    (void)state;
+    bench_seen seen = {0};
+    ct_context_params context_params;
+    ct_context_params_init(&context_params);
+    context_params.threads = 2;
+    context_params.callbacks = (ct_callbacks){.user = &seen, .cancel = bench_cancel};
+    ct_context *c = NULL;
+    ct_error error;
+    test_ok(ct_context_create(&context_params, &c, &error), &error);
+    ct_bench_params p;
+    ct_bench_params_init(&p);
+    test_error(ct_bench(c, &p, &error), CT_EINVAL, &error, "lines");
+    p.user = &seen;
+    p.line = bench_line;
+    p.rows = -1;
+    test_error(ct_bench(c, &p, &error), CT_EINVAL, &error, "rows");
+    p.rows = 2;
+    p.seconds = NAN;
+    test_error(ct_bench(c, &p, &error), CT_EINVAL, &error, "seconds");
+    p.seconds = 0.001;
+    p.what = 1u << 20;
+    test_error(ct_bench(c, &p, &error), CT_EINVAL, &error, "work");
+    p.what = CT_BENCH_ROWS;
+    test_ok(ct_bench(c, &p, &error), &error);
+    assert_true(seen.lines >= 5);
+    seen.stop_after = seen.lines;
+    test_error(ct_bench(c, &p, &error), CT_ECANCELLED, &error, "cancel");
+    p.struct_size = 1;
+    test_error(ct_bench(c, &p, &error), CT_EINVAL, &error, "ct_bench_params_init");
+    ct_context_free(&c);
+}
+
 static void test_every_allocation_fails(void **state)
 {
     (void)state;
@@ -610,6 +667,7 @@ int main(void)
         cmocka_unit_test(test_every_allocation_fails),
         cmocka_unit_test(test_plan),
 
+        cmocka_unit_test(test_bench),
     };
     return cmocka_run_group_tests(tests, set_up, tear_down);
 }

@@ -68,9 +68,9 @@ static inline vf select(vi mask, vf yes, vf no)
 /* b where one of them is NaN. Compilers do not find the instruction in every place. */
 static inline vf max_v(vf a, vf b)
 {
-#if KERNEL_VL == 16
+#if KERNEL_VL == 16 && defined(__AVX512F__)
     return (vf)_mm512_max_ps((__m512)a, (__m512)b);
-#elif KERNEL_VL == 8
+#elif KERNEL_VL == 8 && defined(__AVX__)
     return (vf)_mm256_max_ps((__m256)a, (__m256)b);
 #else
     return select(a > b, a, b);
