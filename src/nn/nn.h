@@ -130,8 +130,8 @@ nn_tensor nn_keep(nn *c, size_t mark, const nn_tensor *t);
 nn_tensor nn_new2(nn *c, int64_t n0, int64_t n1);
 nn_tensor nn_new3(nn *c, int64_t n0, int64_t n1, int64_t n2);
 /* A matrix [M, K] in the form in which the products of this precision read it, for several linear
- * layers (their weights without marks) on the same input. Written by nn_rms_norm and nn_prepare, read by
- * nn_linear. */
+ * layers (their weights without marks) on the same input. Written by nn_rms_norm and nn_prepare,
+ * read by nn_linear. */
 nn_tensor nn_new_operand(nn *c, int64_t m, int64_t k);
 /* For what follows; returns what it was. An operand is used under the precision that it was made
  * in. */

@@ -1,9 +1,7 @@
 /* Every kernel on vectors of KERNEL_VL floats, in C with the vector extension of gcc and clang. The
  * build compiles this file once for each instruction set, with its flags and
- *   KERNEL_TABLE  the name of the table        KERNEL_NAME  its name as a string
- *   KERNEL_VL     floats in a vector           KERNEL_MR    rows of a tile
- *   KERNEL_NV     vectors in a row of a tile
- *   KERNEL_GEMM   the name of its matrix product; not given where there is a better one
+ *   KERNEL_TABLE  the name of the table        KERNEL_VL  floats in a vector
+ *   KERNEL_NAME   its name as a string
  * kernels_reference.c defines what each function does. */
 #include "nn/cpu/kernels.h"
 #include "nn/cpu/winograd.h"
@@ -13,7 +11,7 @@
 #include <immintrin.h>
 #endif
 
-enum { VL = KERNEL_VL, MR = KERNEL_MR, NV = KERNEL_NV, NR = VL * NV };
+enum { VL = KERNEL_VL };
 
 typedef float vf __attribute__((vector_size(KERNEL_VL * 4)));
 typedef int32_t vi __attribute__((vector_size(KERNEL_VL * 4)));
@@ -151,115 +149,6 @@ static inline vf round_v(vf x)
     return select(nan, x, (vf)rounded);
 }
 
-/* The accumulators stay in registers: MR rows of NV vectors. */
-static void tile(int taps, int64_t k, const float *const *rows, const float *panel,
-                 const float *bias, bool accumulate, float *c, int64_t ldc)
-{
-    vf sum[MR][NV];
-    UNROLL
-    for (int m = 0; m < MR; m++) {
-        UNROLL
-        for (int v = 0; v < NV; v++)
-            sum[m][v] = accumulate ? load(c + m * ldc + v * VL)
-                        : bias     ? load(bias + v * VL)
-                                   : splat(0);
-    }
-    for (int t = 0; t < taps; t++) {
-        const float *row[MR];
-        UNROLL
-        for (int m = 0; m < MR; m++)
-            row[m] = rows[t * MR + m];
-        for (int64_t i = 0; i < k; i++) {
-            vf b[NV];
-            UNROLL
-            for (int v = 0; v < NV; v++)
-                b[v] = load(panel + v * VL);
-            panel += NR;
-            UNROLL
-            for (int m = 0; m < MR; m++) {
-                float a = row[m][i];
-                UNROLL
-                for (int v = 0; v < NV; v++)
-                    sum[m][v] += a * b[v];
-            }
-        }
-    }
-    UNROLL
-    for (int m = 0; m < MR; m++) {
-        UNROLL
-        for (int v = 0; v < NV; v++)
-            store(c + m * ldc + v * VL, sum[m][v]);
-    }
-}
-
-#ifdef KERNEL_GEMM
-static void gemm_pack(float *panel, const void *const *sources, int64_t words, int count)
-{
-    for (int64_t w = 0; w < words; w++)
-        for (int i = 0; i < count; i++)
-            memcpy(panel + w * count + i, (const char *)sources[i] + 4 * w, 4);
-}
-
-static void gemm_pack_rows(void *a, const void *const *rows, int64_t words)
-{
-    gemm_pack(a, rows, words, MR);
-}
-
-static void gemm_pack_columns(void *b, const void *const *columns, int64_t words)
-{
-    gemm_pack(b, columns, words, NR);
-}
-
-/* The accumulators stay in registers: MR rows of NV vectors. */
-static void gemm_tile(int64_t words, const void *a, const void *b, void *c, int64_t ldc,
-                      bool accumulate)
-{
-    const float *x = a, *y = b;
-    float *out = c;
-    vf sum[MR][NV];
-    UNROLL
-    for (int m = 0; m < MR; m++) {
-        UNROLL
-        for (int v = 0; v < NV; v++)
-            sum[m][v] = accumulate ? load(out + m * ldc + v * VL) : splat(0);
-    }
-    for (int64_t w = 0; w < words; w++, x += MR, y += NR) {
-        vf column[NV];
-        UNROLL
-        for (int v = 0; v < NV; v++)
-            column[v] = load(y + v * VL);
-        UNROLL
-        for (int m = 0; m < MR; m++) {
-            UNROLL
-            for (int v = 0; v < NV; v++)
-                sum[m][v] += x[m] * column[v];
-        }
-    }
-    UNROLL
-    for (int m = 0; m < MR; m++) {
-        UNROLL
-        for (int v = 0; v < NV; v++)
-            store(out + m * ldc + v * VL, sum[m][v]);
-    }
-}
-
-extern const cpu_gemm KERNEL_GEMM;
-const cpu_gemm KERNEL_GEMM = {
-    .name = KERNEL_NAME,
-    .compute = CPU_F32,
-    .element = GEMM_FLOAT32,
-    .mr = MR,
-    .nr = NR,
-    .step = 1,
-    .block_words = 256,
-    .block_columns = 64,
-    .block_rows = 768,
-    .pack_rows = gemm_pack_rows,
-    .pack_columns = gemm_pack_columns,
-    .tile = gemm_tile,
-};
-#endif
-
 /* As dtype_to_float, compiled for this instruction set. */
 static void convert(float *out, const unsigned char *in, dtype type, int64_t n)
 {
@@ -305,55 +194,6 @@ static void round_bf16(float *out, const float *x, int64_t n)
         store(out + i, round_v(load(x + i)));
     if (i < n)
         store_tail(out + i, round_v(load_tail(x + i, n - i)), n - i);
-}
-
-static void pack(float *panel, const void *w, dtype type, int64_t row_stride, int64_t k_stride,
-                 int count, int64_t k, bool bf16)
-{
-    enum { CHUNK = 64, MAX_STRIDE = 9 };
-    float rows[NR][CHUNK], strided[CHUNK * MAX_STRIDE];
-    const size_t size = dtype_size(type);
-    memset(rows, 0, sizeof rows);
-    for (int64_t start = 0; start < k; start += CHUNK) {
-        int64_t length = k - start < CHUNK ? k - start : CHUNK;
-        for (int n = 0; n < count; n++) {
-            const unsigned char *from =
-                (const unsigned char *)w + (size_t)(n * row_stride + start * k_stride) * size;
-            if (k_stride == 1) {
-                convert(rows[n], from, type, length);
-                continue;
-            }
-            /* Converting all and taking every ninth is faster than one by one. */
-            convert(strided, from, type, (length - 1) * k_stride + 1);
-            for (int64_t i = 0; i < length; i++)
-                rows[n][i] = strided[i * k_stride];
-        }
-        float *out = panel + start * NR;
-        int64_t i = 0;
-        for (; i + 4 <= length; i += 4)
-            for (int n = 0; n < NR; n += 4)
-                transpose4(out + i * NR + n, NR, &rows[n][i], CHUNK);
-        for (; i < length; i++)
-            for (int n = 0; n < NR; n++)
-                out[i * NR + n] = rows[n][i];
-    }
-    if (bf16)
-        round_bf16(panel, panel, k * NR);
-}
-
-static void pack_columns(float *panel, const float *v, int64_t row_stride, int count, int64_t k,
-                         bool bf16)
-{
-    for (int64_t i = 0; i < k; i++) {
-        if (count == NR) {
-            memcpy(panel + i * NR, v + i * row_stride, NR * sizeof(float));
-            continue;
-        }
-        for (int n = 0; n < NR; n++)
-            panel[i * NR + n] = n < count ? v[i * row_stride + n] : 0;
-    }
-    if (bf16)
-        round_bf16(panel, panel, k * NR);
 }
 
 /* ---- Numbers of weights to float32 and back. ------------------------------------------------- */
@@ -983,11 +823,6 @@ static void winograd_output(float *out, int64_t row, int64_t column, const float
 extern const cpu_kernels KERNEL_TABLE;
 const cpu_kernels KERNEL_TABLE = {
     .name = KERNEL_NAME,
-    .mr = MR,
-    .nr = NR,
-    .tile = tile,
-    .pack = pack,
-    .pack_columns = pack_columns,
     .decode = decode,
     .decode_codes = decode_codes,
     .unpack4 = unpack4,

@@ -68,28 +68,23 @@ static void prefetch(const char *at, int64_t bytes, int64_t i, int64_t n)
 }
 
 /* A slice of a panel of columns stays in the first-level cache while all rows pass by; the rows of
- * a task (at one position) stay in the second level. What is needed next is fetched meanwhile:
- * weights come from memory, and the rows of a position from the third level. */
+ * a task (at one position) stay in the second level. The next slice, which may come from memory, is
+ * fetched meanwhile. */
 void conv_multiply(const conv *v, const char *a, int64_t row_panels, int position, int64_t n0,
                    int64_t n1, float *sums)
 {
     const cpu_gemm *g = v->gemm;
     const int64_t mr = g->mr, nr = g->nr, words = v->words, width = v->block_columns;
     const int64_t panels = ceil_div(n1 - n0, nr), slices = ceil_div(words, g->block_words);
-    const bool last = position + 1 == v->positions;
     const char *b = v->columns + (position * v->panels + n0 / nr) * words * nr * 4;
-    const char *next_b = last ? b : b + v->panels * words * nr * 4;
-    const char *next_a = last ? a : a + row_panels * mr * words * 4;
     for (int64_t s = 0; s < slices; s++) {
         int64_t w = s * g->block_words, part = min64(g->block_words, words - w);
         for (int64_t j = 0; j < panels; j++) {
             const char *column = b + (j * words + w) * nr * 4, *next = column + words * nr * 4;
-            if (j + 1 == panels)
-                next = s + 1 < slices ? b + (w + part) * nr * 4 : next_b;
+            if (j + 1 == panels) /* past the last position is past the weights: harmless */
+                next = s + 1 < slices ? b + (w + part) * nr * 4 : b + v->panels * words * nr * 4;
             for (int64_t m = 0; m < row_panels; m++) {
                 prefetch(next, part * nr * 4, m, row_panels);
-                prefetch(next_a, row_panels * mr * words * 4, (s * panels + j) * row_panels + m,
-                         slices * panels * row_panels);
                 g->tile(part, a + (m * words + w) * mr * 4, column, sums + m * mr * width + j * nr,
                         width, w > 0);
             }

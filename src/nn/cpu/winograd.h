@@ -4,9 +4,9 @@
  *     Y = A^T [ (G w G^T) . (B^T d B) ] A
  *
  * The matrices follow from six points at which polynomials are evaluated: 0, a, -a, b, -b and
- * infinity. The choice decides the rounding error. a = 5/8 and b = 3/2 make it 1.6 times that of a
- * direct sum in float32 (the usual 1 and 2: 3.3 times), as good as any pair that we tried (1/sqrt 2
- * and sqrt 2: the same), and they and their powers here are exact in float32. */
+ * infinity. The choice decides the rounding error; docs/architecture.md, Accuracy, derives it.
+ * a = 5/8 and b = 3/2 make it 1.6 times that of a direct sum (the usual 1 and 2: 3.3 times), the
+ * best of all pairs of eighths, and they and their powers here are exact in float32. */
 #ifndef NN_CPU_WINOGRAD_H
 #define NN_CPU_WINOGRAD_H
 

@@ -112,8 +112,8 @@ static void pack_columns(void *b, const void *const *columns, int64_t words)
 }
 
 /* A row panel's and a column panel's slice are 20 KiB each: both, with a tile of sums, in the 48
- * KiB of first-level cache of Sapphire Rapids. A block's columns take 80 KiB and its sums 0.5 MiB of
- * 2 MiB. Wider blocks read the rows less often but were slower on 16 processors. */
+ * KiB of first-level cache of Sapphire Rapids. A block's columns take 80 KiB and its sums 0.5 MiB
+ * of 2 MiB. Wider blocks read the rows less often but were slower on 16 processors. */
 #define SHAPE                                                                                      \
     .features = CPU_HAS_AVX512 | CPU_HAS_AMX, .mr = MR, .nr = NR, .step = STEP,                    \
     .block_words = 160, .block_columns = 128, .block_rows = 1088, .begin = begin, .end = end,      \
