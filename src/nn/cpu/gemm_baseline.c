@@ -42,7 +42,7 @@ static void tile(int64_t words, const void *a, const void *b, void *c, int64_t l
     for (int m = 0; m < MR; m++) {
         UNROLL
         for (int v = 0; v < NV; v++)
-            sum[m][v] = accumulate ? *(const vf_memory *)(out + m * ldc + v * VL) : (vf){0};
+            sum[m][v] = accumulate ? (vf) * (const vf_memory *)(out + m * ldc + v * VL) : (vf){0};
     }
     for (int64_t w = 0; w < words; w++, x += MR, y += NR) {
         vf column[NV];
