@@ -75,19 +75,41 @@ void cpu_prepare(nn *c, const nn_tensor *out, const nn_tensor *x)
 
 /* ---- The product ----------------------------------------------------------------------------- */
 
-/* Packs the weights of a task: the panels of w, then those of up. Returns how many of each. */
-static int64_t pack_weights(const linear *l, int64_t n0, int64_t n1, column_panels *b,
-                            char *scratch)
+/* A task: some columns and rows of the result. */
+typedef struct block {
+    int64_t n0, n1;  /* columns */
+    int64_t each;    /* panels of w; as many of up follow */
+    column_panels b; /* the weights: all of them for CPU_INT8, else a slice */
+    float *sums;
+    char *scratch;
+    int64_t turn; /* 0..255, where to begin with the rows */
+} block;
+
+static bool packs_whole_rows(const linear *l)
 {
-    const int64_t nr = l->p.gemm->nr, each = ceil_div(n1 - n0, nr);
-    b->count = (l->up ? 2 : 1) * each * nr;
-    for (int64_t i = 0; i < each; i++) {
-        int64_t n = n0 + i * nr, count = min64(nr, n1 - n);
-        product_pack_columns(&l->p, b, i, l->w, n, count, scratch);
+    return l->p.gemm->compute == CPU_INT8;
+}
+
+static void pack_panel(const linear *l, const block *k, const nn_weight *w, int64_t panel,
+                       int64_t slice)
+{
+    const int64_t nr = l->p.gemm->nr, n = k->n0 + panel % k->each * nr;
+    const int64_t count = min64(nr, k->n1 - n), words = min64(l->p.slice, l->p.words - slice);
+    if (packs_whole_rows(l))
+        product_pack_int8(&l->p, &k->b, panel, w, n, count, k->scratch);
+    else
+        product_pack_slice(&l->p, k->b.panels + panel * nr * words * 4, w, n, count, slice,
+                           k->scratch);
+}
+
+/* The weights of a task, of one slice or whole. */
+static void pack_weights(const linear *l, const block *k, int64_t slice)
+{
+    for (int64_t i = 0; i < k->each; i++) {
+        pack_panel(l, k, l->w, i, slice);
         if (l->up)
-            product_pack_columns(&l->p, b, each + i, l->up, n, count, scratch);
+            pack_panel(l, k, l->up, k->each + i, slice);
     }
-    return each;
 }
 
 /* value[i] *= by[i] */
@@ -142,26 +164,24 @@ static inline void fetch_ahead(const char *next, size_t bytes, int64_t part, int
         __builtin_prefetch(next + line * 64, 0, 2);
 }
 
-/* All sums of rows m0..m1 and the columns of b. Tasks that run at the same time begin with
- * different rows, each at `turn` of 256: many processors that ask for the same lines at once wait
- * for one another. */
-static void multiply_block(const linear *l, const column_panels *b, int64_t m0, int64_t m1,
-                           int64_t turn, float *sums)
+/* All sums of rows m0..m1 with columns of one slice, whose panels are given. Tasks that run at the
+ * same time begin with different rows: many processors that ask for the same lines at once wait for
+ * one another. */
+static void multiply_slice(const linear *l, const block *k, const char *panels, int64_t m0,
+                           int64_t m1, int64_t slice)
 {
     const cpu_gemm *g = l->p.gemm;
-    const int64_t mr = g->mr, nr = g->nr, panels = b->count / nr;
-    const int64_t row_panels = ceil_div(m1 - m0, mr), start = turn * row_panels / 256;
-    for (int64_t w = 0; w < l->p.words; w += l->p.slice) {
-        const int64_t words = min64(l->p.slice, l->p.words - w);
-        const size_t bytes = (size_t)(mr * words * 4);
-        for (int64_t i = 0; i < row_panels; i++) {
-            const int64_t m = m0 + (start + i) % row_panels * mr;
-            const char *a = l->a.panels + product_part(&l->p, l->a.rows, m / mr, mr, w);
-            for (int64_t j = 0; j < panels; j++) {
-                fetch_ahead(a + bytes, bytes, j, panels);
-                g->tile(words, a, b->panels + product_part(&l->p, b->count, j, nr, w),
-                        sums + (m - m0) * b->count + j * nr, b->count, w > 0);
-            }
+    const int64_t mr = g->mr, nr = g->nr, count = k->b.count;
+    const int64_t words = min64(l->p.slice, l->p.words - slice);
+    const int64_t row_panels = ceil_div(m1 - m0, mr), start = k->turn * row_panels / 256;
+    const size_t bytes = (size_t)(mr * words * 4);
+    for (int64_t i = 0; i < row_panels; i++) {
+        const int64_t m = m0 + (start + i) % row_panels * mr;
+        const char *a = l->a.panels + product_part(&l->p, l->a.rows, m / mr, mr, slice);
+        for (int64_t j = 0; j < count; j += nr) {
+            fetch_ahead(a + bytes, bytes, j / nr, count / nr);
+            g->tile(words, a, panels + j * words * 4, k->sums + (m - m0) * count + j, count,
+                    slice > 0);
         }
     }
 }
@@ -170,21 +190,33 @@ static void linear_task(void *user, int64_t index, int worker)
 {
     const linear *l = user;
     const cpu_gemm *g = l->p.gemm;
-    int64_t n0 = index % l->blocks_n * l->block_n, n1 = min64(n0 + l->block_n, l->n);
-    int64_t first = index / l->blocks_n * l->block_m, last = min64(first + l->block_m, l->m);
-    column_panels b = {.panels = l->scratch + (size_t)worker * l->scratch_bytes};
-    float *sums = (float *)(void *)(b.panels + l->panels_bytes);
-    b.scales = (float *)(void *)((char *)sums + l->sums_bytes);
-    char *scratch = (char *)(b.scales + 2 * l->block_n);
+    const int64_t first = index / l->blocks_n * l->block_m, last = min64(first + l->block_m, l->m);
+    block k = {.n0 = index % l->blocks_n * l->block_n, .turn = index * 67 % 256};
+    k.n1 = min64(k.n0 + l->block_n, l->n);
+    k.each = ceil_div(k.n1 - k.n0, g->nr);
+    k.b.count = (l->up ? 2 : 1) * k.each * g->nr;
+    k.b.panels = l->scratch + (size_t)worker * l->scratch_bytes;
+    k.sums = (float *)(void *)(k.b.panels + l->panels_bytes);
+    k.b.scales = (float *)(void *)((char *)k.sums + l->sums_bytes);
+    k.scratch = (char *)(k.b.scales + 2 * l->block_n);
 
     if (g->begin)
         g->begin();
-    int64_t width = pack_weights(l, n0, n1, &b, scratch) * g->nr;
+    if (packs_whole_rows(l))
+        pack_weights(l, &k, 0);
     for (int64_t m0 = first; m0 < last; m0 += g->block_rows) {
         int64_t m1 = min64(m0 + g->block_rows, last);
-        multiply_block(l, &b, m0, m1, index * 67 % 256, sums);
+        for (int64_t slice = 0; slice < l->p.words; slice += l->p.slice) {
+            const char *panels = k.b.panels;
+            if (packs_whole_rows(l))
+                panels += product_part(&l->p, k.b.count, 0, g->nr, slice);
+            else
+                pack_weights(l, &k, slice);
+            multiply_slice(l, &k, panels, m0, m1, slice);
+        }
         for (int64_t m = m0; m < m1; m++)
-            finish_row(l, sums + (m - m0) * b.count, width, b.scales, m, n0, n1 - n0);
+            finish_row(l, k.sums + (m - m0) * k.b.count, k.each * g->nr, k.b.scales, m, k.n0,
+                       k.n1 - k.n0);
     }
     if (g->end)
         g->end();
@@ -217,7 +249,8 @@ static void cut(nn *c, linear *l)
         }
     l->blocks_n = ceil_div(l->n, l->block_n);
     int64_t rows = ceil_div(min64(g->block_rows, l->block_m), mr) * mr;
-    l->panels_bytes = (size_t)(both * l->block_n * l->p.words * 4 + 63) / 64 * 64;
+    const int64_t packed = packs_whole_rows(l) ? l->p.words : l->p.slice;
+    l->panels_bytes = (size_t)(both * l->block_n * packed * 4 + 63) / 64 * 64;
     l->sums_bytes = (size_t)(rows * both * l->block_n * 4 + 63) / 64 * 64;
     l->scratch_bytes = l->panels_bytes + l->sums_bytes +
                        (size_t)(2 * l->block_n * 4 + 63) / 64 * 64 + operand_scratch(&l->p);

@@ -304,9 +304,8 @@ static bool taken_as_it_is(const product *p, const nn_weight *w)
     return p->gemm->element == GEMM_BFLOAT16 && w->type == DTYPE_BF16 && p->k % 2 == 0;
 }
 
-/* Whole rows in 8 bits: their scale must be known first. */
-static void pack_int8(const product *p, const column_panels *o, int64_t panel, const nn_weight *w,
-                      int64_t first, int64_t count, char *scratch)
+void product_pack_int8(const product *p, const column_panels *o, int64_t panel, const nn_weight *w,
+                       int64_t first, int64_t count, char *scratch)
 {
     const int nr = p->gemm->nr;
     const int64_t width = p->words * 4;
@@ -323,37 +322,40 @@ static void pack_int8(const product *p, const column_panels *o, int64_t panel, c
     pack_encoded(p, &t, scratch);
 }
 
-void product_pack_columns(const product *p, const column_panels *o, int64_t panel,
-                          const nn_weight *w, int64_t first, int64_t count, char *scratch)
+/* Asks for the same part of a row in the next slice, which will be packed when this one has been
+ * multiplied. */
+static void fetch_next_slice(const product *p, const char *from, int64_t words)
 {
-    if (p->gemm->compute == CPU_INT8) {
-        pack_int8(p, o, panel, w, first, count, scratch);
-        return;
-    }
+    for (int64_t line = 0; line < words; line += 16)
+        __builtin_prefetch(from + (p->slice + line) * 4, 0, 2);
+}
+
+void product_pack_slice(const product *p, char *panel, const nn_weight *w, int64_t first,
+                        int64_t count, int64_t slice, char *scratch)
+{
     const int nr = p->gemm->nr;
     const int64_t per_word = elements_of_word(p->gemm->element), width = encoded_words(p) * 4;
-    const target t = columns_target(p, o, panel);
+    const int64_t last = min64(slice + p->slice, p->words);
     const bool direct = taken_as_it_is(p, w);
     const void *encoded[GEMM_MAX_NR];
     float *row = (float *)(void *)(scratch + nr * width);
     for (int i = 0; i < nr; i++)
         encoded[i] = scratch + i * width;
     memset(scratch + count * width, 0, (size_t)((nr - count) * width));
-    for (int64_t at = 0, end; at < p->words; at = end) {
-        end = chunk_end(p, at);
+    for (int64_t at = slice, end; at < last; at = end) {
+        end = min64(at + CHUNK, last);
         int64_t n = min64((end - at) * per_word, p->k - at * per_word);
         for (int64_t i = 0; i < count; i++) {
             if (direct && n == (end - at) * per_word) {
                 const char *from = (const char *)w->data + ((first + i) * p->k / per_word + at) * 4;
                 encoded[i] = from;
-                for (int64_t line = 0; line < end - at; line += 16)
-                    __builtin_prefetch(from + (end - at + line) * 4, 0, 2); /* the next part */
+                fetch_next_slice(p, from, end - at);
                 continue;
             }
             weight_decode(p->kernels, w, first + i, at * per_word, n, row);
             encode(p, scratch + i * width, row, n, end - at, 1, true);
             encoded[i] = scratch + i * width;
         }
-        pack_part(p, &t, encoded, at, end - at);
+        p->gemm->pack_columns(panel + (at - slice) * nr * 4, encoded, end - at);
     }
 }

@@ -57,10 +57,13 @@ typedef struct column_panels {
 /* nr rows of k floats each into a panel of columns; not for CPU_INT8. */
 void product_pack_floats(const product *p, const column_panels *o, int64_t panel,
                          const float *const *rows, char *scratch);
-/* Rows first .. first+count-1 (count <= gemm->nr) of a weight [N, K] into a panel of columns; zeros
- * behind them. */
-void product_pack_columns(const product *p, const column_panels *o, int64_t panel,
-                          const nn_weight *w, int64_t first, int64_t count, char *scratch);
+/* Rows first .. first+count-1 (count <= gemm->nr) of a weight [N, K] as columns, zeros behind them:
+ * for CPU_INT8 whole rows, whose scales must be known first, into a panel of o; */
+void product_pack_int8(const product *p, const column_panels *o, int64_t panel, const nn_weight *w,
+                       int64_t first, int64_t count, char *scratch);
+/* else the slice that starts at a word, into a panel of the words of this slice. */
+void product_pack_slice(const product *p, char *panel, const nn_weight *w, int64_t first,
+                        int64_t count, int64_t slice, char *scratch);
 
 /* Numbers first .. first+count-1 of a row of a weight, as float32. */
 void weight_decode(const cpu_kernels *kernels, const nn_weight *w, int64_t row, int64_t first,
