@@ -143,7 +143,7 @@ static void print_parts(const terminal *t, const ct_memory_plan *plan)
     fputs("\n", t->stream);
 }
 
-/* A way to do a stage: what the process takes in it, whether that fits, and whether it is done so. */
+/* A way to do a stage: what the process takes in it, and whether that fits. */
 static void print_way(const page *p, const char *name, ct_stage stage, const ct_memory_choice *c,
                       bool chosen)
 {

@@ -374,9 +374,9 @@ CT_API const ct_job_info *ct_job_get_info(const ct_job *job);
  * needs the room. Text encoder, VAE, and what the transformer computes once for a picture are read
  * block by block, and each block is let go when the next begins. The transformer's other blocks
  * stay from step to step, or some or all of them come and go as well ("streamed"), the next one
- * being read ahead while one computes; all are let go before the VAE runs. The VAE decodes the whole
- * picture at once, or, where that takes too much, strip by strip: the same picture, bit for bit, in
- * more time. Stages do not overlap, so each is chosen for itself. */
+ * being read ahead while one computes; all are let go before the VAE runs. The VAE decodes the
+ * whole picture at once, or, where that takes too much, strip by strip: the same picture, bit for
+ * bit, in more time. Stages do not overlap, so each is chosen for itself. */
 
 typedef struct ct_memory_stage {
     uint64_t file_bytes;  /* weights of the part in its files */
@@ -415,7 +415,7 @@ typedef struct ct_memory_plan {
                                 * would take no less, strip_height is 0 */
     ct_memory_choice
         chosen; /* what a job will do; chosen.fits is false where it would be refused */
-    /* Where it would be refused, a size of about the same shape that would not; 0: there is none. */
+    /* Where it would be refused, a size of about the same shape that would not; 0: none. */
     int smaller_width, smaller_height;
 } ct_memory_plan;
 
