@@ -48,6 +48,7 @@ static void add_job(json_writer *w, const ct_job_info *job)
     member_unsigned(w, "peak_bytes", job->peak_bytes);
     member_integer(w, "streamed_blocks", job->streamed_blocks);
     member_integer(w, "blocks", job->blocks);
+    member_integer(w, "strip_height", job->strip_height);
 }
 
 void events_start(FILE *out, const work_plan *plan)

@@ -39,6 +39,7 @@ static void choice_json(json_writer *w, const char *name, const ct_memory_choice
     json_write_key(w, name);
     json_write_object(w);
     member_integer(w, "streamed_blocks", c->streamed_blocks);
+    member_integer(w, "strip_height", c->strip_height);
     for (int i = 0; i < 3; i++) {
         char key[32];
         snprintf(key, sizeof key, "%s_bytes", progress_stage_name((ct_stage)i));
@@ -72,14 +73,31 @@ static void plan_json(const ct_model_info *model, const ct_memory_plan *plan)
     json_write_array_end(&w);
     choice_json(&w, "resident", &plan->resident);
     choice_json(&w, "streamed", &plan->streamed);
+    choice_json(&w, "strips", &plan->strips);
     choice_json(&w, "chosen", &plan->chosen);
+    json_write_key(&w, "smaller_size");
+    if (plan->smaller_width) {
+        json_write_array(&w);
+        json_write_integer(&w, plan->smaller_width);
+        json_write_integer(&w, plan->smaller_height);
+        json_write_array_end(&w);
+    } else {
+        json_write_null(&w);
+    }
     members_close(stdout, &w, &s);
 }
 
 /* ---- For people ---------------------------------------------------------------------------- */
 
-#define NAME_COLUMNS 26
+#define PART_COLUMNS 20
+#define WAY_COLUMNS 30
 #define CELL_COLUMNS 12
+
+/* A plan on its way to the screen. */
+typedef struct page {
+    const terminal *t;
+    const ct_memory_plan *plan;
+} page;
 
 static void cell(const terminal *t, uint64_t bytes)
 {
@@ -87,22 +105,32 @@ static void cell(const terminal *t, uint64_t bytes)
     fprintf(t->stream, "%*s", CELL_COLUMNS, format_bytes(text, bytes));
 }
 
-static void heading(const terminal *t, const char *name, const char *const *columns, int count)
+static void heading(const terminal *t, const char *name, int name_columns,
+                    const char *const *columns, int count)
 {
-    fprintf(t->stream, "\n%s%-*s", terminal_escape(t, STYLE_DIM), NAME_COLUMNS, name);
+    fprintf(t->stream, "\n%s%-*s", terminal_escape(t, STYLE_DIM), name_columns, name);
     for (int i = 0; i < count; i++)
         fprintf(t->stream, "%*s", CELL_COLUMNS, columns[i]);
     fprintf(t->stream, "%s\n", terminal_escape(t, STYLE_PLAIN));
 }
 
-static void print_stages(const terminal *t, const ct_memory_plan *plan)
+static void print_title(const terminal *t, const ct_model_info *model, const ct_memory_plan *plan)
+{
+    fputs(terminal_escape(t, STYLE_BOLD), t->stream);
+    terminal_clean(t, model->name, false, 0);
+    fprintf(t->stream, "%s  %d%s%d, %s, %s%d tokens\n", terminal_escape(t, STYLE_PLAIN),
+            plan->width, t->utf8 ? "×" : "x", plan->height, ct_precision_name(plan->precision),
+            plan->prompt_assumed ? "a prompt of at most " : "a prompt of ", plan->prompt_tokens);
+}
+
+static void print_parts(const terminal *t, const ct_memory_plan *plan)
 {
     static const char *const columns[] = {"in files", "read", "one block", "activations",
                                           "buffers"};
-    heading(t, "", columns, 5);
+    heading(t, "", PART_COLUMNS, columns, 5);
     for (int i = 0; i < 3; i++) {
         const ct_memory_stage *s = &plan->stage[i];
-        fprintf(t->stream, "%-*s", NAME_COLUMNS, part_names[i]);
+        fprintf(t->stream, "%-*s", PART_COLUMNS, part_names[i]);
         cell(t, s->file_bytes);
         cell(t, s->read_bytes);
         cell(t, s->block_bytes);
@@ -110,55 +138,114 @@ static void print_stages(const terminal *t, const ct_memory_plan *plan)
         cell(t, s->buffer_bytes);
         fputs("\n", t->stream);
     }
-    fprintf(t->stream, "%-*s", NAME_COLUMNS, "program, tokenizer");
+    fprintf(t->stream, "%-*s", PART_COLUMNS, "program, tokenizer");
     cell(t, plan->process_bytes);
     fputs("\n", t->stream);
 }
 
-static void print_choice(const terminal *t, const char *name, const ct_memory_choice *c)
+/* A way to do a stage: what the process takes in it, and whether that fits. */
+static void print_way(const page *p, const char *name, ct_stage stage, const ct_memory_choice *c,
+                      bool chosen)
 {
-    fprintf(t->stream, "%-*s", NAME_COLUMNS, name);
-    for (int i = 0; i < 3; i++)
-        cell(t, c->stage_bytes[i]);
-    fputs(terminal_escape(t, STYLE_BOLD), t->stream);
-    cell(t, c->peak_bytes);
-    fprintf(t->stream, "%s  %s\n", terminal_escape(t, STYLE_PLAIN),
-            c->fits ? "fits" : "does not fit");
+    const terminal *t = p->t;
+    const uint64_t bytes = c->stage_bytes[stage];
+    fprintf(t->stream, "%s%-*s", terminal_escape(t, chosen ? STYLE_BOLD : STYLE_PLAIN), WAY_COLUMNS,
+            name);
+    cell(t, bytes);
+    fprintf(t->stream, "%s%s%s\n", bytes <= p->plan->limit_bytes ? "  fits" : "  does not fit",
+            chosen ? (t->utf8 ? "  ← chosen" : "  <- chosen") : "",
+            terminal_escape(t, STYLE_PLAIN));
+}
+
+static void print_encoding(const page *p)
+{
+    print_way(p, "text encoder, by layers", CT_STAGE_ENCODE, &p->plan->chosen, false);
+}
+
+static void print_denoising(const page *p)
+{
+    const ct_memory_plan *plan = p->plan;
+    const int blocks = plan->stage[CT_STAGE_DENOISE].blocks;
+    const int streamed = plan->chosen.streamed_blocks;
+    char name[FORMAT_SIZE + 32];
+    print_way(p, "transformer stays", CT_STAGE_DENOISE, &plan->resident,
+              plan->chosen.fits && streamed == 0);
+    if (streamed > 0 && streamed < blocks) {
+        snprintf(name, sizeof name, "  %d of %d blocks streamed", streamed, blocks);
+        print_way(p, name, CT_STAGE_DENOISE, &plan->chosen, plan->chosen.fits);
+    }
+    snprintf(name, sizeof name, "  all %d blocks streamed", blocks);
+    print_way(p, name, CT_STAGE_DENOISE, &plan->streamed, plan->chosen.fits && streamed == blocks);
+}
+
+static void print_decoding(const page *p)
+{
+    const ct_memory_plan *plan = p->plan;
+    const int lowest = plan->strips.strip_height, chosen = plan->chosen.strip_height;
+    char name[FORMAT_SIZE + 32];
+    print_way(p, "VAE, whole picture", CT_STAGE_DECODE, &plan->resident,
+              plan->chosen.fits && chosen == 0);
+    if (chosen && chosen != lowest) {
+        snprintf(name, sizeof name, "  in strips of %d rows", chosen);
+        print_way(p, name, CT_STAGE_DECODE, &plan->chosen, plan->chosen.fits);
+    }
+    if (lowest) {
+        snprintf(name, sizeof name, "  in strips of %d rows", lowest);
+        print_way(p, name, CT_STAGE_DECODE, &plan->strips, plan->chosen.fits && chosen == lowest);
+    }
+}
+
+static void print_verdict(const terminal *t, const ct_memory_plan *plan, bool limited)
+{
+    const ct_memory_choice *c = &plan->chosen;
+    char text[FORMAT_SIZE];
+    fputs("\n", t->stream);
+    if (plan->limit_bytes != UINT64_MAX)
+        fprintf(t->stream, "%s: %s\n", limited ? "limit" : "available",
+                format_bytes(text, plan->limit_bytes));
+    fprintf(t->stream, "%s%s: %s%s", terminal_escape(t, STYLE_BOLD),
+            c->fits ? "peak" : "at the least", format_bytes(text, c->peak_bytes),
+            terminal_escape(t, STYLE_PLAIN));
+    const int blocks = plan->stage[CT_STAGE_DENOISE].blocks;
+    if (c->streamed_blocks == blocks)
+        fprintf(t->stream, ", all %d blocks of the transformer streamed", blocks);
+    else if (c->streamed_blocks)
+        fprintf(t->stream, ", %d of %d blocks of the transformer streamed", c->streamed_blocks,
+                blocks);
+    if (c->strip_height)
+        fprintf(t->stream, ", the VAE in strips of %d rows", c->strip_height);
+    fputs("\n", t->stream);
+    if (c->peak_bytes <= plan->limit_bytes)
+        return;
+    format_bytes(text, c->peak_bytes - plan->limit_bytes);
+    if (c->fits) {
+        fprintf(t->stream,
+                "%s more than is available: the system will take weights away and read "
+                "them again, which is slow\n",
+                text);
+        return;
+    }
+    fprintf(t->stream, "does not fit: %s more would be needed", text);
+    if (plan->smaller_width)
+        fprintf(t->stream, "; %d%s%d would fit", plan->smaller_width, t->utf8 ? "×" : "x",
+                plan->smaller_height);
+    else
+        fputs("; no smaller size would fit", t->stream);
+    fputs("\n", t->stream);
 }
 
 static void print_plan(const terminal *t, const ct_model_info *model, const ct_memory_plan *plan,
                        bool limited)
 {
-    static const char *const columns[] = {"encode", "denoise", "decode", "peak"};
-    char text[FORMAT_SIZE], name[FORMAT_SIZE + 16];
-    const int blocks = plan->stage[CT_STAGE_DENOISE].blocks;
-    fputs(terminal_escape(t, STYLE_BOLD), t->stream);
-    terminal_clean(t, model->name, false, 0);
-    fprintf(t->stream, "%s  %d%s%d, %s, %s%d tokens\n", terminal_escape(t, STYLE_PLAIN),
-            plan->width, t->utf8 ? "×" : "x", plan->height, ct_precision_name(plan->precision),
-            plan->prompt_assumed ? "a prompt of at most " : "a prompt of ", plan->prompt_tokens);
-    print_stages(t, plan);
-    heading(t, "in memory", columns, 4);
-    print_choice(t, "transformer stays", &plan->resident);
-    if (plan->chosen.streamed_blocks > 0 && plan->chosen.streamed_blocks < blocks) {
-        snprintf(name, sizeof name, "%d of %d blocks streamed", plan->chosen.streamed_blocks,
-                 blocks);
-        print_choice(t, name, &plan->chosen);
-    }
-    snprintf(name, sizeof name, "all %d blocks streamed", blocks);
-    print_choice(t, name, &plan->streamed);
-    fputs("\n", t->stream);
-    if (plan->limit_bytes != UINT64_MAX)
-        fprintf(t->stream, "%s: %s\n", limited ? "limit" : "available",
-                format_bytes(text, plan->limit_bytes));
-    if (!plan->chosen.fits)
-        fprintf(t->stream, "does not fit: %s more would be needed\n",
-                format_bytes(text, plan->chosen.peak_bytes - plan->limit_bytes));
-    else if (plan->chosen.streamed_blocks)
-        fprintf(t->stream, "will be done with %d of %d blocks streamed\n",
-                plan->chosen.streamed_blocks, blocks);
-    else
-        fputs("will be done with the transformer staying in memory\n", t->stream);
+    static const char *const columns[] = {"in memory"};
+    const page p = {t, plan};
+    print_title(t, model, plan);
+    print_parts(t, plan);
+    heading(t, "one stage at a time", WAY_COLUMNS, columns, 1);
+    print_encoding(&p);
+    print_denoising(&p);
+    print_decoding(&p);
+    print_verdict(t, plan, limited);
 }
 
 int plan_run(const options *o, report *r)

@@ -155,6 +155,8 @@ static void print_plan(report *r, const work_plan *plan)
     if (job->streamed_blocks)
         fprintf(stderr, ", %d of %d blocks of the transformer streamed", job->streamed_blocks,
                 job->blocks);
+    if (job->strip_height)
+        fprintf(stderr, ", the VAE in strips of %d rows", job->strip_height);
     fputs("\n", stderr);
     label(r, "machine");
     int threads = ct_context_threads(plan->context);

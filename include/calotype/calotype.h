@@ -363,6 +363,7 @@ typedef struct ct_job_info {
     uint64_t peak_bytes;       /* the most resident memory of the process, see MEMORY */
     int streamed_blocks;       /* of the transformer, that come and go at every step */
     int blocks;                /* of the transformer */
+    int strip_height;          /* rows of the picture that the VAE decodes at a time; 0: all */
 } ct_job_info;
 
 CT_API const ct_job_info *ct_job_get_info(const ct_job *job);
@@ -373,7 +374,9 @@ CT_API const ct_job_info *ct_job_get_info(const ct_job *job);
  * needs the room. Text encoder, VAE, and what the transformer computes once for a picture are read
  * block by block, and each block is let go when the next begins. The transformer's other blocks
  * stay from step to step, or some or all of them come and go as well ("streamed"), the next one
- * being read ahead while one computes; all are let go before the VAE runs. */
+ * being read ahead while one computes; all are let go before the VAE runs. The VAE decodes the
+ * whole picture at once, or, where that takes too much, strip by strip: the same picture, bit for
+ * bit, in more time. Stages do not overlap, so each is chosen for itself. */
 
 typedef struct ct_memory_stage {
     uint64_t file_bytes;  /* weights of the part in its files */
@@ -381,12 +384,14 @@ typedef struct ct_memory_stage {
                                 * embeddings only the rows of the prompt's tokens */
     uint64_t block_bytes; /* the largest block of weights */
     int blocks;
-    uint64_t activation_bytes; /* working memory, scratch of all kernels included */
+    uint64_t activation_bytes; /* working memory, scratch of all kernels included; of the VAE for
+                                * the whole picture at once */
     uint64_t buffer_bytes;     /* features, latents and pictures that are kept beside it */
 } ct_memory_stage;
 
 typedef struct ct_memory_choice {
     int streamed_blocks;     /* of the transformer */
+    int strip_height;        /* rows of the picture that the VAE decodes at a time; 0: all */
     uint64_t stage_bytes[3]; /* resident memory of the process in each ct_stage */
     uint64_t peak_bytes;     /* the largest of them */
     bool fits;
@@ -404,10 +409,14 @@ typedef struct ct_memory_plan {
     uint64_t process_bytes;   /* resident now: program, libraries, tokenizer, headers, whatever else
                                * the process holds, and what running adds to the program */
     ct_memory_stage stage[3]; /* by ct_stage */
-    ct_memory_choice resident; /* the transformer stays from step to step */
-    ct_memory_choice streamed; /* all of its blocks are streamed: the least memory */
+    ct_memory_choice resident; /* the transformer stays from step to step, no strips */
+    ct_memory_choice streamed; /* all of its blocks are streamed */
+    ct_memory_choice strips;   /* so, and the VAE in its lowest strips: the least memory. Where they
+                                * would take no less, strip_height is 0 */
     ct_memory_choice
         chosen; /* what a job will do; chosen.fits is false where it would be refused */
+    /* Where it would be refused, a size of about the same shape that would not; 0: none. */
+    int smaller_width, smaller_height;
 } ct_memory_plan;
 
 CT_API void ct_memory_plan_init(ct_memory_plan *plan);

@@ -7,6 +7,7 @@
 
 #include <inttypes.h>
 #include <math.h>
+#include <stdio.h>
 #include <string.h>
 
 #define MAX_STEPS 1000
@@ -266,6 +267,15 @@ nn_params job_network(const ct_job *job)
                        .cancel_user = job->callbacks.user};
 }
 
+vae_decoding job_decoding(const ct_job *job)
+{
+    return (vae_decoding){.latents = job->latents,
+                          .height = job->latent_height,
+                          .width = job->latent_width,
+                          .picture = job->picture,
+                          .strip_rows = job->strip_rows};
+}
+
 size_t job_plane_bytes(const ct_job *job)
 {
     size_t pixels = (size_t)job->info.width * (size_t)job->info.height;
@@ -323,6 +333,19 @@ ct_status job_open(ct_job **out, ct_model *model, const ct_generate_params *para
     return CT_OK;
 }
 
+static void log_plan(const ct_job *job, const ct_memory_plan *plan)
+{
+    const ct_job_info *info = &job->info;
+    char decode[64] = "at once";
+    if (info->strip_height)
+        snprintf(decode, sizeof decode, "in strips of %d rows", info->strip_height);
+    log_message(&job->callbacks, CT_LOG_INFO,
+                "memory: %.0f MiB at the most of %.0f MiB; %d of %d blocks of the transformer are "
+                "streamed, the VAE decodes %s",
+                (double)info->peak_bytes / 1048576.0, (double)plan->limit_bytes / 1048576.0,
+                info->streamed_blocks, info->blocks, decode);
+}
+
 ct_status ct_job_create(ct_model *model, const ct_generate_params *params, ct_job **out,
                         ct_error *error)
 {
@@ -343,11 +366,7 @@ ct_status ct_job_create(ct_model *model, const ct_generate_params *params, ct_jo
         ct_job_free(&job);
         return status;
     }
-    log_message(&job->callbacks, CT_LOG_INFO,
-                "memory: %.0f MiB at the most of %.0f MiB; %d of %d blocks of the transformer are "
-                "streamed",
-                (double)plan.chosen.peak_bytes / 1048576.0, (double)plan.limit_bytes / 1048576.0,
-                job->info.streamed_blocks, job->info.blocks);
+    log_plan(job, &plan);
     *out = job;
     return CT_OK;
 }

@@ -32,6 +32,7 @@ struct ct_job {
     nn *network;                     /* with the memory that the dry run asked for */
     residency residency;             /* of the weights */
     size_t arena[3];                 /* memory of the network in each ct_stage */
+    int strip_rows;                  /* of latents, for the VAE; 0: the whole picture at once */
     uint64_t max_memory;             /* 0: none was given */
     trace trace;
     double began, stage_began; /* of the current run, for progress */
@@ -44,6 +45,8 @@ ct_status job_open(ct_job **out, ct_model *model, const ct_generate_params *para
 void job_set_size(ct_job *job, int width, int height);
 /* What the network of this job is made with. */
 nn_params job_network(const ct_job *job);
+/* What the VAE does, without somebody to report to. */
+vae_decoding job_decoding(const ct_job *job);
 /* Bytes of latents and picture, which job->latents holds. */
 size_t job_plane_bytes(const ct_job *job);
 

@@ -85,13 +85,83 @@ static void describe_stages(const ct_job *job, ct_memory_plan *plan)
     }
 }
 
+/* ---- The VAE in strips ----------------------------------------------------------------------- */
+
+/* Rows of latents in the highest strips that are considered; then half of that, and so on. The time
+ * hardly depends on the height (docs/memory.md), the memory does. */
+#define HIGHEST_STRIP 128
+#define DECODE_WAYS 9
+
+/* The ways to decode, each with less activations than those before; the first is the whole picture
+ * at once. */
+typedef struct decode_ways {
+    int count;
+    struct {
+        int strip_rows; /* 0: all */
+        size_t bytes;   /* of activations */
+    } way[DECODE_WAYS];
+} decode_ways;
+
+/* After plan_measure, which has measured the first. */
+static ct_status find_decode_ways(const ct_job *job, decode_ways *ways, ct_error *error)
+{
+    nn_params params = job_network(job);
+    params.trace = NULL;
+    params.residency = NULL; /* has recorded already, and the weights are the same */
+    params.cancel = NULL;
+    vae_decoding d = job_decoding(job);
+    ways->count = 1;
+    ways->way[0].strip_rows = 0;
+    ways->way[0].bytes = job->arena[CT_STAGE_DECODE];
+    for (d.strip_rows = HIGHEST_STRIP; d.strip_rows > 0; d.strip_rows /= 2) {
+        size_t bytes;
+        ct_status status = vae_kl_decode_peak(job->model->vae, &d, &params, &bytes, error);
+        if (status != CT_OK)
+            return status;
+        if (bytes >= ways->way[ways->count - 1].bytes)
+            continue;
+        ways->way[ways->count].strip_rows = d.strip_rows;
+        ways->way[ways->count++].bytes = bytes;
+    }
+    return CT_OK;
+}
+
 /* ---- Choosing -------------------------------------------------------------------------------- */
 
-/* Sets the residency, and what it takes. */
-static ct_memory_choice choose(ct_job *job, const ct_memory_plan *plan, int streamed)
+/* A plan in the making. */
+typedef struct planning {
+    ct_job *job;
+    ct_memory_plan *plan;
+    decode_ways ways;
+} planning;
+
+static ct_status measure(planning *p, ct_error *error)
 {
-    residency *r = &job->residency;
-    ct_memory_choice c = {.streamed_blocks = streamed};
+    p->job->strip_rows = 0;
+    ct_status status = plan_measure(p->job, error);
+    if (status == CT_OK)
+        status = find_decode_ways(p->job, &p->ways, error);
+    if (status == CT_OK)
+        describe_stages(p->job, p->plan);
+    return status;
+}
+
+/* Memory of a stage that is not weights. */
+static uint64_t working_bytes(const planning *p, int stage, int way)
+{
+    const ct_memory_stage *s = &p->plan->stage[stage];
+    return s->buffer_bytes +
+           (stage == CT_STAGE_DECODE ? p->ways.way[way].bytes : s->activation_bytes);
+}
+
+/* Sets what the job does, and says what it takes. */
+static ct_memory_choice choose(planning *p, int streamed, int way)
+{
+    residency *r = &p->job->residency;
+    p->job->strip_rows = p->ways.way[way].strip_rows;
+    p->job->arena[CT_STAGE_DECODE] = p->ways.way[way].bytes;
+    ct_memory_choice c = {.streamed_blocks = streamed,
+                          .strip_height = p->job->strip_rows * vae_kl_factor(p->job->model->vae)};
     residency_stream(r, SECTION_EVALUATE, streamed);
     uint64_t held[3] = {residency_bytes(r, SECTION_ENCODE), residency_bytes(r, SECTION_EVALUATE),
                         residency_bytes(r, SECTION_DECODE)};
@@ -99,71 +169,81 @@ static ct_memory_choice choose(ct_job *job, const ct_memory_plan *plan, int stre
     if (prepare > held[CT_STAGE_DENOISE])
         held[CT_STAGE_DENOISE] = prepare;
     for (int i = 0; i < 3; i++) {
-        c.stage_bytes[i] = plan->process_bytes + plan->stage[i].activation_bytes +
-                           plan->stage[i].buffer_bytes + held[i];
+        c.stage_bytes[i] = p->plan->process_bytes + working_bytes(p, i, way) + held[i];
         if (c.stage_bytes[i] > c.peak_bytes)
             c.peak_bytes = c.stage_bytes[i];
     }
-    c.fits = c.peak_bytes <= plan->limit_bytes;
+    c.fits = c.peak_bytes <= p->plan->limit_bytes;
     return c;
 }
 
-/* The fewest blocks with which the transformer fits, all of them where it does not. Other stages do
- * not depend on it. */
-static ct_memory_choice choose_fitting(ct_job *job, const ct_memory_plan *plan)
+/* The least memory. */
+static ct_memory_choice choose_least(planning *p)
 {
-    const int blocks = job->residency.list[SECTION_EVALUATE].count;
-    int streamed = 0;
-    ct_memory_choice c = choose(job, plan, streamed);
-    while (c.stage_bytes[CT_STAGE_DENOISE] > plan->limit_bytes && streamed < blocks)
-        c = choose(job, plan, ++streamed);
+    return choose(p, p->plan->stage[CT_STAGE_DENOISE].blocks, p->ways.count - 1);
+}
+
+/* Stages do not overlap, so each gives away as little as its own memory demands: the transformer
+ * streams the fewest blocks, the VAE decodes in the highest strips; or all blocks and the lowest
+ * strips, where nothing else fits. */
+static ct_memory_choice choose_fitting(planning *p)
+{
+    const uint64_t limit = p->plan->limit_bytes;
+    const int blocks = p->plan->stage[CT_STAGE_DENOISE].blocks;
+    int streamed = 0, way = 0;
+    ct_memory_choice c = choose(p, streamed, way);
+    while (c.stage_bytes[CT_STAGE_DENOISE] > limit && streamed < blocks)
+        c = choose(p, ++streamed, way);
+    while (c.stage_bytes[CT_STAGE_DECODE] > limit && way + 1 < p->ways.count)
+        c = choose(p, streamed, ++way);
     return c;
 }
 
 /* ---- Refusing -------------------------------------------------------------------------------- */
 
 /* Memory that cannot be let go and read again. */
-static uint64_t least_working_bytes(const ct_memory_plan *plan)
+static uint64_t least_working_bytes(const planning *p)
 {
     uint64_t most = 0;
     for (int i = 0; i < 3; i++) {
-        uint64_t bytes = plan->stage[i].activation_bytes + plan->stage[i].buffer_bytes;
+        const uint64_t bytes = working_bytes(p, i, p->ways.count - 1);
         if (bytes > most)
             most = bytes;
     }
-    return plan->process_bytes + most;
+    return p->plan->process_bytes + most;
 }
 
 /* The least memory that the same job takes at another size; 0 where that is not known. */
-static uint64_t bytes_at_size(const ct_job *job, const ct_memory_plan *plan, int width, int height)
+static uint64_t bytes_at_size(const planning *p, int width, int height)
 {
-    ct_job trial = *job;
-    ct_memory_plan trial_plan = *plan;
-    residency_init(&trial.residency, job->allocator);
-    memcpy(trial.residency.files, job->residency.files, sizeof trial.residency.files);
-    job_set_size(&trial, width, height);
+    ct_job job = *p->job;
+    ct_memory_plan plan = *p->plan;
+    planning trial = {.job = &job, .plan = &plan};
+    residency_init(&job.residency, job.allocator);
+    memcpy(job.residency.files, p->job->residency.files, sizeof job.residency.files);
+    job_set_size(&job, width, height);
     uint64_t bytes = 0;
-    if (plan_measure(&trial, NULL) == CT_OK) {
-        describe_stages(&trial, &trial_plan);
-        bytes =
-            choose(&trial, &trial_plan, trial.residency.list[SECTION_EVALUATE].count).peak_bytes;
-    }
-    residency_free(&trial.residency);
+    if (measure(&trial, NULL) == CT_OK)
+        bytes = choose_least(&trial).peak_bytes;
+    residency_free(&job.residency);
     return bytes;
 }
 
-/* The largest size of about the same shape that fits, in steps of an eighth. */
-static bool find_size(const ct_job *job, const ct_memory_plan *plan, int *width, int *height)
+/* The largest size of about the same shape that fits, in steps of an eighth, for the plan. */
+static bool find_size(planning *p)
 {
-    const int multiple = job->model->info.size_multiple;
+    const int multiple = p->job->model->info.size_multiple;
     for (int eighths = 7; eighths > 0; eighths--) {
-        *width = job->info.width * eighths / 8 / multiple * multiple;
-        *height = job->info.height * eighths / 8 / multiple * multiple;
-        if (*width < multiple || *height < multiple)
+        const int width = p->job->info.width * eighths / 8 / multiple * multiple;
+        const int height = p->job->info.height * eighths / 8 / multiple * multiple;
+        if (width < multiple || height < multiple)
             return false;
-        uint64_t bytes = bytes_at_size(job, plan, *width, *height);
-        if (bytes && bytes <= plan->limit_bytes)
+        const uint64_t bytes = bytes_at_size(p, width, height);
+        if (bytes && bytes <= p->plan->limit_bytes) {
+            p->plan->smaller_width = width;
+            p->plan->smaller_height = height;
             return true;
+        }
     }
     return false;
 }
@@ -175,34 +255,30 @@ static const char *amount(char out[32], uint64_t bytes)
     return out;
 }
 
-static ct_status refuse(const ct_job *job, const ct_memory_plan *plan, uint64_t needed,
-                        ct_error *error)
+static ct_status refuse(planning *p, uint64_t needed, ct_error *error)
 {
+    const ct_memory_plan *plan = p->plan;
     char advice[128], need[32], more[32], limit[32];
-    int width, height;
-    if (find_size(job, plan, &width, &height))
-        snprintf(advice, sizeof advice, "choose a smaller size (%d x %d fits)", width, height);
+    if (find_size(p))
+        snprintf(advice, sizeof advice, "choose a smaller size (%d x %d fits)", plan->smaller_width,
+                 plan->smaller_height);
     else
         snprintf(advice, sizeof advice,
                  "no smaller size fits; use a model with quantized weights, or fewer threads");
-    return error_set(
-        error, CT_ENOMEM,
-        "a picture of %d x %d needs %s of memory at the least, with weights that come and "
-        "go block by block; that is %s more than the %s %s; %s",
-        job->info.width, job->info.height, amount(need, needed),
-        amount(more, needed - plan->limit_bytes), amount(limit, plan->limit_bytes),
-        job->max_memory ? "of the limit" : "that are available", advice);
+    return error_set(error, CT_ENOMEM,
+                     "a picture of %d x %d needs %s of memory at the least, with weights that come "
+                     "and go block by block%s; that is %s more than the %s %s; %s",
+                     plan->width, plan->height, amount(need, needed),
+                     plan->strips.strip_height ? " and the VAE in strips" : "",
+                     amount(more, needed - plan->limit_bytes), amount(limit, plan->limit_bytes),
+                     p->job->max_memory ? "of the limit" : "that are available", advice);
 }
 
 /* ---- The plan -------------------------------------------------------------------------------- */
 
-ct_status plan_memory(ct_job *job, ct_memory_plan *plan, ct_error *error)
+static void describe_job(const ct_job *job, ct_memory_plan *plan)
 {
-    ct_memory_plan_init(plan);
-    ct_status status = plan_measure(job, error);
-    if (status != CT_OK)
-        return status;
-    ct_job_info *info = &job->info;
+    const ct_job_info *info = &job->info;
     plan->width = info->width;
     plan->height = info->height;
     plan->steps = info->steps;
@@ -216,28 +292,45 @@ ct_status plan_memory(ct_job *job, ct_memory_plan *plan, ct_error *error)
     if (plan->available_bytes < UINT64_MAX - plan->process_bytes)
         plan->available_bytes += plan->process_bytes;
     plan->limit_bytes = job->max_memory ? job->max_memory : plan->available_bytes;
-    describe_stages(job, plan);
-    plan->resident = choose(job, plan, 0);
-    plan->streamed = choose(job, plan, plan->stage[CT_STAGE_DENOISE].blocks);
-    plan->chosen = choose_fitting(job, plan);
+}
 
+/* What the job says about the choice. */
+static void note_choice(ct_job *job, const ct_memory_plan *plan)
+{
+    ct_job_info *info = &job->info;
     info->activation_bytes = 0;
     for (int i = 0; i < 3; i++) {
-        uint64_t bytes = plan->stage[i].activation_bytes + plan->stage[i].buffer_bytes;
+        const uint64_t bytes = job->arena[i] + plan->stage[i].buffer_bytes;
         if (bytes > info->activation_bytes)
             info->activation_bytes = bytes;
     }
     info->peak_bytes = plan->chosen.peak_bytes;
     info->streamed_blocks = plan->chosen.streamed_blocks;
+    info->strip_height = plan->chosen.strip_height;
     info->blocks = plan->stage[CT_STAGE_DENOISE].blocks;
+}
+
+ct_status plan_memory(ct_job *job, ct_memory_plan *plan, ct_error *error)
+{
+    planning p = {.job = job, .plan = plan};
+    ct_memory_plan_init(plan);
+    ct_status status = measure(&p, error);
+    if (status != CT_OK)
+        return status;
+    describe_job(job, plan);
+    plan->resident = choose(&p, 0, 0);
+    plan->streamed = choose(&p, plan->stage[CT_STAGE_DENOISE].blocks, 0);
+    plan->strips = choose_least(&p);
+    plan->chosen = choose_fitting(&p); /* the last word, so that the job keeps to it */
+    note_choice(job, plan);
     if (plan->chosen.fits)
         return CT_OK;
     if (job->max_memory)
-        return refuse(job, plan, plan->chosen.peak_bytes, error);
+        return refuse(&p, plan->chosen.peak_bytes, error);
     /* Nobody set a limit, and weights are only borrowed: it will be slow, but it will work. */
-    const uint64_t working = least_working_bytes(plan);
+    const uint64_t working = least_working_bytes(&p);
     if (working > plan->limit_bytes)
-        return refuse(job, plan, working, error);
+        return refuse(&p, working, error);
     plan->chosen.fits = true;
     return CT_OK;
 }

@@ -231,12 +231,9 @@ static void decode(ct_job *job, nn *c)
 {
     const vae_kl *vae = job->model->vae;
     unit_counter units = {.job = job, .network = c, .stage = CT_STAGE_DECODE};
-    const vae_decoding d = {.latents = job->latents,
-                            .height = job->latent_height,
-                            .width = job->latent_width,
-                            .picture = job->picture,
-                            .unit_done = unit_done,
-                            .user = &units};
+    vae_decoding d = job_decoding(job);
+    d.unit_done = unit_done;
+    d.user = &units;
     units.all = vae_kl_decode_units(vae, &d);
     report(job, c, CT_STAGE_DECODE, 0, units.all, NULL);
     if (!nn_is_dry(c) && !nn_stopped(c))

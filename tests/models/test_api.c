@@ -543,6 +543,28 @@ static void test_plan(void **state)
     assert_false(plan.chosen.fits);
     assert_int_equal(plan.chosen.streamed_blocks, plan.stage[CT_STAGE_DENOISE].blocks);
     expect_job(model, &p, CT_ENOMEM, "of the limit");
+
+    /* The VAE decides: strips, as high as they can be, and nothing of the transformer is streamed;
+     * the job does what the plan says. */
+    p.width = p.height = 512;
+    p.max_memory = 0;
+    test_ok(ct_model_plan(model, &p, &plan, &error), &error);
+    assert_int_equal(plan.chosen.strip_height, 0);
+    assert_int_equal(plan.streamed.strip_height, 0);
+    assert_true(plan.strips.peak_bytes < plan.resident.peak_bytes);
+    assert_true(plan.strips.stage_bytes[CT_STAGE_DECODE] >
+                plan.resident.stage_bytes[CT_STAGE_DENOISE]);
+    const uint64_t between = (plan.strips.peak_bytes + plan.resident.peak_bytes) / 2;
+    const int lowest = plan.strips.strip_height;
+    p.max_memory = between;
+    test_ok(ct_model_plan(model, &p, &plan, &error), &error);
+    assert_true(plan.chosen.fits && plan.chosen.peak_bytes <= between);
+    assert_true(plan.chosen.strip_height > lowest && lowest > 0);
+    assert_int_equal(plan.chosen.streamed_blocks, 0);
+    ct_job *job = NULL;
+    test_ok(ct_job_create(model, &p, &job, &error), &error);
+    assert_int_equal(ct_job_get_info(job)->strip_height, plan.chosen.strip_height);
+    ct_job_free(&job);
     ct_model_free(&model);
 }
 
