@@ -48,15 +48,15 @@ class Nearest:
 
     def paintings(self, item):
         """All glyphs in one place, at a quarter of the resolution: [count, 4, h, w] and their box."""
-        key = item.size, item.x, item.y
-        if key not in self.cache:
+        x0, y0 = ((c - item.size // 2) // 4 for c in (item.x, item.y))
+        n = item.size // 4
+        box = slice(y0, y0 + n), slice(x0, x0 + n)
+        # All places are whole pixels of that resolution apart and inside the picture: one does for all.
+        if item.size not in self.cache:
             items = torch.tensor([[g, item.size, item.x, item.y] for g in range(self.count)], dtype=torch.float32)
-            small = torch.cat([F.avg_pool2d(self.painter.glyph(part), 4) for part in items.split(64)])
-            x0, y0 = (max(0, (c - item.size // 2) // 4) for c in (item.x, item.y))
-            n = item.size // 4
-            box = slice(y0, y0 + n), slice(x0, x0 + n)
-            self.cache[key] = small[:, :, box[0], box[1]].half(), box
-        return self.cache[key]
+            small = [F.avg_pool2d(self.painter.glyph(part), 4)[:, :, box[0], box[1]].half() for part in items.split(64)]
+            self.cache[item.size] = torch.cat(small)
+        return self.cache[item.size], box
 
     def glyph(self, picture, item, background):
         """`picture` in [0, 1] at a quarter of the resolution."""
