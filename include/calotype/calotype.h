@@ -322,9 +322,9 @@ typedef struct ct_generate_params {
     const ct_callbacks *callbacks; /* NULL: the context's. Copied */
     /* The most resident memory, in bytes, that this process may take while the job runs, including
      * all that it holds already. The job picks by itself which weights stay between two uses and
-     * which are let go, cheapest slowdown first, and is refused where that does not suffice.
-     * 0: what the machine has; then weights are streamed where they do not fit, and only a job
-     * whose working memory alone is too large is refused. See MEMORY. */
+     * which are let go, and whether the VAE works in strips, with the least slowdown, and is
+     * refused where that does not suffice. 0: what the machine has; then only a job whose working
+     * memory alone is too large is refused. See MEMORY. */
     uint64_t max_memory;
 } ct_generate_params;
 
