@@ -219,6 +219,8 @@ static shape random_shape(void)
     return s;
 }
 
+static int rounds = 10; /* CT_ROUNDS: fewer, where the processor is emulated */
+
 static void each_tier(void (*check)(const cpu_kernels *k))
 {
     cpu_kernels k;
@@ -229,7 +231,7 @@ static void each_tier(void (*check)(const cpu_kernels *k))
 
 static void check_shapes(const cpu_kernels *k)
 {
-    for (int round = 0; round < 40; round++) {
+    for (int round = 0; round < 4 * rounds; round++) {
         problem p = problem_new(random_shape());
         float *out = compute(&p, k, 2);
         check_values(&p, k, out);
@@ -265,7 +267,7 @@ static void check_bands(const cpu_kernels *k)
     pool *threads[2];
     test_ok(pool_create(&threads[0], &mem_default, 1, &error), &error);
     test_ok(pool_create(&threads[1], &mem_default, 3, &error), &error);
-    for (int round = 0; round < 10; round++) {
+    for (int round = 0; round < rounds; round++) {
         shape s = random_shape();
         s.p.stride = s.p.pad_bottom_right = 0;
         problem p = problem_new(s);
@@ -374,6 +376,8 @@ int main(int argc, char **argv)
         bench(argc > 2 ? atoi(argv[2]) : 1);
         return 0;
     }
+    if (getenv("CT_ROUNDS"))
+        rounds = atoi(getenv("CT_ROUNDS"));
     if (getenv("SEED"))
         seed = strtoull(getenv("SEED"), NULL, 10);
     else

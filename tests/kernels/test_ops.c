@@ -14,7 +14,7 @@
 #include "nn/cpu/kernels.h"
 #include "nn/nn.h"
 
-#define ROUNDS 16
+static int rounds = 16;         /* CT_ROUNDS: fewer, where the processor is emulated */
 #define MOST_PRODUCTS (8 << 20) /* of a case, for the sake of time */
 
 static uint64_t seed = 1;
@@ -125,7 +125,7 @@ static void each_tier(void (*check)(const cpu_kernels *kernels))
     cpu_kernels k;
     for (int i = 0; cpu_kernels_tier(&k, i); i++)
         if (cpu_kernels_usable(&k))
-            for (int round = 0; round < ROUNDS; round++)
+            for (int round = 0; round < rounds; round++)
                 check(&k);
 }
 
@@ -700,6 +700,8 @@ static void test_each_tier(void **state)
 
 int main(void)
 {
+    if (getenv("CT_ROUNDS"))
+        rounds = atoi(getenv("CT_ROUNDS"));
     if (getenv("SEED"))
         seed = strtoull(getenv("SEED"), NULL, 10);
     else
