@@ -222,13 +222,11 @@ static void linear_task(void *user, int64_t index, int worker)
         g->end();
 }
 
-/* The time of all tasks, in rows times columns, when they are dealt to the threads: an equal share,
- * and in the end the wait for the last one. */
+/* The time of all tasks, in rows times columns, when they are dealt to the threads. */
 static int64_t cost(const linear *l, int64_t block_m, int64_t block_n, int64_t threads)
 {
     int64_t tasks = ceil_div(l->m, block_m) * ceil_div(l->n, block_n);
-    int64_t task = (block_m + PACKING_ROWS) * block_n;
-    return threads == 1 ? tasks * task : tasks * task / threads + task;
+    return ceil_div(tasks, threads) * (block_m + PACKING_ROWS) * block_n;
 }
 
 /* Columns and rows of a task, and the scratch memory that it takes. No result depends on them. */
@@ -243,9 +241,8 @@ static void cut(nn *c, linear *l)
             int64_t block_m = ceil_div(ceil_div(l->m, parts), mr) * mr;
             int64_t time = cost(l, block_m, block_n, threads);
             /* Narrower blocks read the rows more often: they must be worth it. */
-            time += time * (widest - block_n) / widest / 2;
-            if (time < best) {
-                best = time;
+            if (time + time * (widest - block_n) / widest / 4 < best) {
+                best = time + time * (widest - block_n) / widest / 4;
                 l->block_m = block_m;
                 l->block_n = block_n;
             }
