@@ -91,87 +91,9 @@ static void each_table(void (*check)(const cpu_kernels *k))
                 check(&k);
 }
 
-/* The tile has another shape in each table, so it is compared with the sum in the header. */
-static void check_tile(const cpu_kernels *k)
-{
-    const int mr = k->mr, nr = k->nr, taps = (int)random_between(1, 9);
-    const int64_t length = random_between(1, 150), ldc = nr + random_between(0, 5);
-    const bool accumulate = random32() & 1, with_bias = random32() & 1;
-    float *input[9 * KERNEL_MAX_MR];
-    const float *rows[9 * KERNEL_MAX_MR];
-    for (int i = 0; i < taps * mr; i++)
-        rows[i] = input[i] = guarded(length, 1);
-    float *panel = guarded(taps * length * nr, 1), *bias = guarded(nr, 1);
-    float *c = guarded(mr * ldc, 1), *want = guarded_copy(c, mr * ldc);
-    for (int m = 0; m < mr; m++)
-        for (int n = 0; n < nr; n++) {
-            double sum = accumulate ? (double)c[m * ldc + n] : with_bias ? (double)bias[n] : 0;
-            for (int t = 0; t < taps; t++)
-                for (int64_t i = 0; i < length; i++)
-                    sum += (double)rows[t * mr + m][i] * (double)panel[(t * length + i) * nr + n];
-            want[m * ldc + n] = (float)sum;
-        }
-    k->tile(taps, length, rows, panel, with_bias ? bias : NULL, accumulate, c, ldc);
-    compare("tile", k, c, want, mr * ldc, 1e-6);
-    for (int i = 0; i < taps * mr; i++)
-        guarded_free(input[i], length);
-    guarded_free(panel, taps * length * nr);
-    guarded_free(bias, nr);
-    guarded_free(c, mr * ldc);
-    guarded_free(want, mr * ldc);
-}
-
 static float bf16_of(float x)
 {
     return bf16_to_float(bf16_from_float(x));
-}
-
-static void check_pack(const cpu_kernels *k)
-{
-    static const dtype types[] = {DTYPE_F32, DTYPE_F16, DTYPE_BF16};
-    const dtype type = types[random32() % 3];
-    const int64_t length = random_between(1, 200), k_stride = random32() & 1 ? 1 : 9;
-    const int64_t row_stride = length * k_stride + random_between(0, 3);
-    const int count = (int)random_between(1, k->nr);
-    const bool bf16 = random32() & 1;
-    const size_t size = dtype_size(type), bytes = (size_t)(count * row_stride) * size + 1;
-    unsigned char *block = malloc(bytes), *w = block + 1; /* unaligned, as files may be */
-    assert_non_null(block);
-    for (size_t i = 0; i + 1 < bytes; i += size)
-        if (type == DTYPE_F32) {
-            float x = random_float(2);
-            memcpy(w + i, &x, 4);
-        } else {
-            uint16_t h = (uint16_t)(random32() & 0xbfff); /* finite in either format */
-            memcpy(w + i, &h, 2);
-        }
-    float *panel = guarded(length * k->nr, 1);
-    k->pack(panel, w, type, row_stride, k_stride, count, length, bf16);
-    for (int64_t i = 0; i < length; i++)
-        for (int n = 0; n < k->nr; n++) {
-            float want = 0;
-            if (n < count)
-                dtype_to_float(&want, w + (size_t)(n * row_stride + i * k_stride) * size, type, 1);
-            assert_true(panel[i * k->nr + n] == (bf16 ? bf16_of(want) : want));
-        }
-    guarded_free(panel, length * k->nr);
-    free(block);
-}
-
-static void check_pack_columns(const cpu_kernels *k)
-{
-    const int64_t length = random_between(1, 90), stride = k->nr + random_between(0, 9);
-    const int count = (int)random_between(1, k->nr);
-    const bool bf16 = random32() & 1;
-    float *v = guarded(length * stride, 1), *panel = guarded(length * k->nr, 1);
-    k->pack_columns(panel, v, stride, count, length, bf16);
-    for (int64_t i = 0; i < length; i++)
-        for (int n = 0; n < k->nr; n++) {
-            float want = n < count ? v[i * stride + n] : 0;
-            assert_true(panel[i * k->nr + n] == (bf16 ? bf16_of(want) : want));
-        }
-    guarded_free(v, length * stride);
-    guarded_free(panel, length * k->nr);
 }
 
 static void check_round_bf16(const cpu_kernels *k)
@@ -567,7 +489,6 @@ static void test_tables(void **state)
     assert_int_equal(cpu_kernels_choose(&best, NULL, &error), CT_OK);
     assert_true(cpu_kernels_usable(&best));
     for (int i = 0; cpu_kernels_tier(&k, i); i++) {
-        assert_true(k.mr <= KERNEL_MAX_MR && k.nr <= KERNEL_MAX_NR && 48 % k.mr == 0);
         assert_true(k.gemm[CPU_F32] && k.gemm[CPU_INT8]);
         ct_status status = cpu_kernels_choose(&best, k.name, &error);
         assert_int_equal(status, cpu_kernels_usable(&k) ? CT_OK : CT_EUNSUPPORTED);
@@ -585,9 +506,6 @@ int main(void)
     fprintf(stderr, "# SEED=%llu\n", (unsigned long long)seed);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_tables),
-        {"tile", test_kernels, NULL, NULL, (void *)check_tile},
-        {"pack", test_kernels, NULL, NULL, (void *)check_pack},
-        {"pack_columns", test_kernels, NULL, NULL, (void *)check_pack_columns},
         {"round_bf16", test_kernels, NULL, NULL, (void *)check_round_bf16},
         {"row_max", test_kernels, NULL, NULL, (void *)check_row_max},
         {"exp2_row", test_kernels, NULL, NULL, (void *)check_exp2_row},

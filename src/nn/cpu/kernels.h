@@ -11,33 +11,12 @@
 #include "nn/cpu/gemm.h"
 #include "nn/nn.h"
 
-#define KERNEL_MAX_MR 8
-#define KERNEL_MAX_NR 32
-
 typedef struct cpu_kernels {
     const char *name;  /* of the tier: "avx512bf16" */
     uint32_t features; /* that it needs */
     /* The products of this tier. CPU_BF16 NULL: the processor has none; operands are rounded to
      * bfloat16 and multiplied in float32. */
     const cpu_gemm *gemm[CPU_COMPUTES];
-
-    int mr, nr; /* rows and columns of a tile */
-
-    /* c [mr][nr] with row stride ldc = start + sum over t < taps, i < k of
-     *     rows[t * mr + m][i] * panel[(t * k + i) * nr + n]
-     * where start is c itself if accumulate, else bias [nr] if given, else 0. Each sum has one
-     * order: t, then i. */
-    void (*tile)(int taps, int64_t k, const float *const *rows, const float *panel,
-                 const float *bias, bool accumulate, float *c, int64_t ldc);
-
-    /* Gone when convolution and attention use gemm.h. */
-    /* panel[i * nr + n] = w[n * row_stride + i * k_stride] for n < count, 0 for count <= n < nr;
-     * strides in elements of type, k_stride at most 9. Rounded to bfloat16 if asked for. */
-    void (*pack)(float *panel, const void *w, dtype type, int64_t row_stride, int64_t k_stride,
-                 int count, int64_t k, bool bf16);
-    /* panel[i * nr + n] = v[i * row_stride + n] for n < count, 0 beyond. */
-    void (*pack_columns)(float *panel, const float *v, int64_t row_stride, int count, int64_t k,
-                         bool bf16);
 
     /* ---- Numbers of weights to float32 and back. ------------------------------------------- */
 

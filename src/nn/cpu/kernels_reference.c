@@ -4,51 +4,9 @@
 
 #include <math.h>
 
-enum { MR = 4, NR = 8 };
-
-static float load(const void *w, dtype type, int64_t at)
-{
-    float value;
-    dtype_to_float(&value, (const char *)w + (size_t)at * dtype_size(type), type, 1);
-    return value;
-}
-
 static float round_to_bf16(float x)
 {
     return bf16_to_float(bf16_from_float(x));
-}
-
-static void tile(int taps, int64_t k, const float *const *rows, const float *panel,
-                 const float *bias, bool accumulate, float *c, int64_t ldc)
-{
-    for (int m = 0; m < MR; m++)
-        for (int n = 0; n < NR; n++) {
-            double sum = accumulate ? (double)c[m * ldc + n] : bias ? (double)bias[n] : 0;
-            for (int t = 0; t < taps; t++)
-                for (int64_t i = 0; i < k; i++)
-                    sum += (double)rows[t * MR + m][i] * (double)panel[(t * k + i) * NR + n];
-            c[m * ldc + n] = (float)sum;
-        }
-}
-
-static void pack(float *panel, const void *w, dtype type, int64_t row_stride, int64_t k_stride,
-                 int count, int64_t k, bool bf16)
-{
-    for (int64_t i = 0; i < k; i++)
-        for (int n = 0; n < NR; n++) {
-            float x = n < count ? load(w, type, n * row_stride + i * k_stride) : 0;
-            panel[i * NR + n] = bf16 ? round_to_bf16(x) : x;
-        }
-}
-
-static void pack_columns(float *panel, const float *v, int64_t row_stride, int count, int64_t k,
-                         bool bf16)
-{
-    for (int64_t i = 0; i < k; i++)
-        for (int n = 0; n < NR; n++) {
-            float x = n < count ? v[i * row_stride + n] : 0;
-            panel[i * NR + n] = bf16 ? round_to_bf16(x) : x;
-        }
 }
 
 static void round_bf16(float *out, const float *x, int64_t n)
@@ -434,11 +392,6 @@ static void winograd_output(float *out, int64_t row, int64_t column, const float
 extern const cpu_kernels cpu_kernels_reference;
 const cpu_kernels cpu_kernels_reference = {
     .name = "reference",
-    .mr = MR,
-    .nr = NR,
-    .tile = tile,
-    .pack = pack,
-    .pack_columns = pack_columns,
     .decode = decode,
     .decode_codes = decode_codes,
     .unpack4 = unpack4,
