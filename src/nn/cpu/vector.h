@@ -1,5 +1,5 @@
-/* Vectors of KERNEL_VL floats, in C with the vector extension of gcc and clang, and functions of one
- * number on them. */
+/* Vectors of KERNEL_VL floats, in C with the vector extension of gcc and clang, and functions of
+ * one number on them. */
 #ifndef NN_CPU_VECTOR_H
 #define NN_CPU_VECTOR_H
 
