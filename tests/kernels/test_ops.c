@@ -1,7 +1,8 @@
 /* Attention and linear layers on the CPU, on every tier that this processor can run, against plain
  * loops in double, on random shapes; and the same bytes for any number of threads.
  *
- * The seed is printed; give it as SEED in the environment to repeat a failure. */
+ * The seed is printed; give it as SEED in the environment to repeat a failure. CT_EMULATED:
+ * fewer and smaller cases, for processors that are emulated. */
 #include "test_support.h"
 
 #include <math.h>
@@ -14,10 +15,9 @@
 #include "nn/cpu/kernels.h"
 #include "nn/nn.h"
 
-#define ROUNDS 16
-#define MOST_PRODUCTS (8 << 20) /* of a case, for the sake of time */
-
 static uint64_t seed = 1;
+static int rounds = 16;
+static int64_t most_products = 8 << 20; /* of a case, for the sake of time */
 
 static uint32_t random32(void)
 {
@@ -125,7 +125,7 @@ static void each_tier(void (*check)(const cpu_kernels *kernels))
     cpu_kernels k;
     for (int i = 0; cpu_kernels_tier(&k, i); i++)
         if (cpu_kernels_usable(&k))
-            for (int round = 0; round < ROUNDS; round++)
+            for (int round = 0; round < rounds; round++)
                 check(&k);
 }
 
@@ -223,11 +223,13 @@ static void attention_create(attention *a)
     a->heads = a->kv_heads * (int)random_between(1, 3);
     if (random32() % 4 == 0)
         a->keys = random_between(500, 1100); /* several blocks */
+    while (a->causal && a->keys * a->keys * a->dim > most_products)
+        a->keys = (a->keys + 1) / 2;
     if (a->causal)
         a->queries = a->keys;
-    while (a->queries * a->keys * a->dim * a->heads > MOST_PRODUCTS && a->heads > a->kv_heads)
+    while (a->queries * a->keys * a->dim * a->heads > most_products && a->heads > a->kv_heads)
         a->heads -= a->kv_heads;
-    while (a->queries * a->keys * a->dim * a->heads > MOST_PRODUCTS && !a->causal)
+    while (a->queries * a->keys * a->dim * a->heads > most_products && !a->causal && a->queries > 1)
         a->queries = (a->queries + 1) / 2;
     a->q = random_floats(a->queries * a->heads * a->dim, 2);
     a->k = random_floats(a->keys * a->kv_heads * a->dim, 2);
@@ -442,7 +444,7 @@ static void linear_create(linear *l)
         l->k = 128 * random_between(8, 20); /* several blocks of words */
     if (random32() % 8 == 0)
         l->n = random_between(300, 600);
-    while (l->m * l->n * l->k > MOST_PRODUCTS)
+    while (l->m * l->n * l->k > most_products && l->m > 1)
         l->m = (l->m + 1) / 2;
     l->x = random_floats(l->m * l->k, 2);
     l->out = random_floats(l->m * l->n, 1);
@@ -697,6 +699,10 @@ int main(void)
         seed = strtoull(getenv("SEED"), NULL, 10);
     else
         seed = (uint64_t)(clock_seconds() * 1e6);
+    if (getenv("CT_EMULATED")) {
+        rounds = 4;
+        most_products = 1 << 18;
+    }
     fprintf(stderr, "# SEED=%llu\n", (unsigned long long)seed);
     for (int i = 0; i < POOLS; i++)
         if (pool_create(&pools[i], &mem_default, thread_counts[i], NULL) != CT_OK)
