@@ -246,8 +246,8 @@ static void decode(ct_job *job, nn *c)
     end_stage(job, c, CT_STAGE_DECODE, vae->weights);
 }
 
-/* The text encoder is small work, and 8 bits in it change the picture most; the VAE is computed in
- * float32 (its convolutions gain more from fewer products than from shorter numbers). */
+/* The text encoder is small work, so 8 bits would gain little there; the VAE is computed in float32
+ * (its convolutions gain more from fewer products than from shorter numbers). */
 void job_execute(ct_job *job, nn *c, uint64_t seed)
 {
     const ct_precision precision = job->info.precision;
