@@ -232,13 +232,6 @@ static uint64_t peak_bytes(void)
 #endif
 }
 
-static const char *precision_name(ct_precision precision)
-{
-    static const char *const names[] = {
-        [CT_PRECISION_FP32] = "fp32", [CT_PRECISION_BF16] = "bf16", [CT_PRECISION_INT8] = "int8"};
-    return names[precision];
-}
-
 static void stages_json(measuring *m, const stages *s, const ct_model_info *model,
                         const ct_job_info *job)
 {
@@ -250,7 +243,7 @@ static void stages_json(measuring *m, const stages *s, const ct_model_info *mode
     member_string(w, "hash", model->hash);
     member_integer(w, "width", job->width);
     member_integer(w, "height", job->height);
-    member_string(w, "precision", precision_name(job->precision));
+    member_string(w, "precision", ct_precision_name(job->precision));
     member_integer(w, "tokens", job->prompt_tokens);
     member_number(w, "load_seconds", s->load);
     member_number(w, "encode_seconds", s->encode);
@@ -274,7 +267,7 @@ static void print_stages(const measuring *m, const stages *s, const ct_model_inf
     fputs("\n", t->stream);
     terminal_clean(t, model->name, false, 0);
     fprintf(t->stream, ", %d x %d, %s, %d tokens\n", job->width, job->height,
-            precision_name(job->precision), job->prompt_tokens);
+            ct_precision_name(job->precision), job->prompt_tokens);
     fprintf(t->stream, "  load    %s\n", format_duration(text, s->load));
     fprintf(t->stream, "  encode  %s\n", format_duration(text, s->encode));
     fprintf(t->stream, "  step    %s, the best of", format_duration(text, best_step(s)));

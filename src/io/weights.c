@@ -9,8 +9,6 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
-#include <unistd.h>
 
 #define INDEX_MAXIMUM ((size_t)64 << 20)
 #define MAX_FILES 4096 /* each holds a mapping; the largest real models have some dozens */
@@ -432,14 +430,6 @@ void weights_set_codes(weights *w, const weight_view *view, int bits, int64_t gr
     own->group = group;
 }
 
-void weights_drop(const unsigned char *data, size_t bytes)
-{
-    const uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE);
-    const uintptr_t first = (uintptr_t)data / page * page;
-    if (bytes)
-        madvise((void *)first, (uintptr_t)data + bytes - first, MADV_DONTNEED);
-}
-
 void *weights_allocate(weights *w, size_t bytes)
 {
     if (w->block_count == w->block_capacity) {
@@ -475,6 +465,14 @@ const file_map *weights_locate(const weights *w, const void *data, size_t *at)
         }
     }
     return NULL;
+}
+
+void weights_drop(const weights *w, const void *data, size_t bytes)
+{
+    size_t at;
+    const file_map *map = weights_locate(w, data, &at);
+    if (map)
+        file_map_let_go(map, at, bytes);
 }
 
 void weights_let_go(const weights *w)

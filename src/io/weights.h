@@ -51,7 +51,7 @@ const char *weights_metadata(const weights *w, const char *key);
 void weights_set_codes(weights *w, const weight_view *view, int bits, int64_t group);
 /* Bytes of a view that are done with: their pages leave this process, and come back when they are
  * touched. */
-void weights_drop(const unsigned char *data, size_t bytes);
+void weights_drop(const weights *w, const void *data, size_t bytes);
 /* Memory that is freed with the weights, for what cannot be used as the file has it; NULL when it
  * cannot be had. Aligned and padded for kernels. */
 void *weights_allocate(weights *w, size_t bytes);

@@ -189,7 +189,8 @@ static ct_status dequantize(const binder *b, nn_weight *w)
         pool_run(b->options->threads, w->n[0], decode_row, &d);
     for (int64_t row = 0; !b->options->threads && row < w->n[0]; row++)
         decode_row(&d, row, 0);
-    weights_drop(w->data, (size_t)w->n[0] * (size_t)w->n[1] * (size_t)(w->bits ? w->bits : 8) / 8);
+    weights_drop(b->source, w->data,
+                 (size_t)w->n[0] * (size_t)w->n[1] * (size_t)(w->bits ? w->bits : 8) / 8);
     *w = (nn_weight){
         .name = w->name, .type = DTYPE_BF16, .rank = 2, .n = {w->n[0], w->n[1]}, .data = out};
     return CT_OK;

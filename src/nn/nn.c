@@ -485,12 +485,6 @@ void nn_add_scalar(nn *c, const nn_tensor *x, double value)
         c->device->add_scalar(c, x, (float)value);
 }
 
-void nn_add(nn *c, const nn_tensor *x, const nn_tensor *y)
-{
-    if (require(c, same_shape(x, y) && is_whole(x) && is_whole(y), "add", NULL, "equal shapes"))
-        c->device->add(c, x, y);
-}
-
 void nn_conv2d(nn *c, const nn_tensor *out, const nn_tensor *x, const nn_weight *w,
                const nn_weight *bias, const nn_conv *params)
 {

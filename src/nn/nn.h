@@ -216,8 +216,6 @@ void nn_silu(nn *c, const nn_tensor *out, const nn_tensor *x);
 void nn_tanh(nn *c, const nn_tensor *x);
 /* x = x + value. */
 void nn_add_scalar(nn *c, const nn_tensor *x, double value);
-/* x += y. */
-void nn_add(nn *c, const nn_tensor *x, const nn_tensor *y);
 
 typedef struct nn_conv {
     int stride;            /* 1 or 2; 0 counts as 1 */

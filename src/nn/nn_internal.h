@@ -27,7 +27,6 @@ typedef struct nn_device {
     void (*silu)(nn *c, const nn_tensor *out, const nn_tensor *x);
     void (*tanh)(nn *c, const nn_tensor *x);
     void (*add_scalar)(nn *c, const nn_tensor *x, float value);
-    void (*add)(nn *c, const nn_tensor *x, const nn_tensor *y);
     void (*conv2d)(nn *c, const nn_tensor *out, const nn_tensor *x, const nn_weight *w,
                    const nn_weight *bias, const nn_conv *params);
     void (*group_sums)(nn *c, const nn_tensor *sums, int64_t first, const nn_tensor *x);

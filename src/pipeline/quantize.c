@@ -32,6 +32,7 @@ typedef enum action {
 } action;
 
 typedef struct item {
+    const weights *source; /* which holds from */
     const weight_view *from;
     action action;
     int shard;
@@ -134,6 +135,7 @@ static ct_status plan_part(work *w, part *p, ct_error *error)
         return error_memory(error, p->count * sizeof *p->items, "the list of tensors");
     for (size_t i = 0; i < p->count; i++) {
         item *t = &p->items[i];
+        t->source = p->source;
         t->from = weights_at(p->source, i);
         ct_status status = check_source(p->source, t->from, error);
         if (status != CT_OK)
@@ -263,7 +265,7 @@ static ct_status encode_blocks(work *w, encoding *e, item *t, int64_t block,
         if (status != CT_OK)
             return status;
         const size_t row = (size_t)e->columns * dtype_size(t->from->type);
-        weights_drop(t->from->data + (size_t)e->first * row, (size_t)count * row);
+        weights_drop(t->source, t->from->data + (size_t)e->first * row, (size_t)count * row);
     }
     t->relative_l2 = norm_sum > 0 ? sqrt(error_sum / norm_sum) : 0;
     w->error_sum += error_sum;
@@ -311,7 +313,7 @@ static ct_status write_copy(work *w, const item *t, safetensors_writer *out, ct_
             status = safetensors_writer_put(out, t->name, at, v->data + at, bytes, error);
         if (status != CT_OK)
             return status;
-        weights_drop(v->data + at, bytes);
+        weights_drop(t->source, v->data + at, bytes);
     }
     return CT_OK;
 }

@@ -60,11 +60,6 @@ static void silu_part(const pointwise *p, int64_t at, int64_t n)
     p->kernels->silu(p->out + at, p->x + at, n);
 }
 
-static void add_part(const pointwise *p, int64_t at, int64_t n)
-{
-    p->kernels->add(p->out + at, p->x + at, n);
-}
-
 static void tanh_part(const pointwise *p, int64_t at, int64_t n)
 {
     for (int64_t i = at; i < at + n; i++)
@@ -99,11 +94,6 @@ static void cpu_add_scalar(nn *c, const nn_tensor *x, float value)
     run_pointwise(c, x, x, value, add_scalar_part);
 }
 
-static void cpu_add(nn *c, const nn_tensor *x, const nn_tensor *y)
-{
-    run_pointwise(c, x, y, 0, add_part);
-}
-
 const nn_device nn_cpu_device = {
     .name = "cpu",
     .embed = cpu_embed,
@@ -119,7 +109,6 @@ const nn_device nn_cpu_device = {
     .silu = cpu_silu,
     .tanh = cpu_tanh,
     .add_scalar = cpu_add_scalar,
-    .add = cpu_add,
     .conv2d = cpu_conv2d,
     .group_sums = cpu_group_sums,
     .group_factors = cpu_group_factors,

@@ -42,4 +42,9 @@ static inline int64_t ceil_div(int64_t a, int64_t b)
     return (a + b - 1) / b;
 }
 
+static inline int64_t round_up(int64_t n, int64_t multiple)
+{
+    return ceil_div(n, multiple) * multiple;
+}
+
 #endif

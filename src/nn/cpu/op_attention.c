@@ -41,11 +41,6 @@ typedef struct attention {
     size_t scratch_bytes;
 } attention;
 
-static int64_t round_up(int64_t n, int64_t multiple)
-{
-    return ceil_div(n, multiple) * multiple;
-}
-
 static int64_t common_multiple(int64_t a, int64_t b)
 {
     int64_t x = a, y = b;

@@ -12,19 +12,9 @@
 #define MAX_ROTATION 256
 #define MIN_ROTATION 16
 
-static int64_t elements_of_word(gemm_element element)
-{
-    return element == GEMM_FLOAT32 ? 1 : element == GEMM_INT8 ? 4 : 2;
-}
-
-static int64_t round_up(int64_t n, int64_t multiple)
-{
-    return (n + multiple - 1) / multiple * multiple;
-}
-
 int64_t product_per_word(const product *p)
 {
-    return elements_of_word(p->gemm->element);
+    return p->gemm->element == GEMM_FLOAT32 ? 1 : p->gemm->element == GEMM_INT8 ? 4 : 2;
 }
 
 /* The largest power of two, within limits, that divides k. */
@@ -49,7 +39,7 @@ product product_choose(const nn *c, int64_t k, const nn_weight *w)
         if (!p.round)
             p.gemm = kernels->gemm[CPU_BF16];
     }
-    p.words = round_up(ceil_div(k, elements_of_word(p.gemm->element)), p.gemm->step);
+    p.words = round_up(ceil_div(k, product_per_word(&p)), p.gemm->step);
     p.slice = min64(p.gemm->block_words, p.words);
     return p;
 }
@@ -98,7 +88,7 @@ static int32_t encode(const product *p, char *out, const float *x, int64_t n, in
                       float inverse, bool columns)
 {
     const cpu_kernels *kernels = p->kernels;
-    int64_t size = 4 / elements_of_word(p->gemm->element);
+    int64_t size = 4 / product_per_word(p);
     int32_t sum = 0;
     switch (p->gemm->element) {
     case GEMM_FLOAT32:
@@ -149,21 +139,18 @@ static target columns_target(const product *p, const column_panels *o, int64_t p
     return (target){o->panels, o->count, panel, p->gemm->nr, p->gemm->pack_columns};
 }
 
-/* Writes words w .. w+words-1, all in one slice, of the rows of a panel. */
-static void pack_part(const product *p, const target *t, const void *const *rows, int64_t w,
-                      int64_t words)
+/* Where word w of the panel is. */
+static char *target_at(const product *p, const target *t, int64_t w)
 {
     int64_t slice = w / p->slice * p->slice;
-    size_t at = product_part(p, t->total, t->panel, t->width, slice);
-    t->pack(t->panels + at + (w - slice) * t->width * 4, rows, words);
+    return t->panels + product_part(p, t->total, t->panel, t->width, slice) +
+           (w - slice) * t->width * 4;
 }
 
 /* Asks for the lines of a part that will be written soon. */
 static void fetch_to_write(const product *p, const target *t, int64_t w, int64_t words)
 {
-    int64_t slice = w / p->slice * p->slice;
-    char *to = t->panels + product_part(p, t->total, t->panel, t->width, slice) +
-               (w - slice) * t->width * 4;
+    char *to = target_at(p, t, w);
     for (int64_t at = 0; at < words * t->width * 4; at += 64)
         __builtin_prefetch(to + at, 1, 3);
 }
@@ -175,7 +162,7 @@ static void pack_encoded(const product *p, const target *t, const char *rows)
     for (int64_t w = 0; w < p->words; w += p->slice) {
         for (int i = 0; i < t->width; i++)
             source[i] = rows + (i * p->words + w) * 4;
-        pack_part(p, t, source, w, min64(p->slice, p->words - w));
+        t->pack(target_at(p, t, w), source, min64(p->slice, p->words - w));
     }
 }
 
@@ -189,7 +176,7 @@ static int64_t chunk_end(const product *p, int64_t w)
 /* Rows of floats, encoded a chunk at a time, to a panel. */
 static void pack_floats(const product *p, const target *t, const float *const *rows, char *scratch)
 {
-    const int64_t per_word = elements_of_word(p->gemm->element), width = encoded_words(p) * 4;
+    const int64_t per_word = product_per_word(p), width = encoded_words(p) * 4;
     const void *encoded[GEMM_MAX_NR > GEMM_MAX_MR ? GEMM_MAX_NR : GEMM_MAX_MR];
     for (int64_t w = 0, end; w < p->words; w = end) {
         end = chunk_end(p, w);
@@ -203,7 +190,7 @@ static void pack_floats(const product *p, const target *t, const float *const *r
             encode(p, scratch + i * width, from, n, end - w, 1, false);
             encoded[i] = scratch + i * width;
         }
-        pack_part(p, t, encoded, w, end - w);
+        t->pack(target_at(p, t, w), encoded, end - w);
     }
 }
 
@@ -334,7 +321,7 @@ void product_pack_slice(const product *p, char *panel, const nn_weight *w, int64
                         int64_t count, int64_t slice, char *scratch)
 {
     const int nr = p->gemm->nr;
-    const int64_t per_word = elements_of_word(p->gemm->element), width = encoded_words(p) * 4;
+    const int64_t per_word = product_per_word(p), width = encoded_words(p) * 4;
     const int64_t last = min64(slice + p->slice, p->words);
     const bool direct = taken_as_it_is(p, w);
     const void *encoded[GEMM_MAX_NR];

@@ -1,27 +1,7 @@
 /* int8 by SMMLA (FEAT_I8MM, Armv8.6: Cortex-A510, A710, X2 and later, Neoverse V1, N2, Apple M2):
  * 2 rows times 2 columns of 8 numbers, 32 products in an instruction. */
+#include "nn/cpu/arm/int8.h"
 #include "nn/cpu/gemm.h"
-
-#include <arm_neon.h>
-
-typedef int32_t number;
-typedef int8x16_t operand;
-typedef int32x4_t sums;
-
-static inline operand load_operand(const void *p)
-{
-    return vld1q_s8(p);
-}
-
-static inline sums load_sums(const int32_t *p)
-{
-    return vld1q_s32(p);
-}
-
-static inline void store_sums(int32_t *p, sums s)
-{
-    vst1q_s32(p, s);
-}
 
 static inline sums first_halves(sums x, sums y)
 {
