@@ -117,6 +117,7 @@ ct_status nvrtc_open(cuda_compiler **out, int driver_version, const cuda_target 
                      const ct_allocator *a, ct_error *error)
 {
     static const char *const names[] = {"libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so", NULL};
+    static const char *const old_names[] = {"libnvrtc.so.12", NULL};
     *out = NULL;
     cuda_compiler *c = mem_zero_array(a, 1, sizeof *c);
     if (!c)
@@ -124,7 +125,7 @@ ct_status nvrtc_open(cuda_compiler **out, int driver_version, const cuda_target 
     c->allocator = a;
     const bool old = (driver_version > 0 && driver_version < 13000) ||
                      (target && 10 * target->major + target->minor < 75);
-    c->library = cuda_library_open(names + (old ? 1 : 0), NULL);
+    c->library = cuda_library_open(old ? old_names : names, NULL);
     ct_status status = CT_OK;
     if (!c->library)
         status =
