@@ -303,8 +303,17 @@ static void keeps_and_mends_the_cache(void **state)
     test_folder_create(&folder);
     const cuda_driver d = fake_driver();
     cached first[CUDA_MODULES], second[CUDA_MODULES];
+    assert_false(cuda_kernels_cached(&d, &hopper, folder.path, &mem_default));
     load(&d, folder.path);
     look(&folder, first);
+    assert_true(cuda_kernels_cached(&d, &hopper, folder.path, &mem_default));
+    /* Another GPU, type or driver is another matter. */
+    const cuda_target others[] = {{9, 0, DTYPE_F16}, {8, 9, DTYPE_BF16}};
+    for (int i = 0; i < 2; i++)
+        assert_false(cuda_kernels_cached(&d, &others[i], folder.path, &mem_default));
+    cuda_driver newer = d;
+    newer.version++;
+    assert_false(cuda_kernels_cached(&newer, &hopper, folder.path, &mem_default));
     load(&d, folder.path);
     look(&folder, second);
     for (int i = 0; i < CUDA_MODULES; i++) /* nothing was written */
@@ -326,11 +335,11 @@ static void keeps_and_mends_the_cache(void **state)
     test_folder_remove(&folder);
 }
 
-static void works_without_a_cache(void **state)
+static void works_where_nothing_can_be_kept(void **state)
 {
     (void)state;
     const cuda_driver d = fake_driver();
-    load(&d, NULL);
+    assert_false(cuda_kernels_cached(&d, &hopper, "/dev/null/not/a/folder", &mem_default));
     load(&d, "/dev/null/not/a/folder");
 }
 
@@ -368,20 +377,18 @@ static void serves_two_at_once(void **state)
     test_folder_remove(&folder);
 }
 
+/* Here without a cache. */
 static void names_a_missing_kernel(void **state)
 {
     (void)state;
-    test_folder folder;
-    test_folder_create(&folder);
     const cuda_driver d = fake_driver();
     world.missing = cuda_kernel_name((cuda_kernel)(KERNEL_COUNT - 1));
     cuda_kernels kernels;
     ct_error error;
-    test_error(cuda_kernels_load(&kernels, &d, &hopper, folder.path, &mem_default, &error),
-               CT_EDEVICE, &error, world.missing);
+    test_error(cuda_kernels_load(&kernels, &d, &hopper, NULL, &mem_default, &error), CT_EDEVICE,
+               &error, world.missing);
     assert_int_equal(world.unloaded, CUDA_MODULES);
     assert_null(kernels.module[0]);
-    test_folder_remove(&folder);
 }
 
 /* ---- */
@@ -408,10 +415,14 @@ int main(int argc, char **argv)
     }
     printf("NVRTC %d\n", nvrtc_version(compiler));
     const struct CMUnitTest others[] = {
-        cmocka_unit_test(lists_the_files),        cmocka_unit_test(shows_the_errors),
-        cmocka_unit_test(sets_the_macros),        cmocka_unit_test(makes_ptx_for_unknown_gpus),
-        cmocka_unit_test(refuses_what_it_cannot), cmocka_unit_test(keeps_and_mends_the_cache),
-        cmocka_unit_test(works_without_a_cache),  cmocka_unit_test(serves_two_at_once),
+        cmocka_unit_test(lists_the_files),
+        cmocka_unit_test(shows_the_errors),
+        cmocka_unit_test(sets_the_macros),
+        cmocka_unit_test(makes_ptx_for_unknown_gpus),
+        cmocka_unit_test(refuses_what_it_cannot),
+        cmocka_unit_test(keeps_and_mends_the_cache),
+        cmocka_unit_test(works_where_nothing_can_be_kept),
+        cmocka_unit_test(serves_two_at_once),
         cmocka_unit_test(names_a_missing_kernel),
     };
     const struct CMUnitTest every_gpu[] = {
