@@ -5,6 +5,7 @@
  * computed as D [n, m] = op(w) x, with op a transposition unless w is stored by rows of k. */
 #include "nn/cuda/blas.h"
 #include "core/file.h"
+#include "core/hash.h"
 #include "core/mem.h"
 #include "nn/cuda/blas_file.h"
 
@@ -242,7 +243,7 @@ static ct_status lt_error(const blas *b, lt_status s, const blas_product *p, ct_
                      b->lt.status_text(s));
 }
 
-/* ---- Products and their keys ----------------------------------------------------------------- */
+/* ---- Products and their keys ---------------------------------------------------------------- */
 
 static uint8_t lt_type(dtype type)
 {
@@ -311,11 +312,9 @@ static bool make_key(blas_key *key, const blas_product *p, const blas_operands *
 
 static unsigned bucket_of(const blas_key *key)
 {
-    const unsigned char *p = (const unsigned char *)key;
-    uint32_t hash = 2166136261u; /* FNV-1a */
-    for (size_t i = 0; i < sizeof *key; i++)
-        hash = (hash ^ p[i]) * 16777619u;
-    return (hash ^ hash >> 16) % BUCKETS;
+    hash128 hash = hash_begin();
+    hash_add(&hash, key, sizeof *key);
+    return (unsigned)(hash.low % BUCKETS);
 }
 
 static product *find_product(const blas *b, const blas_key *key)
@@ -338,7 +337,7 @@ static product *add_product(blas *b, const blas_key *key)
     return e;
 }
 
-/* ---- Descriptions ----------------------------------------------------------------------------- */
+/* ---- Descriptions --------------------------------------------------------------------------- */
 
 static lt_status make_layout(const cublaslt *lt, lt_layout *layout, int type, int64_t rows,
                              int64_t columns, int64_t stride, int64_t count, int64_t next)
@@ -418,7 +417,7 @@ static lt_status place(const blas *b, const product *e, const blas_operands *at)
     return s;
 }
 
-/* ---- Algorithms ------------------------------------------------------------------------------- */
+/* ---- Algorithms ----------------------------------------------------------------------------- */
 
 /* Up to `wanted` algorithms, the one first that the library thinks is the fastest. */
 static lt_status search(const blas *b, const product *e, int wanted, lt_candidate *found,
@@ -663,7 +662,7 @@ static ct_status tune(const blas *b, product *e, call *c, ct_error *error)
     return status;
 }
 
-/* ---- Use -------------------------------------------------------------------------------------- */
+/* ---- Use ------------------------------------------------------------------------------------ */
 
 bool blas_can(blas *b, const blas_product *p)
 {

@@ -1,7 +1,8 @@
-/* The file of choices: a header of 32 bytes, then records as they are in memory. It is written and
+/* The file of choices: a header of 40 bytes, then records as they are in memory. It is written and
  * read on one machine, so byte order is no question. */
 #include "nn/cuda/blas_file.h"
 #include "core/file.h"
+#include "core/hash.h"
 #include "core/mem.h"
 
 #include <string.h>
@@ -15,16 +16,15 @@ _Static_assert(sizeof(blas_choice) == 160, "records of the file");
 
 typedef struct file_header {
     char magic[8];
-    uint64_t record_bytes, count, checksum;
+    uint64_t record_bytes, count;
+    hash128 hash; /* of the records */
 } file_header;
 
-/* FNV-1a of 64 bits: finds damage, nothing more. */
-static uint64_t checksum_of(const void *data, size_t size)
+/* Finds damage, nothing more. */
+static hash128 hash_of(const void *data, size_t size)
 {
-    const unsigned char *p = data;
-    uint64_t hash = 14695981039346656037u;
-    for (size_t i = 0; i < size; i++)
-        hash = (hash ^ p[i]) * 1099511628211u;
+    hash128 hash = hash_begin();
+    hash_add(&hash, data, size);
     return hash;
 }
 
@@ -40,9 +40,11 @@ void blas_file_read(const ct_allocator *a, const char *path, blas_choice **choic
     file_header h = {0};
     if (size >= sizeof h)
         memcpy(&h, data, sizeof h);
-    if (memcmp(h.magic, MAGIC, sizeof h.magic) == 0 && h.record_bytes == sizeof(blas_choice) &&
-        h.count > 0 && h.count <= MAX_CHOICES && size == sizeof h + h.count * sizeof(blas_choice) &&
-        checksum_of(data + sizeof h, size - sizeof h) == h.checksum) {
+    const bool whole = memcmp(h.magic, MAGIC, sizeof h.magic) == 0 &&
+                       h.record_bytes == sizeof(blas_choice) && h.count > 0 &&
+                       h.count <= MAX_CHOICES && size == sizeof h + h.count * sizeof(blas_choice);
+    const hash128 hash = whole ? hash_of(data + sizeof h, size - sizeof h) : (hash128){0, 0};
+    if (whole && hash.high == h.hash.high && hash.low == h.hash.low) {
         *choices = mem_array(a, h.count, sizeof(blas_choice));
         if (*choices) {
             memcpy(*choices, data + sizeof h, size - sizeof h);
@@ -80,7 +82,7 @@ ct_status blas_file_add(const ct_allocator *a, const char *path, const blas_choi
             all[h.count++] = choices[i];
     ct_status status = CT_OK;
     if (h.count > old_count) {
-        h.checksum = checksum_of(all, h.count * sizeof *all);
+        h.hash = hash_of(all, h.count * sizeof *all);
         file_output out;
         status = file_output_open(&out, path, error);
         if (status == CT_OK) {

@@ -1,5 +1,5 @@
-/* What was learnt about matrix products, kept on disk: which of cuBLASLt's algorithms is the fastest
- * for a product. A file belongs to one GPU and one version of the library. */
+/* What was learnt about matrix products, kept on disk: which of cuBLASLt's algorithms is the
+ * fastest for a product. A file belongs to one GPU and one version of the library. */
 #ifndef NN_CUDA_BLAS_FILE_H
 #define NN_CUDA_BLAS_FILE_H
 
