@@ -31,6 +31,15 @@ struct cuda_gpu {
     struct cuda_gpu_shared *shared; /* kernels by type, and the lock over them: gpu.c */
 };
 
+/* How attention is computed, and for tests: how alone, as far as that can do a case. */
+typedef enum cuda_attention_path {
+    ATTENTION_ANY,
+    ATTENTION_DNN,
+    ATTENTION_OWN, /* kernels/attention.cu */
+    ATTENTION_PRODUCTS,
+    ATTENTION_PLAIN
+} cuda_attention_path;
+
 /* Of one nn. */
 typedef struct cuda_state {
     cuda_gpu *gpu;
@@ -41,7 +50,8 @@ typedef struct cuda_state {
     const cuda_kernels *kernels[3]; /* for DTYPE_F32, DTYPE_F16, DTYPE_BF16; NULL until needed */
     cu_address workspace;           /* of cuBLASLt */
     bool capturing;
-    struct cuda_private *private; /* cuda.c */
+    cuda_attention_path attention_path, attention_taken; /* wanted; taken last */
+    struct cuda_private *private;                        /* cuda.c */
 } cuda_state;
 
 static inline cuda_state *cuda_of(nn *c)
