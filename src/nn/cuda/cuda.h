@@ -41,6 +41,15 @@ const cuda_kernels *cuda_gpu_kernels(cuda_gpu *g, dtype type, ct_error *error);
 ct_status cuda_gpu_alloc(cuda_gpu *g, cu_address *out, size_t bytes, const char *what,
                          ct_error *error);
 
+/* How attention is computed, and for tests: how alone, as far as that can do a case. */
+typedef enum cuda_attention_path {
+    ATTENTION_ANY,
+    ATTENTION_DNN,
+    ATTENTION_OWN, /* kernels/attention.cu */
+    ATTENTION_PRODUCTS,
+    ATTENTION_PLAIN
+} cuda_attention_path;
+
 /* Of one nn. */
 typedef struct cuda_state {
     cuda_gpu *gpu;
@@ -51,8 +60,9 @@ typedef struct cuda_state {
     const cuda_kernels *kernels[3]; /* for DTYPE_F32, DTYPE_F16, DTYPE_BF16; NULL until needed */
     cu_address workspace;           /* of cuBLASLt */
     bool capturing;
-    int64_t uploads;              /* of the store that the stream waits for: store.c */
-    struct cuda_private *private; /* cuda.c */
+    int64_t uploads; /* of the store that the stream waits for: store.c */
+    cuda_attention_path attention_path, attention_taken; /* wanted; taken last */
+    struct cuda_private *private;                        /* cuda.c */
 } cuda_state;
 
 static inline cuda_state *cuda_of(nn *c)

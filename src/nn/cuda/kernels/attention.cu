@@ -1,12 +1,12 @@
 /* Attention: out [queries, heads * dim] = softmax(q k^T / sqrt(dim)) v for each head, without the
- * scores ever being in memory. A block takes 128 queries of one head past all keys that they see, tile
- * by tile, and keeps for each query the greatest score so far (top), the sum of the numerators
- * 2^((score - top) * factor), and the sum of the values times them; factor = log2(e) / sqrt(dim). What
- * is summed in which order depends on the shapes alone.
+ * scores ever being in memory. A block takes 128 queries of one head past all keys that they see,
+ * tile by tile, and keeps for each query the greatest score so far (top), the sum of the
+ * numerators 2^((score - top) * factor), and the sum of the values times them; factor = log2(e) /
+ * sqrt(dim). What is summed in which order depends on the shapes alone.
  *
- * Where T has tensor cores, they multiply, with sums in float32 and numerators rounded to T; otherwise
- * everything is float32. out may be the same memory as q: a block reads its queries before it writes
- * its results, and nobody else reads those. */
+ * Where T has tensor cores, they multiply, with sums in float32 and numerators rounded to T;
+ * otherwise everything is float32. out may be the same memory as q: a block reads its queries
+ * before it writes its results, and nobody else reads those. */
 #include "mma.cuh"
 
 /* Strides are from row to row, in numbers. Head h reads keys and values of head h / group. */
@@ -53,9 +53,9 @@ template <int LANES> static __device__ __forceinline__ float lanes_sum(float x)
 
 /* ---- With tensor cores -----------------------------------------------------------------------
  * Tiles lie in shared memory as rows of DIM numbers, zeros beyond dim. The 16-byte parts of a row
- * change places: part p of row r is at p ^ (r % 8), so that the 8 rows that one load of a matrix reads
- * are in different banks. A warp has 32 queries: two rows of matrices, which share what is loaded of
- * keys and values. */
+ * change places: part p of row r is at p ^ (r % 8), so that the 8 rows that one load of a matrix
+ * reads are in different banks. A warp has 32 queries: two rows of matrices, which share what is
+ * loaded of keys and values. */
 
 #define ROW_TILES 2 /* of 16 queries, for each warp */
 
@@ -239,9 +239,9 @@ static __device__ __forceinline__ void write_rows(const attention &a, const prog
     }
 }
 
-/* Keys and values arrive in turns: while scores are computed the values are on their way, while values
- * are summed the next keys are. Rows, addresses of rows and dim are multiples of 16 bytes. Shared
- * memory: (QUERIES + 2 * KEYS) * DIM * 2 bytes. */
+/* Keys and values arrive in turns: while scores are computed the values are on their way, while
+ * values are summed the next keys are. Rows, addresses of rows and dim are multiples of 16 bytes.
+ * Shared memory: (QUERIES + 2 * KEYS) * DIM * 2 bytes. */
 template <int DIM, int KEYS> static __device__ __forceinline__ void attend(const attention &a)
 {
     const int first = first_query(a), head = blockIdx.y, warp = threadIdx.x / 32;
@@ -306,9 +306,9 @@ template <int DIM, int KEYS> static __device__ __forceinline__ void attend(const
 #else
 
 /* ---- In float32 -------------------------------------------------------------------------------
- * 64 queries at a time and 32 keys: thread [y = 0..7][x = 0..15] has queries 8y .. 8y+7, of the scores
- * keys x and x + 16, of the sums features 4x .. 4x+3 and, for DIM 128, 64 more. Values take the place
- * of the keys. Shared memory: (96 * (DIM + 4) + 64 * 36) * 4 bytes. */
+ * 64 queries at a time and 32 keys: thread [y = 0..7][x = 0..15] has queries 8y .. 8y+7, of the
+ * scores keys x and x + 16, of the sums features 4x .. 4x+3 and, for DIM 128, 64 more. Values take
+ * the place of the keys. Shared memory: (96 * (DIM + 4) + 64 * 36) * 4 bytes. */
 
 #define FLOAT_QUERIES 64
 #define FLOAT_KEYS 32
@@ -492,8 +492,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) attention128_small(PARA
     attend<128, 32>(a);
 }
 
-/* Any dim, any alignment: simple, for cases in which there is little to do. [queries, heads] blocks of
- * 128 threads; shared memory: (2 * dim + 128 + 4) floats. */
+/* Any dim, any alignment: simple, for cases in which there is little to do. [queries, heads]
+ * blocks of 128 threads; shared memory: (2 * dim + 128 + 4) floats. */
 extern "C" __global__ void __launch_bounds__(THREADS) attention_plain(PARAMETERS)
 {
     float *query = (float *)shared, *sums = query + dim, *numerators = sums + dim;

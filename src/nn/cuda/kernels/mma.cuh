@@ -1,6 +1,7 @@
-/* Tensor cores, and what feeds them, for the storage type T (-DT_BF16, -DT_F16 or -DT_F32): numbers of
- * 16 bits by their bits, products with sums in float32, tiles in shared memory, copies that do not
- * wait. Nothing of the toolkit's headers. TENSOR_CORES is 0 where T has none on this architecture. */
+/* Tensor cores, and what feeds them, for the storage type T (-DT_BF16, -DT_F16 or -DT_F32):
+ * numbers of 16 bits by their bits, products with sums in float32, tiles in shared memory, copies
+ * that do not wait. Nothing of the toolkit's headers. TENSOR_CORES is 0 where T has none on this
+ * architecture. */
 #ifndef MMA_CUH
 #define MMA_CUH
 
@@ -79,16 +80,16 @@ static __device__ __forceinline__ unsigned shared_address(const void *p)
     return (unsigned)__cvta_generic_to_shared(p);
 }
 
-/* The compiler is to forget where a value comes from: it would compute all addresses that are made from
- * it before a loop, and has no registers to keep them in. */
+/* The compiler is to forget where a value comes from: it would compute all addresses that are made
+ * from it before a loop, and has no registers to keep them in. */
 static __device__ __forceinline__ void forget(unsigned &x)
 {
     asm volatile("" : "+r"(x));
 }
 
 /* 16 bytes to shared memory, or zeros where not valid: then nothing is read. Both addresses are
- * multiples of 16. There when copies_wait has come back, for this thread; for others after a barrier
- * behind that. */
+ * multiples of 16. There when copies_wait has come back, for this thread; for others after a
+ * barrier behind that. */
 static __device__ __forceinline__ void copy16(unsigned to, const void *from, bool valid)
 {
 #if __CUDA_ARCH__ >= 800
@@ -132,8 +133,8 @@ static __device__ __forceinline__ void load_transposed(unsigned (&r)[4], unsigne
                  : "memory");
 }
 
-/* c [16, 8] += a [16, 16] b [16, 8]. With g = lane / 4 and t = lane % 4, words hold pairs of numbers
- * along the 16 that are summed:
+/* c [16, 8] += a [16, 16] b [16, 8]. With g = lane / 4 and t = lane % 4, words hold pairs of
+ * numbers along the 16 that are summed:
  *   a: rows g, g + 8, g, g + 8, at 2t, 2t, 2t + 8, 2t + 8
  *   b: column g, at 2t and 2t + 8
  *   c: row g, columns 2t and 2t + 1; then row g + 8 */
