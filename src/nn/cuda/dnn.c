@@ -269,7 +269,7 @@ static void build_single(dnn_graph *g, const dnn_attention *p)
     const dnn_shape v = heads_of(p->kv_heads, p->keys, p->dim, p->v_stride);
     const dnn_shape out = heads_of(p->heads, p->queries, p->dim, p->out_stride);
     dnn_sdpa(g, dnn_tensor(g, ID_Q, type, &q), dnn_tensor(g, ID_K, type, &k),
-             dnn_tensor(g, ID_V, type, &v), dnn_number(g, ID_SCALE, DNN_FLOAT),
+             dnn_tensor(g, ID_V, type, &v), dnn_number(g, ID_SCALE, DNN_FLOAT, 1),
              dnn_tensor(g, ID_RESULT, type, &out));
 }
 
@@ -283,7 +283,7 @@ static cudnn_object build_mask(dnn_graph *g, cudnn_object scores, const dnn_shap
     dnn_pointwise(g, DNN_POINTWISE_GEN_INDEX, DNN_FLOAT, scores, NULL, NULL, column, 3);
     dnn_pointwise(g, DNN_POINTWISE_CMP_GE, DNN_BOOLEAN, row, column, NULL, seen, 0);
     dnn_pointwise(g, DNN_POINTWISE_BINARY_SELECT, DNN_FLOAT, scores,
-                  dnn_number(g, ID_LOWEST, DNN_FLOAT), seen, masked, 0);
+                  dnn_number(g, ID_LOWEST, DNN_FLOAT, 4), seen, masked, 0);
     return masked;
 }
 
@@ -301,8 +301,8 @@ static void build_composed(dnn_graph *g, const dnn_attention *p)
     cudnn_object scores = dnn_between(g, DNN_FLOAT, &all);
     dnn_matmul(g, dnn_tensor(g, ID_Q, type, &q), dnn_tensor(g, ID_K, type, &kt), scores);
     cudnn_object scaled = dnn_between(g, DNN_FLOAT, &all);
-    dnn_pointwise(g, DNN_POINTWISE_MUL, DNN_FLOAT, scores, dnn_number(g, ID_SCALE, DNN_FLOAT), NULL,
-                  scaled, 0);
+    dnn_pointwise(g, DNN_POINTWISE_MUL, DNN_FLOAT, scores, dnn_number(g, ID_SCALE, DNN_FLOAT, 4),
+                  NULL, scaled, 0);
     if (p->causal)
         scaled = build_mask(g, scaled, &all);
     cudnn_object most = dnn_between(g, DNN_FLOAT, &rows), sum = dnn_between(g, DNN_FLOAT, &rows);

@@ -40,11 +40,6 @@ dnn_shape dnn_channels_last(int64_t n, int64_t c, int64_t h, int64_t w)
     return (dnn_shape){4, {n, c, h, w}, {c * h * w, 1, c * w, c}};
 }
 
-dnn_shape dnn_scalar(void)
-{
-    return (dnn_shape){1, {1}, {1}};
-}
-
 /* ---- Objects -------------------------------------------------------------------------------- */
 
 static cudnn_object make(dnn_graph *g, int type)
@@ -118,9 +113,9 @@ cudnn_object dnn_tensor(dnn_graph *g, int64_t id, int type, const dnn_shape *sha
     return tensor(g, id, type, shape, 0);
 }
 
-cudnn_object dnn_number(dnn_graph *g, int64_t id, int type)
+cudnn_object dnn_number(dnn_graph *g, int64_t id, int type, int rank)
 {
-    const dnn_shape one = dnn_scalar();
+    const dnn_shape one = {rank, {1, 1, 1, 1}, {1, 1, 1, 1}};
     return tensor(g, id, type, &one, DNN_TENSOR_IS_BY_VALUE);
 }
 

@@ -32,12 +32,10 @@ typedef struct dnn_shape {
 dnn_shape dnn_packed(int64_t a, int64_t b, int64_t c, int64_t d);
 /* A picture with channels last: dimensions are N, C, H, W to the library, whatever is innermost. */
 dnn_shape dnn_channels_last(int64_t n, int64_t c, int64_t h, int64_t w);
-/* A single number in host memory. */
-dnn_shape dnn_scalar(void);
-
 /* Tensors; the type is DNN_FLOAT and so on. An id names one that is given when a plan runs. */
 cudnn_object dnn_tensor(dnn_graph *g, int64_t id, int type, const dnn_shape *shape);
-cudnn_object dnn_number(dnn_graph *g, int64_t id, int type); /* a pointer to it is given */
+/* A single number in host memory, of so many dimensions. */
+cudnn_object dnn_number(dnn_graph *g, int64_t id, int type, int rank);
 cudnn_object dnn_between(dnn_graph *g, int type, const dnn_shape *shape);
 
 /* Operations. b and t may be NULL; axis counts for DNN_POINTWISE_GEN_INDEX. */
