@@ -31,7 +31,7 @@ struct cuda_gpu {
     struct cuda_gpu_shared *shared; /* kernels by type, and the lock over them: gpu.c */
 };
 
-/* How attention is computed, and for tests: how alone, as far as that can do a case. */
+/* The ways of attention, in the order in which they are tried; tests begin further on. */
 typedef enum cuda_attention_path {
     ATTENTION_ANY,
     ATTENTION_DNN,
