@@ -133,6 +133,8 @@ void cuda_head_norm_rope(nn *c, const nn_tensor *x, int heads, const nn_weight *
 void cuda_silu(nn *c, const nn_tensor *out, const nn_tensor *x);
 void cuda_tanh(nn *c, const nn_tensor *x);
 void cuda_add_scalar(nn *c, const nn_tensor *x, float value);
+/* How the kernel epilogue (kernels/rows.cu) is launched for results of a cuda_kind. */
+cuda_grid cuda_epilogue_grid(int out_kind, int64_t rows, int64_t columns);
 /* Any kind to F32 or work; rows of n numbers that lie strides apart. */
 void cuda_convert(nn *c, dtype type, cu_address out, cuda_kind out_kind, int64_t out_stride,
                   cu_address x, cuda_kind x_kind, int64_t x_stride, int64_t rows, int64_t n);
