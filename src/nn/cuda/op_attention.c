@@ -264,7 +264,11 @@ static bool attend_products(nn *c, const attention *a, const score_memory *s)
         for (int64_t head = 0; head < a->heads; head += s->heads) {
             const int64_t rows = first + s->band > a->queries ? a->queries - first : s->band;
             ct_error error;
-            if (attend_band(c, a, s, head, first, rows, &error) != CT_OK) {
+            ct_status status = attend_band(c, a, s, head, first, rows, &error);
+            /* Addresses of heads may be less aligned than blas_can was told. */
+            if (status == CT_EUNSUPPORTED && first == 0 && head == 0)
+                return false;
+            if (status != CT_OK) {
                 cuda_fail(c, &error);
                 return true;
             }
@@ -293,12 +297,11 @@ static void choose(nn *c, const attention *a, bool products, const score_memory 
 {
     cuda_state *state = cuda_of(c);
     const cuda_attention_path only = state->attention_path;
-    const bool any = only == ATTENTION_ANY;
     state->attention_taken = ATTENTION_DNN;
-    if ((any || only == ATTENTION_DNN) && dnn_fits(a) && attend_dnn(c, a, spare))
+    if (only <= ATTENTION_DNN && dnn_fits(a) && attend_dnn(c, a, spare))
         return;
     state->attention_taken = ATTENTION_OWN;
-    if ((any || only == ATTENTION_OWN) && own_fits(a, &state->gpu->info)) {
+    if (only <= ATTENTION_OWN && own_fits(a, &state->gpu->info)) {
         attend_own(c, a);
         return;
     }
@@ -338,7 +341,7 @@ void cuda_attention(nn *c, const nn_tensor *out, const nn_tensor *q, const nn_te
     const cu_address spare = may_share && dnn_fits(&a) ? cuda_scratch(c, out_bytes) : 0;
     const bool products =
         only == ATTENTION_PRODUCTS ||
-        (only == ATTENTION_ANY &&
+        (only < ATTENTION_PRODUCTS &&
          (a.dim > MAX_OWN_DIM || (a.dim % 8 && has_tensor_cores(&cuda_of(c)->gpu->info, type))));
     score_memory s = {0};
     if (products) {

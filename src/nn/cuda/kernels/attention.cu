@@ -11,8 +11,8 @@
 
 /* Strides are from row to row, in numbers. Head h reads keys and values of head h / group. */
 typedef struct attention {
-    mma_t *out;
-    const mma_t *q, *k, *v;
+    T *out;
+    const T *q, *k, *v;
     long long out_stride, q_stride, k_stride, v_stride;
     int queries, keys, group, dim, causal;
     float factor;
@@ -20,32 +20,31 @@ typedef struct attention {
 
 #define THREADS 128
 #define WARPS (THREADS / 32)
-#define QUERIES 128 /* of a block */
-#define ALL_LANES 0xffffffffu
+#define QUERIES 128                          /* of a block */
 #define LOWEST (-__int_as_float(0x7f800000)) /* -Inf */
 
 extern __shared__ __align__(1024) char shared[];
 
 /* The first query of this block. Those that see the most keys go first. */
-static __device__ __forceinline__ int first_query(const attention &a)
+DEVICE int first_query(const attention &a)
 {
     return (int)(a.causal ? gridDim.x - 1 - blockIdx.x : blockIdx.x) * QUERIES;
 }
 
 /* The greatest, and the sum, of LANES neighbouring lanes. */
-template <int LANES> static __device__ __forceinline__ float lanes_max(float x)
+template <int LANES> DEVICE float lanes_max(float x)
 {
 #pragma unroll
     for (int i = LANES / 2; i > 0; i /= 2)
-        x = fmaxf(x, __shfl_xor_sync(ALL_LANES, x, i));
+        x = fmaxf(x, __shfl_xor_sync(FULL_WARP, x, i));
     return x;
 }
 
-template <int LANES> static __device__ __forceinline__ float lanes_sum(float x)
+template <int LANES> DEVICE float lanes_sum(float x)
 {
 #pragma unroll
     for (int i = LANES / 2; i > 0; i /= 2)
-        x += __shfl_xor_sync(ALL_LANES, x, i);
+        x += __shfl_xor_sync(FULL_WARP, x, i);
     return x;
 }
 
@@ -61,13 +60,12 @@ template <int LANES> static __device__ __forceinline__ float lanes_sum(float x)
 
 /* Rows 0 .. ROWS-1, those from `count` on as zeros. */
 template <int DIM, int ROWS>
-static __device__ __forceinline__ void copy_tile(unsigned to, const mma_t *from, long long stride,
-                                                 int count, int dim)
+DEVICE void copy_tile(unsigned to, const T *from, long long stride, int count, int dim)
 {
     constexpr int PARTS = DIM / 8, STEP = THREADS / PARTS;
     const int part = threadIdx.x % PARTS, row = threadIdx.x / PARTS;
     static_assert(STEP % 8 == 0 && ROWS % STEP == 0, "a thread's rows have the same row % 8");
-    const mma_t *at = from + row * stride + part * 8;
+    const T *at = from + row * stride + part * 8;
     to += (unsigned)(row * DIM * 2 + ((part ^ (row % 8)) << 4));
 #pragma unroll
     for (int i = 0; i < ROWS; i += STEP) {
@@ -85,8 +83,7 @@ template <int DIM> struct progress {
 
 /* scores = q k^T of a warp's queries and a tile of keys. */
 template <int DIM, int KEYS>
-static __device__ __forceinline__ void score_tile(float (&scores)[ROW_TILES][KEYS / 8][4],
-                                                  unsigned q, unsigned k)
+DEVICE void score_tile(float (&scores)[ROW_TILES][KEYS / 8][4], unsigned q, unsigned k)
 {
 #pragma unroll
     for (int m = 0; m < ROW_TILES; m++)
@@ -115,8 +112,8 @@ static __device__ __forceinline__ void score_tile(float (&scores)[ROW_TILES][KEY
 
 /* Scores of keys that a query does not see become -Inf. query and key: of scores[0][0][0]. */
 template <int KEYS>
-static __device__ __forceinline__ void mask_tile(float (&scores)[ROW_TILES][KEYS / 8][4],
-                                                 const attention &a, int query, int key)
+DEVICE void mask_tile(float (&scores)[ROW_TILES][KEYS / 8][4], const attention &a, int query,
+                      int key)
 {
 #pragma unroll
     for (int m = 0; m < ROW_TILES; m++)
@@ -135,8 +132,7 @@ static __device__ __forceinline__ void mask_tile(float (&scores)[ROW_TILES][KEYS
 
 /* Scores become numerators. */
 template <int DIM, int KEYS>
-static __device__ __forceinline__ void soften_tile(float (&scores)[ROW_TILES][KEYS / 8][4],
-                                                   progress<DIM> &p, float factor)
+DEVICE void soften_tile(float (&scores)[ROW_TILES][KEYS / 8][4], progress<DIM> &p, float factor)
 {
 #pragma unroll
     for (int m = 0; m < ROW_TILES; m++) {
@@ -151,7 +147,7 @@ static __device__ __forceinline__ void soften_tile(float (&scores)[ROW_TILES][KE
             top[half] = lanes_max<4>(top[half]);
         }
         /* Most tiles have no greater score: the sums stay as they are. */
-        if (__any_sync(ALL_LANES, top[0] != p.top[m][0] || top[1] != p.top[m][1])) {
+        if (__any_sync(FULL_WARP, top[0] != p.top[m][0] || top[1] != p.top[m][1])) {
 #pragma unroll
             for (int half = 0; half < 2; half++) {
                 /* Of a query with nothing but -Inf so far, the difference would be NaN. */
@@ -184,9 +180,7 @@ static __device__ __forceinline__ void soften_tile(float (&scores)[ROW_TILES][KE
 /* sums += numerators v. The registers in which a product leaves its results are those in which the
  * next one reads them. */
 template <int DIM, int KEYS>
-static __device__ __forceinline__ void add_values(progress<DIM> &p,
-                                                  const float (&scores)[ROW_TILES][KEYS / 8][4],
-                                                  unsigned v)
+DEVICE void add_values(progress<DIM> &p, const float (&scores)[ROW_TILES][KEYS / 8][4], unsigned v)
 {
 #pragma unroll
     for (int n = 0; n < KEYS / 16; n++) {
@@ -196,7 +190,7 @@ static __device__ __forceinline__ void add_values(progress<DIM> &p,
 #pragma unroll
             for (int i = 0; i < 4; i++) {
                 const float *pair = &scores[m][2 * n + i / 2][i % 2 * 2];
-                rows[m][i] = pack2(pair[0], pair[1]);
+                rows[m][i] = WORK_PAIR(pair[0], pair[1]);
             }
 #pragma unroll
         for (int d = 0; d < DIM / 16; d++) {
@@ -212,8 +206,7 @@ static __device__ __forceinline__ void add_values(progress<DIM> &p,
 
 /* A warp's sums, divided, to its own rows of the tile of queries, and from there to memory. */
 template <int DIM>
-static __device__ __forceinline__ void write_rows(const attention &a, const progress<DIM> &p,
-                                                  mma_t *out, char *tile, int count)
+DEVICE void write_rows(const attention &a, const progress<DIM> &p, T *out, char *tile, int count)
 {
     const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
 #pragma unroll
@@ -225,7 +218,7 @@ static __device__ __forceinline__ void write_rows(const attention &a, const prog
 #pragma unroll
             for (int n = 0; n < DIM / 8; n++)
                 *(unsigned *)(row + ((n ^ g) << 4) + t * 4) =
-                    pack2(p.sums[m][n][half * 2] * part, p.sums[m][n][half * 2 + 1] * part);
+                    WORK_PAIR(p.sums[m][n][half * 2] * part, p.sums[m][n][half * 2 + 1] * part);
         }
     __syncwarp();
     constexpr int PARTS = DIM / 8, STEP = 32 / PARTS;
@@ -242,14 +235,14 @@ static __device__ __forceinline__ void write_rows(const attention &a, const prog
 /* Keys and values arrive in turns: while scores are computed the values are on their way, while
  * values are summed the next keys are. Rows, addresses of rows and dim are multiples of 16 bytes.
  * Shared memory: (QUERIES + 2 * KEYS) * DIM * 2 bytes. */
-template <int DIM, int KEYS> static __device__ __forceinline__ void attend(const attention &a)
+template <int DIM, int KEYS> DEVICE void attend(const attention &a)
 {
     const int first = first_query(a), head = blockIdx.y, warp = threadIdx.x / 32;
     const int lane = threadIdx.x % 32, end = first + QUERIES;
     const int visible = a.causal && end < a.keys ? end : a.keys;
     const int tiles = (visible + KEYS - 1) / KEYS;
-    const mma_t *q = a.q + first * a.q_stride + head * a.dim;
-    const mma_t *k = a.k + head / a.group * a.dim, *v = a.v + head / a.group * a.dim;
+    const T *q = a.q + first * a.q_stride + head * a.dim;
+    const T *k = a.k + head / a.group * a.dim, *v = a.v + head / a.group * a.dim;
 
     const unsigned at_q = shared_address(shared), at_k = at_q + QUERIES * DIM * 2;
     const unsigned at_v = at_k + KEYS * DIM * 2;
@@ -316,23 +309,20 @@ template <int DIM, int KEYS> static __device__ __forceinline__ void attend(const
 
 /* Rows of DIM + 4 floats, which are in different banks; zeros beyond dim and from row `count` on. */
 template <int DIM, int ROWS>
-static __device__ __forceinline__ void read_tile(float *to, const mma_t *from, long long stride,
-                                                 int count, int dim)
+DEVICE void read_tile(float *to, const T *from, long long stride, int count, int dim)
 {
     const int column = threadIdx.x % DIM;
     for (int row = threadIdx.x / DIM; row < ROWS; row += THREADS / DIM)
         to[row * (DIM + 4) + column] =
-            row < count && column < dim ? mma_load(from[row * stride + column]) : 0.0f;
+            row < count && column < dim ? from_work(from[row * stride + column]) : 0.0f;
 }
 
-static __device__ __forceinline__ float dot4(const float4 &x, const float4 &y, float sum)
+DEVICE float dot4(const float4 &x, const float4 &y, float sum)
 {
     return fmaf(x.w, y.w, fmaf(x.z, y.z, fmaf(x.y, y.y, fmaf(x.x, y.x, sum))));
 }
 
-template <int DIM>
-static __device__ __forceinline__ void score_floats(float (&scores)[8][2], const float *q,
-                                                    const float *k)
+template <int DIM> DEVICE void score_floats(float (&scores)[8][2], const float *q, const float *k)
 {
     const int x = threadIdx.x % 16, y = threadIdx.x / 16;
 #pragma unroll
@@ -353,8 +343,7 @@ static __device__ __forceinline__ void score_floats(float (&scores)[8][2], const
 
 /* sums += numerators v */
 template <int DIM>
-static __device__ __forceinline__ void add_floats(float (&sums)[8][DIM / 64][4],
-                                                  const float *numerators, const float *v)
+DEVICE void add_floats(float (&sums)[8][DIM / 64][4], const float *numerators, const float *v)
 {
     const int x = threadIdx.x % 16, y = threadIdx.x / 16;
 #pragma unroll 2
@@ -382,14 +371,13 @@ static __device__ __forceinline__ void add_floats(float (&sums)[8][DIM / 64][4],
     }
 }
 
-template <int DIM>
-static __device__ __forceinline__ void attend_floats(const attention &a, int first)
+template <int DIM> DEVICE void attend_floats(const attention &a, int first)
 {
     float *q = (float *)shared, *k = q + FLOAT_QUERIES * (DIM + 4);
     float *numerators = k + FLOAT_KEYS * (DIM + 4);
     const int x = threadIdx.x % 16, y = threadIdx.x / 16, head = blockIdx.y;
     const int visible = a.causal && first + FLOAT_QUERIES < a.keys ? first + FLOAT_QUERIES : a.keys;
-    const mma_t *keys = a.k + head / a.group * a.dim, *values = a.v + head / a.group * a.dim;
+    const T *keys = a.k + head / a.group * a.dim, *values = a.v + head / a.group * a.dim;
     float sums[8][DIM / 64][4], top[8], total[8], scores[8][2];
 #pragma unroll
     for (int i = 0; i < 8; i++) {
@@ -436,17 +424,17 @@ static __device__ __forceinline__ void attend_floats(const attention &a, int fir
     for (int i = 0; i < 8; i++) {
         const int row = first + y * 8 + i;
         const float part = 1.0f / lanes_sum<16>(total[i]);
-        mma_t *out = a.out + row * a.out_stride + head * a.dim;
+        T *out = a.out + row * a.out_stride + head * a.dim;
 #pragma unroll
         for (int n = 0; n < DIM / 64; n++)
 #pragma unroll
             for (int j = 0; j < 4; j++)
                 if (row < a.queries && n * 64 + x * 4 + j < a.dim)
-                    out[n * 64 + x * 4 + j] = mma_store(sums[i][n][j] * part);
+                    out[n * 64 + x * 4 + j] = to_work(sums[i][n][j] * part);
     }
 }
 
-template <int DIM, int KEYS> static __device__ __forceinline__ void attend(const attention &a)
+template <int DIM, int KEYS> DEVICE void attend(const attention &a)
 {
     for (int part = 0; part < QUERIES; part += FLOAT_QUERIES) {
         const int first = first_query(a) + part;
@@ -462,9 +450,9 @@ template <int DIM, int KEYS> static __device__ __forceinline__ void attend(const
  * Launched as [ceil(queries / 128), heads] blocks of 128 threads. Shared memory: above. */
 
 #define PARAMETERS                                                                                 \
-    mma_t *out, const mma_t *q, const mma_t *k, const mma_t *v, long long out_stride,              \
-        long long q_stride, long long k_stride, long long v_stride, int queries, int keys,         \
-        int group, int dim, int causal, float factor
+    T *out, const T *q, const T *k, const T *v, long long out_stride, long long q_stride,          \
+        long long k_stride, long long v_stride, int queries, int keys, int group, int dim,         \
+        int causal, float factor
 #define ATTENTION                                                                                  \
     {                                                                                              \
         out, q, k, v, out_stride, q_stride, k_stride, v_stride, queries, keys, group, dim, causal, \
@@ -500,9 +488,9 @@ extern "C" __global__ void __launch_bounds__(THREADS) attention_plain(PARAMETERS
     float *partial = numerators + THREADS;
     const int row = blockIdx.x, head = blockIdx.y, thread = threadIdx.x;
     const int visible = causal && row < keys ? row + 1 : keys;
-    const mma_t *k_head = k + head / group * dim, *v_head = v + head / group * dim;
+    const T *k_head = k + head / group * dim, *v_head = v + head / group * dim;
     for (int d = thread; d < dim; d += THREADS) {
-        query[d] = mma_load(q[row * q_stride + head * dim + d]);
+        query[d] = from_work(q[row * q_stride + head * dim + d]);
         sums[d] = 0;
     }
     float top = LOWEST, total = 0;
@@ -511,10 +499,10 @@ extern "C" __global__ void __launch_bounds__(THREADS) attention_plain(PARAMETERS
         __syncthreads();
         float score = LOWEST;
         if (thread < count) {
-            const mma_t *at = k_head + (first + thread) * k_stride;
+            const T *at = k_head + (first + thread) * k_stride;
             score = 0;
             for (int d = 0; d < dim; d++)
-                score = fmaf(query[d], mma_load(at[d]), score);
+                score = fmaf(query[d], from_work(at[d]), score);
         }
         const float most = lanes_max<32>(score);
         if (thread % 32 == 0)
@@ -535,10 +523,10 @@ extern "C" __global__ void __launch_bounds__(THREADS) attention_plain(PARAMETERS
         for (int d = thread; d < dim; d += THREADS) {
             float value = sums[d] * less;
             for (int i = 0; i < count; i++)
-                value = fmaf(numerators[i], mma_load(v_head[(first + i) * v_stride + d]), value);
+                value = fmaf(numerators[i], from_work(v_head[(first + i) * v_stride + d]), value);
             sums[d] = value;
         }
     }
     for (int d = thread; d < dim; d += THREADS)
-        out[row * out_stride + head * dim + d] = mma_store(sums[d] / total);
+        out[row * out_stride + head * dim + d] = to_work(sums[d] / total);
 }

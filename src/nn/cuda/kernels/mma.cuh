@@ -5,6 +5,8 @@
 #ifndef MMA_CUH
 #define MMA_CUH
 
+#include "common.cuh"
+
 #if defined(T_F16) && __CUDA_ARCH__ >= 750
 #define TENSOR_CORES 1
 #elif defined(T_BF16) && __CUDA_ARCH__ >= 800
@@ -13,45 +15,8 @@
 #define TENSOR_CORES 0
 #endif
 
-/* How T lies in memory. */
-#if defined(T_F32)
-typedef float mma_t;
-#else
-typedef unsigned short mma_t;
-#endif
-
-static __device__ __forceinline__ float mma_load(mma_t x)
-{
-#if defined(T_F32)
-    return x;
-#elif defined(T_BF16)
-    return __uint_as_float((unsigned)x << 16);
-#else
-    float f;
-    asm("cvt.f32.f16 %0, %1;" : "=f"(f) : "h"(x));
-    return f;
-#endif
-}
-
-/* To the nearest, ties to even. */
-static __device__ __forceinline__ mma_t mma_store(float x)
-{
-#if defined(T_F32)
-    return x;
-#elif defined(T_BF16)
-    unsigned bits = __float_as_uint(x);
-    if ((bits & 0x7fffffffu) > 0x7f800000u)
-        return (unsigned short)(bits >> 16 | 0x40u);
-    return (unsigned short)((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16);
-#else
-    unsigned short h;
-    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(h) : "f"(x));
-    return h;
-#endif
-}
-
 /* 2^x; 0 for -Inf, NaN for NaN. Error at most 2^-22 of the value. */
-static __device__ __forceinline__ float fast_exp2(float x)
+DEVICE float fast_exp2(float x)
 {
     float y;
     asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
@@ -60,29 +25,15 @@ static __device__ __forceinline__ float fast_exp2(float x)
 
 #if TENSOR_CORES
 
-/* Two numbers of T in a word, `low` in its low half. */
-static __device__ __forceinline__ unsigned pack2(float low, float high)
-{
-    unsigned word;
-#if defined(T_BF16)
-    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(high), "f"(low));
-#elif __CUDA_ARCH__ >= 800
-    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(high), "f"(low));
-#else
-    word = (unsigned)mma_store(high) << 16 | mma_store(low);
-#endif
-    return word;
-}
-
 /* Shared memory as the instructions below address it. */
-static __device__ __forceinline__ unsigned shared_address(const void *p)
+DEVICE unsigned shared_address(const void *p)
 {
     return (unsigned)__cvta_generic_to_shared(p);
 }
 
 /* The compiler is to forget where a value comes from: it would compute all addresses that are made
  * from it before a loop, and has no registers to keep them in. */
-static __device__ __forceinline__ void forget(unsigned &x)
+DEVICE void forget(unsigned &x)
 {
     asm volatile("" : "+r"(x));
 }
@@ -90,7 +41,7 @@ static __device__ __forceinline__ void forget(unsigned &x)
 /* 16 bytes to shared memory, or zeros where not valid: then nothing is read. Both addresses are
  * multiples of 16. There when copies_wait has come back, for this thread; for others after a
  * barrier behind that. */
-static __device__ __forceinline__ void copy16(unsigned to, const void *from, bool valid)
+DEVICE void copy16(unsigned to, const void *from, bool valid)
 {
 #if __CUDA_ARCH__ >= 800
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from),
@@ -107,7 +58,7 @@ static __device__ __forceinline__ void copy16(unsigned to, const void *from, boo
 }
 
 /* For all copies of this thread. */
-static __device__ __forceinline__ void copies_wait()
+DEVICE void copies_wait()
 {
 #if __CUDA_ARCH__ >= 800
     asm volatile("cp.async.wait_all;" ::: "memory");
@@ -116,7 +67,7 @@ static __device__ __forceinline__ void copies_wait()
 
 /* Four 8x8 matrices of numbers of 16 bits. Lane i gives the address of row i % 8 of matrix i / 8;
  * register m of lane i gets numbers 2 * (i % 4) and the next one of row i / 4 of matrix m. */
-static __device__ __forceinline__ void load_matrices(unsigned (&r)[4], unsigned address)
+DEVICE void load_matrices(unsigned (&r)[4], unsigned address)
 {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                  : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
@@ -125,7 +76,7 @@ static __device__ __forceinline__ void load_matrices(unsigned (&r)[4], unsigned 
 }
 
 /* The same, transposed: numbers of rows 2 * (i % 4) and the next one in column i / 4. */
-static __device__ __forceinline__ void load_transposed(unsigned (&r)[4], unsigned address)
+DEVICE void load_transposed(unsigned (&r)[4], unsigned address)
 {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
                  : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
@@ -138,8 +89,7 @@ static __device__ __forceinline__ void load_transposed(unsigned (&r)[4], unsigne
  *   a: rows g, g + 8, g, g + 8, at 2t, 2t, 2t + 8, 2t + 8
  *   b: column g, at 2t and 2t + 8
  *   c: row g, columns 2t and 2t + 1; then row g + 8 */
-static __device__ __forceinline__ void multiply_add(float (&c)[4], const unsigned (&a)[4],
-                                                    unsigned b0, unsigned b1)
+DEVICE void multiply_add(float (&c)[4], const unsigned (&a)[4], unsigned b0, unsigned b1)
 {
 #if defined(T_BF16)
     asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
