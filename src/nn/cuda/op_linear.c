@@ -140,11 +140,6 @@ static void multiply(nn *c, const product *p, int64_t first, int64_t m, cu_addre
         cuda_fail(c, &error);
 }
 
-static dtype tensor_type(const nn_tensor *t)
-{
-    return t->type;
-}
-
 typedef struct finish {
     cu_address bias, gate;
     nn_activation activation;
@@ -203,13 +198,14 @@ static void linear(nn *c, const nn_tensor *out, const nn_tensor *x, const nn_wei
                       .activation = e->activation,
                       .up = e->up != NULL,
                       .add = e->add};
-    const bool plain = !f.up && !f.gate && f.activation == NN_LINEAR && p.type != DTYPE_I8;
-    const bool alone = plain && (!e->bias || out->type == DTYPE_F32);
+    const bool plain = !f.up && !e->gate && f.activation == NN_LINEAR && p.type != DTYPE_I8;
+    /* cuBLASLt adds a bias of float32 to results of float32 alone, and not in fp8. */
+    const bool alone = plain && (!e->bias || (out->type == DTYPE_F32 && p.type != DTYPE_F8_E4M3));
     if (alone) {
-        multiply(c, &p, 0, out->n[0], cuda_at(out), tensor_type(out), out->stride, f.bias, e->add);
+        multiply(c, &p, 0, out->n[0], cuda_at(out), out->type, out->stride, f.bias, e->add);
     } else if (!f.up && !e->add && p.type != DTYPE_I8) {
         /* In place: what follows is number by number. */
-        multiply(c, &p, 0, out->n[0], cuda_at(out), tensor_type(out), out->stride, 0, false);
+        multiply(c, &p, 0, out->n[0], cuda_at(out), out->type, out->stride, 0, false);
         if (!cuda_idle(c))
             run_epilogue(c, out, &p, &f, 0, out->n[0], cuda_at(out), cuda_kind_of(c, out),
                          out->stride);
