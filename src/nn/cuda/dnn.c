@@ -15,11 +15,11 @@
 /* Engines that want more than this for themselves are not used. */
 #define MAX_WORKSPACE ((size_t)512 << 20)
 #define MAX_BLOCKS 64
-#define MAX_POINTERS 6
+#define MAX_POINTERS 8
 
 /* Ids of tensors. Those of one graph differ. */
 enum { ID_X = 1, ID_W, ID_OUT, ID_ADDED, ID_BIAS, ID_FROM };
-enum { ID_Q = 1, ID_K, ID_V, ID_RESULT, ID_SCALE, ID_LOWEST };
+enum { ID_Q = 1, ID_K, ID_V, ID_RESULT, ID_SCALE, ID_LOWEST, ID_STATS };
 
 /* All fields of a problem, compared as bytes; the rest is 0. */
 typedef struct dnn_key {
@@ -33,7 +33,7 @@ typedef struct dnn_plan {
     int steps; /* 0: there is no engine */
     dnn_graph graph[2];
     dnn_step step[2];
-    size_t scratch; /* bytes between the steps */
+    size_t scratch; /* bytes between the steps, or for a result that nobody reads */
     cudnn_status reason;
 } dnn_plan;
 
@@ -287,7 +287,8 @@ static cudnn_object build_mask(dnn_graph *g, cudnn_object scores, const dnn_shap
     return masked;
 }
 
-/* The graph that cuDNN takes for attention; the order of operations is part of the pattern. */
+/* The graph that cuDNN takes for attention. Order and number of operations are part of the pattern:
+ * without the logarithm of the sums, which nobody reads, cuDNN 9.19 does not know it. */
 static void build_composed(dnn_graph *g, const dnn_attention *p)
 {
     const int type = data_type(p->type);
@@ -307,11 +308,14 @@ static void build_composed(dnn_graph *g, const dnn_attention *p)
         scaled = build_mask(g, scaled, &all);
     cudnn_object most = dnn_between(g, DNN_FLOAT, &rows), sum = dnn_between(g, DNN_FLOAT, &rows);
     cudnn_object less = dnn_between(g, DNN_FLOAT, &all), power = dnn_between(g, DNN_FLOAT, &all);
-    cudnn_object share = dnn_between(g, type, &all);
+    cudnn_object share = dnn_between(g, type, &all), log = dnn_between(g, DNN_FLOAT, &rows);
     dnn_reduce(g, DNN_REDUCE_MAX, scaled, most);
     dnn_pointwise(g, DNN_POINTWISE_SUB, DNN_FLOAT, scaled, most, NULL, less, 0);
     dnn_pointwise(g, DNN_POINTWISE_EXP, DNN_FLOAT, less, NULL, NULL, power, 0);
     dnn_reduce(g, DNN_REDUCE_ADD, power, sum);
+    dnn_pointwise(g, DNN_POINTWISE_LOG, DNN_FLOAT, sum, NULL, NULL, log, 0);
+    dnn_pointwise(g, DNN_POINTWISE_ADD, DNN_FLOAT, most, log, NULL,
+                  dnn_tensor(g, ID_STATS, DNN_FLOAT, &rows), 0);
     dnn_pointwise(g, DNN_POINTWISE_DIV, DNN_FLOAT, power, sum, NULL, share, 0);
     dnn_matmul(g, share, dnn_tensor(g, ID_V, type, &v), dnn_tensor(g, ID_RESULT, type, &out));
 }
@@ -347,6 +351,7 @@ static ct_status plan_attention(dnn *d, const dnn_attention *p, const dnn_key *k
         start_again(d, g);
         build_composed(g, p);
         plan->steps = dnn_graph_plans(g, barred, MAX_WORKSPACE, plan->step, 1);
+        plan->scratch = ((size_t)(p->heads * p->queries) * sizeof(float) + 255) / 256 * 256;
         plan->reason = g->status;
     }
     *out = plan;
@@ -372,7 +377,7 @@ ct_status dnn_attend(dnn *d, const dnn_attention *p, const dnn_attention_operand
         return error_set(error, CT_EUNSUPPORTED, "%s has no engine for %s: %s", d->version, what,
                          plan->steps ? "addresses must be multiples of 16"
                                      : d->lib.status_text(plan->reason));
-    status = reserve(d, plan->step[0].workspace, error);
+    status = reserve(d, plan->scratch + plan->step[0].workspace, error);
     if (status != CT_OK)
         return status;
     float scale = (float)(1.0 / sqrt((double)p->dim));
@@ -386,7 +391,9 @@ ct_status dnn_attend(dnn *d, const dnn_attention *p, const dnn_attention_operand
     give_number(&given, ID_SCALE, &scale);
     if (p->causal)
         give_number(&given, ID_LOWEST, &lowest);
-    const cudnn_status s = run_step(d, &plan->step[0], &given, workspace_of(d));
+    if (plan->scratch) /* composed */
+        give(&given, ID_STATS, workspace_of(d));
+    const cudnn_status s = run_step(d, &plan->step[0], &given, workspace_of(d) + plan->scratch);
     return s == CUDNN_OK ? CT_OK : dnn_error(d, s, what, error);
 }
 
