@@ -1,6 +1,7 @@
 /* Attention and convolutions by cuDNN: a plan for each shape, made when it is first met. */
 #include "nn/cuda/dnn.h"
 #include "core/mem.h"
+#include "nn/cuda/dnn_file.h"
 #include "nn/cuda/dnn_graph.h"
 
 #include <float.h>
@@ -43,6 +44,8 @@ struct dnn {
     cu_stream stream;
     cudnn lib;
     char version[48];
+    char machine[256]; /* library and GPU: what a plan on disk belongs to */
+    char *folder;      /* NULL: plans are not kept */
     dnn_plan *plans;
     /* The last block is the workspace. Smaller ones before it stay: a graph that was captured may
      * use them. */
@@ -95,6 +98,13 @@ ct_status dnn_open(dnn **out, const dnn_params *params, ct_error *error)
             status = error_set(error, CT_EDEVICE, "%s does not work with this GPU or driver: %s",
                                d->version, d->lib.status_text(s));
     }
+    if (status == CT_OK && params->folder) {
+        snprintf(d->machine, sizeof d->machine, "%s, %s, sm%d%d", d->version, params->device->name,
+                 params->device->major, params->device->minor);
+        d->folder = mem_strdup(d->allocator, params->folder);
+        if (!d->folder)
+            status = error_memory(error, strlen(params->folder) + 1, "a file name");
+    }
     if (status != CT_OK) {
         dnn_close(d);
         return status;
@@ -123,6 +133,7 @@ void dnn_close(dnn *d)
     if (d->lib.handle)
         d->lib.destroy(d->lib.handle);
     cuda_library_close(d->lib.library);
+    mem_free(d->allocator, d->folder);
     mem_free(d->allocator, d);
 }
 
@@ -216,6 +227,46 @@ static ct_status keep_plan(dnn *d, dnn_plan *p, const char *what, ct_error *erro
     p->next = d->plans;
     d->plans = p;
     return CT_OK;
+}
+
+/* Fills in a plan from its file. */
+static bool load_plan(const dnn *d, dnn_plan *p)
+{
+    if (!d->folder)
+        return false;
+    dnn_texts texts = {0};
+    char *path = dnn_file_path(d->allocator, d->folder, d->machine, &p->key, sizeof p->key);
+    bool good = path && dnn_file_read(d->allocator, path, &p->key, sizeof p->key, &texts);
+    for (int i = 0; i < texts.steps && good; i++)
+        good = dnn_plan_from_text(&p->graph[i], texts.text[i], texts.bytes[i], &p->step[i]);
+    if (good) {
+        p->steps = texts.steps;
+        p->scratch = texts.scratch;
+    } else {
+        start_again(d, &p->graph[0]);
+        start_again(d, &p->graph[1]);
+    }
+    dnn_texts_free(d->allocator, &texts);
+    mem_free(d->allocator, path);
+    return good;
+}
+
+/* Where that fails, the plan is made again by the next run. */
+static void store_plan(const dnn *d, const dnn_plan *p)
+{
+    if (!d->folder || p->steps == 0)
+        return;
+    dnn_texts texts = {.steps = p->steps, .scratch = p->scratch};
+    char *path = dnn_file_path(d->allocator, d->folder, d->machine, &p->key, sizeof p->key);
+    bool good = path != NULL;
+    for (int i = 0; i < p->steps && good; i++) {
+        texts.text[i] = dnn_plan_text(&d->lib, d->allocator, &p->step[i], &texts.bytes[i]);
+        good = texts.text[i] != NULL;
+    }
+    if (good)
+        dnn_file_write(path, &p->key, sizeof p->key, &texts, NULL);
+    dnn_texts_free(d->allocator, &texts);
+    mem_free(d->allocator, path);
 }
 
 /* What a plan is given: pairs of an id and a pointer. */
@@ -338,6 +389,9 @@ static ct_status plan_attention(dnn *d, const dnn_attention *p, const dnn_key *k
     dnn_plan *plan = new_plan(d, key);
     if (!plan)
         return error_memory(error, sizeof *plan, "a plan of cuDNN");
+    *out = plan;
+    if (load_plan(d, plan))
+        return keep_plan(d, plan, what, error);
     dnn_graph *g = &plan->graph[0];
     const unsigned barred = 1u << DNN_NOTE_NONDETERMINISTIC;
     plan->reason = CUDNN_NOT_SUPPORTED;
@@ -354,7 +408,7 @@ static ct_status plan_attention(dnn *d, const dnn_attention *p, const dnn_key *k
         plan->scratch = ((size_t)(p->heads * p->queries) * sizeof(float) + 255) / 256 * 256;
         plan->reason = g->status;
     }
-    *out = plan;
+    store_plan(d, plan);
     return keep_plan(d, plan, what, error);
 }
 
@@ -587,6 +641,9 @@ static ct_status plan_convolution(dnn *d, const dnn_conv *p, const dnn_key *key,
     dnn_plan *plan = new_plan(d, key);
     if (!plan)
         return error_memory(error, sizeof *plan, "a plan of cuDNN");
+    *out = plan;
+    if (load_plan(d, plan))
+        return keep_plan(d, plan, what, error);
     dnn_step candidates[MAX_CANDIDATES];
     const bool sums = p->add || p->bias;
     const dnn_shape shape = out_shape(p);
@@ -614,7 +671,7 @@ static ct_status plan_convolution(dnn *d, const dnn_conv *p, const dnn_key *key,
     for (int i = 0; i < count; i++)
         if (i != best)
             dnn_graph_drop(g, candidates[i].plan);
-    *out = plan;
+    store_plan(d, plan);
     return keep_plan(d, plan, what, error);
 }
 
