@@ -66,7 +66,7 @@ const option_info option_table[OPTION_COUNT] = {
     },
     [OPTION_STEPS] = {
         .name = "steps", .kind = OPTION_KIND_INTEGER, .metavar = "N",
-        .group = OPTION_GROUP_PICTURE, .commands = GENERATE | PLAN,
+        .group = OPTION_GROUP_PICTURE, .commands = GENERATE | PLAN | BENCH,
         .min = 1, .max = 1000,
         .help = "steps of the sampler",
         .fallback = "the model's own",
@@ -81,9 +81,10 @@ const option_info option_table[OPTION_COUNT] = {
     },
     [OPTION_BATCH_COUNT] = {
         .name = "batch-count", .letter = 'b', .kind = OPTION_KIND_INTEGER, .metavar = "N",
-        .group = OPTION_GROUP_PICTURE, .commands = GENERATE,
+        .group = OPTION_GROUP_PICTURE, .commands = GENERATE | BENCH,
         .min = 1, .max = 100000,
-        .help = "so many pictures, with seeds SEED, SEED+1 and so on",
+        .help = "so many pictures, with seeds SEED, SEED+1 and so on (bench: the best time of each "
+                "stage counts)",
         .fallback = "1",
         .elsewhere = "batch batch-size count num-images num-images-per-prompt",
     },
@@ -147,7 +148,7 @@ const option_info option_table[OPTION_COUNT] = {
     },
     [OPTION_DEVICE] = {
         .name = "device", .kind = OPTION_KIND_TEXT, .metavar = "D",
-        .group = OPTION_GROUP_MACHINE, .commands = GENERATE | PLAN,
+        .group = OPTION_GROUP_MACHINE, .commands = GENERATE | PLAN | BENCH,
         .help = "where to compute: cpu, cuda or cuda:N (calotype devices lists them); auto: the "
                 "first GPU that can be used, else the CPU",
         .fallback = "auto",

@@ -175,6 +175,8 @@ CT_API void ct_context_free(ct_context **context);
 CT_API int ct_context_threads(const ct_context *context);
 /* The name of the kernels in use, such as "avx2". */
 CT_API const char *ct_context_cpu(const ct_context *context);
+/* The name of the GPU that networks run on, such as "NVIDIA H200"; NULL where that is the CPU. */
+CT_API const char *ct_context_gpu(const ct_context *context);
 
 /* ---- Devices --------------------------------------------------------------------------------- */
 

@@ -118,6 +118,11 @@ const char *ct_context_cpu(const ct_context *context)
     return context->kernels.name;
 }
 
+const char *ct_context_gpu(const ct_context *context)
+{
+    return context->gpu ? cuda_gpu_name(context->gpu) : NULL;
+}
+
 void log_message(const ct_callbacks *callbacks, ct_log_level level, const char *format, ...)
 {
     if (!callbacks->log)

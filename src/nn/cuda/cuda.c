@@ -68,8 +68,11 @@ static ct_status open_stream(cuda_state *s, const nn_params *params, ct_error *e
     for (int i = 0; i < SLOTS && status == CT_OK; i++)
         status = cuda_check(d, d->event_create(&s->private->slots[i].done, CU_EVENT_DISABLE_TIMING),
                             "an event", error);
-    const dnn_params for_dnn = {
-        .allocator = params->allocator, .driver = d, .device = &s->gpu->info, .stream = s->stream};
+    const dnn_params for_dnn = {.allocator = params->allocator,
+                                .driver = d,
+                                .device = &s->gpu->info,
+                                .stream = s->stream,
+                                .folder = s->gpu->folder};
     if (status == CT_OK && s->gpu->has_dnn)
         dnn_open(&s->dnn, &for_dnn, NULL); /* else our own kernels do it */
     return status;

@@ -1,6 +1,7 @@
 /* Attention and convolutions by cuDNN: a plan for each shape, made when it is first met. */
 #include "nn/cuda/dnn.h"
 #include "core/mem.h"
+#include "nn/cuda/dnn_file.h"
 #include "nn/cuda/dnn_graph.h"
 
 #include <float.h>
@@ -15,11 +16,11 @@
 /* Engines that want more than this for themselves are not used. */
 #define MAX_WORKSPACE ((size_t)512 << 20)
 #define MAX_BLOCKS 64
-#define MAX_POINTERS 6
+#define MAX_POINTERS 8
 
 /* Ids of tensors. Those of one graph differ. */
 enum { ID_X = 1, ID_W, ID_OUT, ID_ADDED, ID_BIAS, ID_FROM };
-enum { ID_Q = 1, ID_K, ID_V, ID_RESULT, ID_SCALE, ID_LOWEST };
+enum { ID_Q = 1, ID_K, ID_V, ID_RESULT, ID_SCALE, ID_LOWEST, ID_STATS };
 
 /* All fields of a problem, compared as bytes; the rest is 0. */
 typedef struct dnn_key {
@@ -33,7 +34,7 @@ typedef struct dnn_plan {
     int steps; /* 0: there is no engine */
     dnn_graph graph[2];
     dnn_step step[2];
-    size_t scratch; /* bytes between the steps */
+    size_t scratch; /* bytes between the steps, or for a result that nobody reads */
     cudnn_status reason;
 } dnn_plan;
 
@@ -43,6 +44,8 @@ struct dnn {
     cu_stream stream;
     cudnn lib;
     char version[48];
+    char machine[256]; /* library and GPU: what a plan on disk belongs to */
+    char *folder;      /* NULL: plans are not kept */
     dnn_plan *plans;
     /* The last block is the workspace. Smaller ones before it stay: a graph that was captured may
      * use them. */
@@ -95,6 +98,13 @@ ct_status dnn_open(dnn **out, const dnn_params *params, ct_error *error)
             status = error_set(error, CT_EDEVICE, "%s does not work with this GPU or driver: %s",
                                d->version, d->lib.status_text(s));
     }
+    if (status == CT_OK && params->folder) {
+        snprintf(d->machine, sizeof d->machine, "%s, %s, sm%d%d", d->version, params->device->name,
+                 params->device->major, params->device->minor);
+        d->folder = mem_strdup(d->allocator, params->folder);
+        if (!d->folder)
+            status = error_memory(error, strlen(params->folder) + 1, "a file name");
+    }
     if (status != CT_OK) {
         dnn_close(d);
         return status;
@@ -123,6 +133,7 @@ void dnn_close(dnn *d)
     if (d->lib.handle)
         d->lib.destroy(d->lib.handle);
     cuda_library_close(d->lib.library);
+    mem_free(d->allocator, d->folder);
     mem_free(d->allocator, d);
 }
 
@@ -218,6 +229,46 @@ static ct_status keep_plan(dnn *d, dnn_plan *p, const char *what, ct_error *erro
     return CT_OK;
 }
 
+/* Fills in a plan from its file. */
+static bool load_plan(const dnn *d, dnn_plan *p)
+{
+    if (!d->folder)
+        return false;
+    dnn_texts texts = {0};
+    char *path = dnn_file_path(d->allocator, d->folder, d->machine, &p->key, sizeof p->key);
+    bool good = path && dnn_file_read(d->allocator, path, &p->key, sizeof p->key, &texts);
+    for (int i = 0; i < texts.steps && good; i++)
+        good = dnn_plan_from_text(&p->graph[i], texts.text[i], texts.bytes[i], &p->step[i]);
+    if (good) {
+        p->steps = texts.steps;
+        p->scratch = texts.scratch;
+    } else {
+        start_again(d, &p->graph[0]);
+        start_again(d, &p->graph[1]);
+    }
+    dnn_texts_free(d->allocator, &texts);
+    mem_free(d->allocator, path);
+    return good;
+}
+
+/* Where that fails, the plan is made again by the next run. */
+static void store_plan(const dnn *d, const dnn_plan *p)
+{
+    if (!d->folder || p->steps == 0)
+        return;
+    dnn_texts texts = {.steps = p->steps, .scratch = p->scratch};
+    char *path = dnn_file_path(d->allocator, d->folder, d->machine, &p->key, sizeof p->key);
+    bool good = path != NULL;
+    for (int i = 0; i < p->steps && good; i++) {
+        texts.text[i] = dnn_plan_text(&d->lib, d->allocator, &p->step[i], &texts.bytes[i]);
+        good = texts.text[i] != NULL;
+    }
+    if (good)
+        dnn_file_write(path, &p->key, sizeof p->key, &texts, NULL);
+    dnn_texts_free(d->allocator, &texts);
+    mem_free(d->allocator, path);
+}
+
 /* What a plan is given: pairs of an id and a pointer. */
 typedef struct dnn_pointers {
     int count;
@@ -287,7 +338,8 @@ static cudnn_object build_mask(dnn_graph *g, cudnn_object scores, const dnn_shap
     return masked;
 }
 
-/* The graph that cuDNN takes for attention; the order of operations is part of the pattern. */
+/* The graph that cuDNN takes for attention. Order and number of operations are part of the pattern:
+ * without the logarithm of the sums, which nobody reads, cuDNN 9.19 does not know it. */
 static void build_composed(dnn_graph *g, const dnn_attention *p)
 {
     const int type = data_type(p->type);
@@ -307,11 +359,14 @@ static void build_composed(dnn_graph *g, const dnn_attention *p)
         scaled = build_mask(g, scaled, &all);
     cudnn_object most = dnn_between(g, DNN_FLOAT, &rows), sum = dnn_between(g, DNN_FLOAT, &rows);
     cudnn_object less = dnn_between(g, DNN_FLOAT, &all), power = dnn_between(g, DNN_FLOAT, &all);
-    cudnn_object share = dnn_between(g, type, &all);
+    cudnn_object share = dnn_between(g, type, &all), log = dnn_between(g, DNN_FLOAT, &rows);
     dnn_reduce(g, DNN_REDUCE_MAX, scaled, most);
     dnn_pointwise(g, DNN_POINTWISE_SUB, DNN_FLOAT, scaled, most, NULL, less, 0);
     dnn_pointwise(g, DNN_POINTWISE_EXP, DNN_FLOAT, less, NULL, NULL, power, 0);
     dnn_reduce(g, DNN_REDUCE_ADD, power, sum);
+    dnn_pointwise(g, DNN_POINTWISE_LOG, DNN_FLOAT, sum, NULL, NULL, log, 0);
+    dnn_pointwise(g, DNN_POINTWISE_ADD, DNN_FLOAT, most, log, NULL,
+                  dnn_tensor(g, ID_STATS, DNN_FLOAT, &rows), 0);
     dnn_pointwise(g, DNN_POINTWISE_DIV, DNN_FLOAT, power, sum, NULL, share, 0);
     dnn_matmul(g, share, dnn_tensor(g, ID_V, type, &v), dnn_tensor(g, ID_RESULT, type, &out));
 }
@@ -334,6 +389,9 @@ static ct_status plan_attention(dnn *d, const dnn_attention *p, const dnn_key *k
     dnn_plan *plan = new_plan(d, key);
     if (!plan)
         return error_memory(error, sizeof *plan, "a plan of cuDNN");
+    *out = plan;
+    if (load_plan(d, plan))
+        return keep_plan(d, plan, what, error);
     dnn_graph *g = &plan->graph[0];
     const unsigned barred = 1u << DNN_NOTE_NONDETERMINISTIC;
     plan->reason = CUDNN_NOT_SUPPORTED;
@@ -347,9 +405,10 @@ static ct_status plan_attention(dnn *d, const dnn_attention *p, const dnn_key *k
         start_again(d, g);
         build_composed(g, p);
         plan->steps = dnn_graph_plans(g, barred, MAX_WORKSPACE, plan->step, 1);
+        plan->scratch = ((size_t)(p->heads * p->queries) * sizeof(float) + 255) / 256 * 256;
         plan->reason = g->status;
     }
-    *out = plan;
+    store_plan(d, plan);
     return keep_plan(d, plan, what, error);
 }
 
@@ -372,7 +431,7 @@ ct_status dnn_attend(dnn *d, const dnn_attention *p, const dnn_attention_operand
         return error_set(error, CT_EUNSUPPORTED, "%s has no engine for %s: %s", d->version, what,
                          plan->steps ? "addresses must be multiples of 16"
                                      : d->lib.status_text(plan->reason));
-    status = reserve(d, plan->step[0].workspace, error);
+    status = reserve(d, plan->scratch + plan->step[0].workspace, error);
     if (status != CT_OK)
         return status;
     float scale = (float)(1.0 / sqrt((double)p->dim));
@@ -386,7 +445,9 @@ ct_status dnn_attend(dnn *d, const dnn_attention *p, const dnn_attention_operand
     give_number(&given, ID_SCALE, &scale);
     if (p->causal)
         give_number(&given, ID_LOWEST, &lowest);
-    const cudnn_status s = run_step(d, &plan->step[0], &given, workspace_of(d));
+    if (plan->scratch) /* composed */
+        give(&given, ID_STATS, workspace_of(d));
+    const cudnn_status s = run_step(d, &plan->step[0], &given, workspace_of(d) + plan->scratch);
     return s == CUDNN_OK ? CT_OK : dnn_error(d, s, what, error);
 }
 
@@ -580,6 +641,9 @@ static ct_status plan_convolution(dnn *d, const dnn_conv *p, const dnn_key *key,
     dnn_plan *plan = new_plan(d, key);
     if (!plan)
         return error_memory(error, sizeof *plan, "a plan of cuDNN");
+    *out = plan;
+    if (load_plan(d, plan))
+        return keep_plan(d, plan, what, error);
     dnn_step candidates[MAX_CANDIDATES];
     const bool sums = p->add || p->bias;
     const dnn_shape shape = out_shape(p);
@@ -607,7 +671,7 @@ static ct_status plan_convolution(dnn *d, const dnn_conv *p, const dnn_key *key,
     for (int i = 0; i < count; i++)
         if (i != best)
             dnn_graph_drop(g, candidates[i].plan);
-    *out = plan;
+    store_plan(d, plan);
     return keep_plan(d, plan, what, error);
 }
 

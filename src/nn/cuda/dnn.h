@@ -15,6 +15,7 @@ typedef struct dnn_params {
     const cuda_driver *driver;
     const cuda_device_info *device;
     cu_stream stream;
+    const char *folder; /* where plans are kept for the next run; NULL: nowhere */
 } dnn_params;
 
 ct_status dnn_open(dnn **out, const dnn_params *params, ct_error *error);

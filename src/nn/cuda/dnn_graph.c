@@ -1,6 +1,7 @@
 /* Graphs of cuDNN: objects are made, given attributes, and finalized; operations refer to tensors,
  * the graph to operations, plans to the graph. */
 #include "nn/cuda/dnn_graph.h"
+#include "core/mem.h"
 
 #include <stdbool.h>
 
@@ -250,12 +251,8 @@ static bool allowed(dnn_graph *g, cudnn_object config, unsigned barred)
     return true;
 }
 
-/* A plan that cannot be made is no error: the next configuration may do. */
-static bool make_plan(dnn_graph *g, cudnn_object config, size_t workspace, dnn_step *step)
+static bool finish_plan(dnn_graph *g, cudnn_object plan, size_t workspace, dnn_step *step)
 {
-    cudnn_object plan = make(g, DNN_EXECUTION_PLAN);
-    set(g, plan, DNN_EXECUTION_PLAN_HANDLE, DNN_TYPE_HANDLE, 1, &g->lib->handle);
-    set_object(g, plan, DNN_EXECUTION_PLAN_ENGINE_CONFIG, config);
     finish(g, plan);
     int64_t bytes = 0, count = 0;
     if (g->status == CUDNN_OK)
@@ -265,6 +262,40 @@ static bool make_plan(dnn_graph *g, cudnn_object config, size_t workspace, dnn_s
         return false;
     *step = (dnn_step){plan, (size_t)bytes};
     return true;
+}
+
+/* A plan that cannot be made is no error: the next configuration may do. */
+static bool make_plan(dnn_graph *g, cudnn_object config, size_t workspace, dnn_step *step)
+{
+    cudnn_object plan = make(g, DNN_EXECUTION_PLAN);
+    set(g, plan, DNN_EXECUTION_PLAN_HANDLE, DNN_TYPE_HANDLE, 1, &g->lib->handle);
+    set_object(g, plan, DNN_EXECUTION_PLAN_ENGINE_CONFIG, config);
+    return finish_plan(g, plan, workspace, step);
+}
+
+char *dnn_plan_text(const cudnn *lib, const ct_allocator *a, const dnn_step *step, size_t *bytes)
+{
+    const int attribute = DNN_EXECUTION_PLAN_JSON_REPRESENTATION;
+    int64_t count = 0;
+    if (lib->get(step->plan, attribute, DNN_TYPE_CHAR, 0, &count, NULL) != CUDNN_OK || count <= 0)
+        return NULL;
+    char *text = mem_alloc(a, (size_t)count);
+    const int64_t wanted = count;
+    if (text && lib->get(step->plan, attribute, DNN_TYPE_CHAR, wanted, &count, text) == CUDNN_OK &&
+        count <= wanted) {
+        *bytes = (size_t)count;
+        return text;
+    }
+    mem_free(a, text);
+    return NULL;
+}
+
+bool dnn_plan_from_text(dnn_graph *g, const char *text, size_t bytes, dnn_step *step)
+{
+    cudnn_object plan = make(g, DNN_EXECUTION_PLAN);
+    set(g, plan, DNN_EXECUTION_PLAN_HANDLE, DNN_TYPE_HANDLE, 1, &g->lib->handle);
+    set(g, plan, DNN_EXECUTION_PLAN_JSON_REPRESENTATION, DNN_TYPE_CHAR, (int64_t)bytes, text);
+    return finish_plan(g, plan, SIZE_MAX, step);
 }
 
 int dnn_graph_plans(dnn_graph *g, unsigned barred, size_t workspace, dnn_step *steps, int wanted)

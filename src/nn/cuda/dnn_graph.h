@@ -58,6 +58,11 @@ typedef struct dnn_step {
  * most `workspace` bytes. Returns how many; where it is 0, g->status tells why. */
 int dnn_graph_plans(dnn_graph *g, unsigned barred, size_t workspace, dnn_step *steps, int wanted);
 
+/* A plan as text, its kernels included, in memory of a; NULL where that is not possible. */
+char *dnn_plan_text(const cudnn *lib, const ct_allocator *a, const dnn_step *step, size_t *bytes);
+/* A plan from such a text; false where it does not work here. The graph needs no operations. */
+bool dnn_plan_from_text(dnn_graph *g, const char *text, size_t bytes, dnn_step *step);
+
 /* Frees one object before the graph: a plan that is not wanted. */
 void dnn_graph_drop(dnn_graph *g, cudnn_object object);
 

@@ -68,10 +68,10 @@ ct_status cuda_gpu_open(cuda_gpu **out, const cuda_gpu_params *params, ct_error 
                            ? open_device(g, params->ordinal, error)
                            : error_memory(error, sizeof *g->shared, "the GPU");
     const blas_params for_blas = {.allocator = a,
-                                     .driver = &g->driver,
-                                     .device = &g->info,
-                                     .folder = g->folder,
-                                     .workspace = CUDA_WORKSPACE};
+                                  .driver = &g->driver,
+                                  .device = &g->info,
+                                  .folder = g->folder,
+                                  .workspace = CUDA_WORKSPACE};
     if (status == CT_OK)
         status = blas_open(&g->blas, &for_blas, error);
     if (status != CT_OK) {
