@@ -35,7 +35,8 @@ struct cuda_gpu {
 typedef enum cuda_attention_path {
     ATTENTION_ANY,
     ATTENTION_DNN,
-    ATTENTION_OWN, /* kernels/attention.cu */
+    ATTENTION_HOPPER, /* kernels/attention.cu */
+    ATTENTION_OWN,    /* the same, on other GPUs */
     ATTENTION_PRODUCTS,
     ATTENTION_PLAIN
 } cuda_attention_path;
