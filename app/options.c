@@ -139,10 +139,21 @@ const option_info option_table[OPTION_COUNT] = {
         .name = "precision", .kind = OPTION_KIND_CHOICE, .metavar = "P",
         .group = OPTION_GROUP_MACHINE, .commands = GENERATE | PLAN | BENCH,
         .help = "how the transformer multiplies: fp32 is the reference to rounding; bf16 and int8 "
-                "are faster where the processor has such instructions; auto: bf16 there",
+                "are faster where the processor has such instructions; fp8 on GPUs that have it; "
+                "auto: bf16 where that is fast",
         .fallback = "auto",
-        .words = "auto fp32 bf16 int8",
+        .words = "auto fp32 bf16 int8 fp8",
         .elsewhere = "dtype torch-dtype type",
+    },
+    [OPTION_DEVICE] = {
+        .name = "device", .kind = OPTION_KIND_TEXT, .metavar = "D",
+        .group = OPTION_GROUP_MACHINE, .commands = GENERATE | PLAN,
+        .help = "where to compute: cpu, cuda or cuda:N (calotype devices lists them); auto: the "
+                "first GPU that can be used, else the CPU",
+        .fallback = "auto",
+        .words = "auto cpu cuda",
+        .environment = "CALOTYPE_DEVICE",
+        .elsewhere = "backend gpu cuda",
     },
     [OPTION_CPU] = {
         .name = "cpu", .kind = OPTION_KIND_TEXT, .metavar = "TIER",

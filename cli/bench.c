@@ -330,6 +330,7 @@ int bench_run(const options *o, report *r)
     ct_error error;
     ct_context_params params;
     ct_context_params_init(&params);
+    params.device = "cpu";
     params.threads = (int)o->value[OPTION_THREADS].integer;
     params.cpu = o->value[OPTION_CPU].text;
     params.callbacks = report_callbacks(r);

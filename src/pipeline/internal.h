@@ -9,6 +9,7 @@
 #include "models/vae_kl.h"
 #include "models/zimage.h"
 #include "nn/cpu/kernels.h"
+#include "nn/cuda/gpu.h"
 #include "sampling/flow_match.h"
 #include "text/tokenizer.h"
 
@@ -17,6 +18,7 @@ struct ct_context {
     ct_callbacks callbacks;
     pool *threads;
     cpu_kernels kernels;
+    cuda_gpu *gpu; /* where networks run; NULL: on the CPU */
     char *cache; /* a folder, or NULL */
 };
 
@@ -29,6 +31,7 @@ struct ct_model {
     zimage *transformer;
     vae_kl *vae;
     flow_match scheduler;
+    cuda_store *gpu_weights; /* where the context has a GPU */
     ct_model_info info;
     ct_component_info components[3];
     char hash[FINGERPRINT_DIGITS + 1];

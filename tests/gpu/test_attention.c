@@ -200,7 +200,7 @@ static void expect_row(const attention_case *a, const numbers *n, int64_t query,
  * probability and of the result, and sums in float32. */
 static double bound_of(dtype type)
 {
-    return type == DTYPE_F32 ? 2e-5 : type == DTYPE_F16 ? 1.0 / 1024 + 1e-4 : 1.0 / 256 + 1e-4;
+    return type == DTYPE_F32 ? 2e-5 : type == DTYPE_F16 ? 0x1p-10 + 1e-4 : 0x1p-7 + 1e-4;
 }
 
 /* Relative L2 over the queries that are looked at; -1 with a message where a number is wrong. */

@@ -405,16 +405,21 @@ DEVICE float exponential(float x)
 #if defined(T_F32)
     return expf(x);
 #else
-    return __expf(x);
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x * 1.4426950408889634f));
+    return y;
 #endif
 }
 
+/* y is at least 1. */
 DEVICE float quotient(float x, float y)
 {
 #if defined(T_F32)
     return x / y;
 #else
-    return __fdividef(x, y);
+    float inverse;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(inverse) : "f"(y));
+    return x * inverse;
 #endif
 }
 
