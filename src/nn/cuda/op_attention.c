@@ -1,5 +1,6 @@
-/* Attention on the GPU. Four ways, each for what the ones before it cannot do: cuDNN, our kernels
- * (kernels/attention.cu), products with the scores in memory, and a plain kernel. */
+/* Attention on the GPU. Several ways, each for what the ones before it cannot do: cuDNN, our kernel
+ * for Hopper, that for other GPUs (kernels/attention.cu), products with the scores in memory, and a
+ * plain kernel. */
 #include "nn/cuda/cuda.h"
 
 #include <math.h>
