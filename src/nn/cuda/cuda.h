@@ -45,7 +45,8 @@ ct_status cuda_gpu_alloc(cuda_gpu *g, cu_address *out, size_t bytes, const char 
 typedef enum cuda_attention_path {
     ATTENTION_ANY,
     ATTENTION_DNN,
-    ATTENTION_OWN, /* kernels/attention.cu */
+    ATTENTION_HOPPER, /* kernels/attention.cu */
+    ATTENTION_OWN,    /* the same, on other GPUs */
     ATTENTION_PRODUCTS,
     ATTENTION_PLAIN
 } cuda_attention_path;

@@ -1,5 +1,6 @@
-/* Attention on the GPU. Four ways, each for what the ones before it cannot do: cuDNN, our kernels
- * (kernels/attention.cu), products with the scores in memory, and a plain kernel. */
+/* Attention on the GPU. Several ways, each for what the ones before it cannot do: cuDNN, our kernel
+ * for Hopper, that for other GPUs (kernels/attention.cu), products with the scores in memory, and a
+ * plain kernel. */
 #include "nn/cuda/cuda.h"
 
 #include <math.h>
@@ -8,6 +9,8 @@
 #define MAX_OWN_DIM 128
 #define OWN_QUERIES 128 /* of a block */
 #define OWN_THREADS 128
+#define HOPPER_THREADS 256
+#define HOPPER_SHARED (5 * 128 * 128 * 2)
 #define TWO_BLOCKS (130 << 10) /* shared memory for two blocks of attention128 */
 #define SCORE_BYTES ((size_t)256 << 20)
 #define SCORE_ALIGN 16 /* numbers: rows of scores begin at multiples of it */
@@ -95,6 +98,13 @@ static bool own_fits(const attention *a, const cuda_device_info *gpu)
            (a->out_stride | a->q_stride | a->k_stride | a->v_stride) % 8 == 0;
 }
 
+/* Heads of 64 are left to the smaller tiles of the others. */
+static bool hopper_fits(const attention *a, const cuda_device_info *gpu)
+{
+    return gpu->major == 9 && gpu->minor == 0 && gpu->shared_bytes >= HOPPER_SHARED &&
+           a->type != DTYPE_F32 && a->dim > 64 && own_fits(a, gpu);
+}
+
 static void launch(nn *c, cuda_kernel kernel, const attention *a, cuda_grid grid)
 {
     cu_address out = a->out, q = a->q, k = a->k, v = a->v;
@@ -106,6 +116,17 @@ static void launch(nn *c, cuda_kernel kernel, const attention *a, cuda_grid grid
     cuda_launch(c, kernel, a->type, grid,
                 (void *[]){&out, &q, &k, &v, &out_stride, &q_stride, &k_stride, &v_stride, &queries,
                            &keys, &group, &dim, &causal, &factor});
+}
+
+static void attend_hopper(nn *c, const attention *a)
+{
+    const cuda_grid grid = {
+        .x = (a->queries + OWN_QUERIES - 1) / OWN_QUERIES,
+        .y = a->heads,
+        .threads = HOPPER_THREADS,
+        .shared_bytes = HOPPER_SHARED,
+    };
+    launch(c, KERNEL_attention128_hopper, a, grid);
 }
 
 static void attend_own(nn *c, const attention *a)
@@ -296,12 +317,17 @@ static void choose(nn *c, const attention *a, bool products, const score_memory 
                    cu_address spare)
 {
     cuda_state *state = cuda_of(c);
-    const cuda_attention_path only = state->attention_path;
+    const cuda_attention_path from = state->attention_path;
     state->attention_taken = ATTENTION_DNN;
-    if (only <= ATTENTION_DNN && dnn_fits(a) && attend_dnn(c, a, spare))
+    if (from <= ATTENTION_DNN && dnn_fits(a) && attend_dnn(c, a, spare))
         return;
+    state->attention_taken = ATTENTION_HOPPER;
+    if (from <= ATTENTION_HOPPER && hopper_fits(a, &state->gpu->info)) {
+        attend_hopper(c, a);
+        return;
+    }
     state->attention_taken = ATTENTION_OWN;
-    if (only <= ATTENTION_OWN && own_fits(a, &state->gpu->info)) {
+    if (from <= ATTENTION_OWN && own_fits(a, &state->gpu->info)) {
         attend_own(c, a);
         return;
     }
@@ -317,7 +343,7 @@ void cuda_attention(nn *c, const nn_tensor *out, const nn_tensor *q, const nn_te
 {
     const size_t mark = nn_mark(c);
     const dtype type = cuda_work_type(c);
-    const cuda_attention_path only = cuda_of(c)->attention_path;
+    const cuda_attention_path from = cuda_of(c)->attention_path;
     const size_t out_bytes = (size_t)(out->n[0] * out->n[1]) * dtype_size(type);
     attention a = {
         .type = type,
@@ -340,8 +366,8 @@ void cuda_attention(nn *c, const nn_tensor *out, const nn_tensor *q, const nn_te
     const bool may_share = q->type == type && out->type == type && a.q_stride == a.out_stride;
     const cu_address spare = may_share && dnn_fits(&a) ? cuda_scratch(c, out_bytes) : 0;
     const bool products =
-        only == ATTENTION_PRODUCTS ||
-        (only < ATTENTION_PRODUCTS &&
+        from == ATTENTION_PRODUCTS ||
+        (from < ATTENTION_PRODUCTS &&
          (a.dim > MAX_OWN_DIM || (a.dim % 8 && has_tensor_cores(&cuda_of(c)->gpu->info, type))));
     score_memory s = {0};
     if (products) {

@@ -446,6 +446,8 @@ template <int DIM, int KEYS> DEVICE void attend(const attention &a)
 
 #endif
 
+#include "attention_hopper.cuh"
+
 /* ---- Kernels ---------------------------------------------------------------------------------
  * Launched as [ceil(queries / 128), heads] blocks of 128 threads. Shared memory: above. */
 
@@ -478,6 +480,17 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) attention128_small(PARA
 {
     const attention a = ATTENTION;
     attend<128, 32>(a);
+}
+
+/* dim up to 128, on Hopper alone: 256 threads, HOPPER_SHARED bytes. */
+extern "C" __global__ void __launch_bounds__(HOPPER_THREADS, 1) attention128_hopper(PARAMETERS)
+{
+#if WARPGROUP_CORES
+    const attention a = ATTENTION;
+    attend_hopper(a);
+#else
+    asm volatile("trap;"); /* made for another GPU: never launched */
+#endif
 }
 
 /* Any dim, any alignment: simple, for cases in which there is little to do. [queries, heads]
