@@ -129,13 +129,10 @@ numbers copy_of(const numbers *n)
     return c;
 }
 
-/* Half a unit in the last place of a result near 1, twice. */
 double rounding(dtype type)
 {
-    return type == DTYPE_BF16  ? 0x1p-8
-           : type == DTYPE_F16 ? 0x1p-10
-           : type == DTYPE_I32 ? 0
-                               : 0x1p-23;
+    const double half_unit = type == DTYPE_BF16 ? 0x1p-8 : type == DTYPE_F16 ? 0x1p-11 : 0x1p-24;
+    return type == DTYPE_I32 ? 0 : half_unit;
 }
 
 void compare(tally *t, double actual, double expected, double bound)

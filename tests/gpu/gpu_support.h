@@ -43,7 +43,8 @@ void free_numbers(numbers *n);
 void download(numbers *n);
 numbers copy_of(const numbers *n); /* here alone */
 double get(const numbers *n, size_t i);
-/* What rounding a result to the type may change, relative to it. */
+/* What rounding a result to the type may change, relative to it: half a unit in the last place,
+ * where units are largest. */
 double rounding(dtype type);
 
 /* The largest error of a case in units of its bound, and the errors' size beside the results'. */
