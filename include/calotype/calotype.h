@@ -81,7 +81,8 @@ typedef enum ct_status {
     CT_EUNSUPPORTED = -5, /* well formed, but not something this version can do */
     CT_EIO = -6,          /* the operating system refused to read or write */
     CT_ECANCELLED = -7,   /* the cancel callback said so */
-    CT_EINTERNAL = -8     /* a bug in calotype: please report it with the message */
+    CT_EINTERNAL = -8,    /* a bug in calotype: please report it with the message */
+    CT_EDEVICE = -9       /* a GPU, its driver or its libraries refused, or are too old */
 } ct_status;
 
 typedef struct ct_error {

@@ -61,6 +61,7 @@ const char *ct_status_name(ct_status status)
     case CT_EIO: return "input/output error";
     case CT_ECANCELLED: return "cancelled";
     case CT_EINTERNAL: return "internal error";
+    case CT_EDEVICE: return "device error";
     }
     return "unknown status";
 }

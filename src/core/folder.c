@@ -23,6 +23,26 @@ ct_status folder_create(const char *path, ct_error *error)
     return error_set(error, CT_EIO, "cannot create the folder %s: %s", path, strerror(errno));
 }
 
+ct_status folder_create_parents(const char *path, ct_error *error)
+{
+    char part[4096];
+    const size_t length = strlen(path);
+    if (length >= sizeof part)
+        return error_set(error, CT_EINVAL, "a path of %zu bytes is too long", length);
+    for (size_t at = 1; at < length; at++) {
+        if (path[at] != '/' || path[at - 1] == '/')
+            continue;
+        memcpy(part, path, at);
+        part[at] = 0;
+        /* Asked first: a file system may name another reason than EEXIST. Asked again: another
+         * process may have made it since. */
+        if (!file_is_directory(part) && mkdir(part, 0777) != 0 && !file_is_directory(part))
+            return error_set(error, CT_EIO, "cannot create the folder %s: %s", part,
+                             strerror(errno));
+    }
+    return CT_OK;
+}
+
 ct_status folder_each(const char *path,
                       ct_status (*visit)(void *user, const char *name, ct_error *error), void *user,
                       ct_error *error)

@@ -5,6 +5,8 @@
 #include "core/error.h"
 
 ct_status folder_create(const char *path, ct_error *error);
+/* Creates the folders on the way to the last part of path, where they are missing. */
+ct_status folder_create_parents(const char *path, ct_error *error);
 /* Deletes a folder, the files in it, and folders in it likewise. Follows no links. Does what it
  * can: there is nobody to tell. */
 void folder_remove(const ct_allocator *a, const char *path);

@@ -17,8 +17,8 @@ typedef struct blas_product {
     /* x and w: both DTYPE_F32 (true float32, not TF32), DTYPE_F16, DTYPE_BF16, DTYPE_F8_E4M3 or
      * DTYPE_I8. out: F32, F16 or BF16; of I8: DTYPE_I32. Sums in float32, of I8 in int32. */
     dtype type, out_type;
-    bool add;   /* out += */
-    bool bias;  /* + bias[n], of type bias_type: out_type, or F32 where cuBLASLt takes that */
+    bool add;  /* out += */
+    bool bias; /* + bias[n], of type bias_type: out_type, or F32 where cuBLASLt takes that */
     dtype bias_type;
     blas_epilogue epilogue;
     /* DTYPE_F8_E4M3: a factor for each row of x, and one for each row of w, both float32. */

@@ -18,7 +18,7 @@ typedef struct dnn_params {
 } dnn_params;
 
 ct_status dnn_open(dnn **out, const dnn_params *params, ct_error *error);
-void dnn_close(dnn *d); /* NULL is allowed */
+void dnn_close(dnn *d);                /* NULL is allowed */
 const char *dnn_version(const dnn *d); /* "cuDNN 9.19.0" */
 
 /* out [queries, heads * dim] = softmax(q k^T / sqrt(dim)) v, as nn_attention has it. Strides are

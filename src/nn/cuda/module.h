@@ -1,5 +1,5 @@
-/* Our kernels: .cu files of the tree, embedded in the program, compiled by NVRTC for the GPU that is
- * found, and kept on disk. */
+/* Our kernels: .cu files of the tree, embedded in the program, compiled by NVRTC for the GPU that
+ * is found, and kept on disk. */
 #ifndef NN_CUDA_MODULE_H
 #define NN_CUDA_MODULE_H
 

@@ -1,0 +1,158 @@
+/* What the files of the CUDA device share. */
+#ifndef NN_CUDA_CUDA_H
+#define NN_CUDA_CUDA_H
+
+#include "nn/cuda/blas.h"
+#include "nn/cuda/dnn.h"
+#include "nn/cuda/gpu.h"
+#include "nn/cuda/module.h"
+#include "nn/nn_internal.h"
+
+#define CUDA_ALIGN 256 /* of every tensor, and of the parts of an operand */
+
+/* How numbers lie in memory, as kernels are told: KIND_ in kernels/common.cuh has the same values. */
+typedef enum cuda_kind {
+    CUDA_FLOAT,
+    CUDA_WORK, /* the storage type T that the kernel was compiled for */
+    CUDA_E4M3, /* rows of fp8 with a float32 factor each */
+    CUDA_INT8, /* rows of int8 with a float32 factor each */
+    CUDA_INT32
+} cuda_kind;
+
+struct cuda_gpu {
+    const ct_allocator *allocator;
+    pool *threads;
+    cuda_driver driver;
+    cuda_device_info info;
+    cu_context context;
+    blas *blas;
+    bool has_dnn;
+    char *folder, libraries[160];
+    struct cuda_gpu_shared *shared; /* kernels by type, and the lock over them: gpu.c */
+};
+
+/* Of one nn. */
+typedef struct cuda_state {
+    cuda_gpu *gpu;
+    const cuda_driver *driver;
+    cuda_store *store;
+    cu_stream stream;
+    dnn *dnn;                       /* NULL: no cuDNN */
+    const cuda_kernels *kernels[3]; /* for DTYPE_F32, DTYPE_F16, DTYPE_BF16; NULL until needed */
+    cu_address workspace;           /* of cuBLASLt */
+    bool capturing;
+    struct cuda_private *private; /* cuda.c */
+} cuda_state;
+
+static inline cuda_state *cuda_of(nn *c)
+{
+    return c->device_state;
+}
+
+/* The address of a tensor's numbers. */
+static inline cu_address cuda_at(const nn_tensor *t)
+{
+    return t ? (cu_address)(uintptr_t)t->data : 0;
+}
+
+/* Nothing is to be put into the stream: a dry run, or something failed. */
+bool cuda_idle(nn *c);
+/* The storage type of the present precision: F32, F16 or BF16. */
+dtype cuda_work_type(const nn *c);
+/* How a tensor or operand lies in memory. */
+cuda_kind cuda_kind_of(const nn *c, const nn_tensor *t);
+/* The factors of the rows of an operand of CUDA_E4M3 or CUDA_INT8; otherwise 0. */
+cu_address cuda_scales_of(const nn *c, const nn_tensor *operand);
+
+typedef struct cuda_grid {
+    int64_t x, y, z; /* blocks; 0 counts as 1 */
+    int threads;     /* of a block */
+    int shared_bytes;
+} cuda_grid;
+
+/* Puts a kernel into the stream, in its version for activations of `type`. parameters: pointers to
+ * its arguments in order. A failure sticks to c. Does nothing where cuda_idle. */
+void cuda_launch(nn *c, cuda_kernel kernel, dtype type, cuda_grid grid, void **parameters);
+/* CUDA_LAUNCH(c, rms_norm, type, grid, &a, &b, ...) */
+#define CUDA_LAUNCH(c, name, type, grid, ...)                                                      \
+    cuda_launch(c, KERNEL_##name, type, grid, (void *[]){__VA_ARGS__})
+/* Makes a failure of a library stick. */
+void cuda_fail(nn *c, const ct_error *error);
+
+/* Numbers of the host in memory of the device that stays valid until the stream has read it; 0 in a
+ * dry run. Takes the same scratch in a dry run. */
+cu_address cuda_upload_ints(nn *c, const int32_t *values, int64_t count);
+/* Memory of the arena, in a dry run too (then 0): nn_scratch for the device. */
+cu_address cuda_scratch(nn *c, size_t bytes);
+
+/* ---- Weights: the store's copy on the GPU, uploaded by the first who asks. 0 in a dry run, after a
+ * failure, and for no weight. */
+
+/* As float32, a vector or a matrix row. */
+cu_address cuda_floats(nn *c, const nn_weight *w);
+/* A table whose rows are looked up, as the file has it where it is F32, F16 or BF16 (*type says);
+ * otherwise as BF16. */
+cu_address cuda_table(nn *c, const nn_weight *w, dtype *type);
+/* A convolution's [O, I, k, k] as [O, k, k, I] in the work type. */
+cu_address cuda_conv_weight(nn *c, const nn_weight *w);
+/* Matrices [N, K] of the same K below each other as one, in the form that products of this precision
+ * read: work type, or e4m3 or int8 with *scales [N]. Low-bit groups that stay packed on the GPU are
+ * unpacked into the arena. */
+cu_address cuda_matrices(nn *c, const nn_weight *const *w, int count, dtype *type,
+                         cu_address *scales);
+
+/* ---- Movement: cuda.c */
+void cuda_upload(nn *c, const nn_tensor *t, const float *data);
+void cuda_download(nn *c, const nn_tensor *t, float *data); /* any type of tensor */
+
+/* ---- Operations, by file --------------------------------------------------------------------- */
+
+/* op_rows.c */
+size_t cuda_operand_bytes(const nn *c, int64_t m, int64_t k);
+void cuda_prepare(nn *c, const nn_tensor *out, const nn_tensor *x);
+void cuda_embed(nn *c, const nn_tensor *out, const nn_weight *w, const int32_t *ids);
+void cuda_fill_rows(nn *c, const nn_tensor *out, const nn_weight *w);
+void cuda_rms_norm(nn *c, const nn_tensor *out, const nn_tensor *x, const nn_weight *w, float eps,
+                   const nn_tensor *scale);
+void cuda_add_rms_norm(nn *c, const nn_tensor *x, const nn_tensor *y, const nn_weight *w, float eps,
+                       const nn_tensor *gate, const nn_next_norm *next);
+void cuda_layer_norm(nn *c, const nn_tensor *out, const nn_tensor *x, float eps,
+                     const nn_tensor *scale);
+void cuda_head_norm_rope(nn *c, const nn_tensor *x, int heads, const nn_weight *w, float eps,
+                         const nn_tensor *cosine, const nn_tensor *sine, nn_rope_pairs pairs);
+void cuda_silu(nn *c, const nn_tensor *out, const nn_tensor *x);
+void cuda_tanh(nn *c, const nn_tensor *x);
+void cuda_add_scalar(nn *c, const nn_tensor *x, float value);
+/* Any kind to F32 or work; rows of n numbers that lie strides apart. */
+void cuda_convert(nn *c, dtype type, cu_address out, cuda_kind out_kind, int64_t out_stride,
+                  cu_address x, cuda_kind x_kind, int64_t x_stride, int64_t rows, int64_t n);
+
+/* op_planes.c */
+void cuda_patches(nn *c, const nn_tensor *tokens, const nn_tensor *planes, int patch,
+                  bool to_tokens);
+void cuda_upload_planes(nn *c, const nn_tensor *picture, const float *planes, float factor,
+                        float offset); /* by cuda_upload and the planes kernel */
+void cuda_download_planes(nn *c, const nn_tensor *picture, float *planes);
+void cuda_add_scaled(nn *c, const nn_tensor *x, const nn_tensor *y, float factor);
+void cuda_guide(nn *c, const nn_tensor *positive, const nn_tensor *negative, float guidance,
+                bool normalize);
+void cuda_group_sums(nn *c, const nn_tensor *sums, int64_t first, const nn_tensor *x);
+void cuda_group_factors(nn *c, const nn_tensor *norm, const nn_tensor *sums, int64_t width,
+                        const nn_weight *w, const nn_weight *b, double eps);
+void cuda_apply_norm(nn *c, const nn_tensor *out, const nn_tensor *x, const nn_tensor *norm);
+
+/* op_conv.c */
+void cuda_conv2d(nn *c, const nn_tensor *out, const nn_tensor *x, const nn_weight *w,
+                 const nn_weight *bias, const nn_conv *params);
+
+/* op_attention.c */
+void cuda_attention(nn *c, const nn_tensor *out, const nn_tensor *q, const nn_tensor *k,
+                    const nn_tensor *v, int heads, int kv_heads, bool causal);
+
+/* op_linear.c */
+void cuda_linear(nn *c, const nn_tensor *out, const nn_tensor *x, const nn_weight *w,
+                 const nn_epilogue *epilogue);
+void cuda_linears(nn *c, const nn_tensor *out, const nn_tensor *x, const nn_weight *const *w,
+                  const nn_weight *const *bias, int count);
+
+#endif
