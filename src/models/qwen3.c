@@ -5,6 +5,7 @@
 #include "core/mem.h"
 #include "io/names.h"
 
+#include <inttypes.h>
 #include <math.h>
 
 /* What the shapes of the tensors tell, and what is the same in all published models. */
@@ -159,6 +160,15 @@ void qwen3_free(qwen3 *m)
     weights_close(m->weights);
     mem_free(m->allocator, m->layer);
     mem_free(m->allocator, m);
+}
+
+void qwen3_describe(const qwen3 *m, strbuf *out)
+{
+    strbuf_printf(out,
+                  "%d layers (%d used), hidden %" PRId64 ", %d heads, %d key heads, head dim "
+                  "%" PRId64 ", vocabulary %" PRId64,
+                  m->layers, m->used_layers, m->hidden, m->heads, m->kv_heads, m->head_dim,
+                  m->vocab);
 }
 
 /* cos and sin of position * theta^(-2k/D), [S, D/2]; angles in float32 as the reference has

@@ -2,6 +2,7 @@
 #ifndef MODELS_QWEN3_H
 #define MODELS_QWEN3_H
 
+#include "core/strbuf.h"
 #include "io/weights.h"
 #include "models/bind.h"
 #include "nn/nn.h"
@@ -27,6 +28,8 @@ typedef struct qwen3 {
 ct_status qwen3_load(qwen3 **out, const load_options *options, const char *directory, int unused,
                      ct_error *error);
 void qwen3_free(qwen3 *m); /* NULL is allowed */
+/* The dimensions in one line. */
+void qwen3_describe(const qwen3 *m, strbuf *out);
 
 /* The residual stream after used_layers layers, without the final norm: [count, hidden], made in
  * the arena. layer_done (may be NULL) is called after each layer. */

@@ -11,6 +11,7 @@
 #include "core/mem.h"
 #include "io/names.h"
 
+#include <inttypes.h>
 #include <stdio.h>
 
 #define EPS 1e-6 /* of every group norm */
@@ -253,6 +254,15 @@ void vae_kl_free(vae_kl *m)
     }
     weights_close(m->weights);
     mem_free(m->allocator, m);
+}
+
+void vae_kl_describe(const vae_kl *m, strbuf *out)
+{
+    strbuf_printf(out,
+                  "%d levels, channels %" PRId64 " to %" PRId64 ", %" PRId64
+                  " latent channels, factor %d",
+                  m->blocks, m->channels[0], m->channels[m->blocks - 1], m->latent_channels,
+                  vae_kl_factor(m));
 }
 
 int vae_kl_factor(const vae_kl *m)

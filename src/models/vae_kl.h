@@ -2,8 +2,10 @@
 #ifndef MODELS_VAE_KL_H
 #define MODELS_VAE_KL_H
 
+#include "core/strbuf.h"
 #include "io/weights.h"
 #include "models/bind.h"
+#include "models/vae.h"
 #include "nn/nn.h"
 
 #define VAE_MAX_BLOCKS 8
@@ -47,21 +49,11 @@ typedef struct vae_kl {
 ct_status vae_kl_load(vae_kl **out, const load_options *options, const char *directory,
                       ct_error *error);
 void vae_kl_free(vae_kl *m); /* NULL is allowed */
+/* The dimensions in one line. */
+void vae_kl_describe(const vae_kl *m, strbuf *out);
 
 /* Pixels for each latent pixel, in both directions. */
 int vae_kl_factor(const vae_kl *m);
-/* What decode does. */
-typedef struct vae_decoding {
-    const float *latents; /* [channels, height, width], scaled as the transformer has them */
-    int64_t height, width;
-    float *picture; /* [3, factor * height, factor * width] in -1..1, not clamped */
-    /* Rows of latents whose part of the picture is decoded at a time where that takes less memory,
-     * which is at the largest sizes; 0: all. The result is the same, bit for bit. */
-    int strip_rows;
-    void (*unit_done)(void *user, int unit); /* may be NULL */
-    void *user;
-} vae_decoding;
-
 void vae_kl_decode(nn *c, const vae_kl *m, const vae_decoding *d);
 /* Units that decode reports to unit_done. */
 int vae_kl_decode_units(const vae_kl *m, const vae_decoding *d);

@@ -4,10 +4,8 @@
 
 #include "core/error.h"
 #include "core/threads.h"
+#include "families/family.h"
 #include "io/fingerprint.h"
-#include "models/qwen3.h"
-#include "models/vae_kl.h"
-#include "models/zimage.h"
 #include "nn/cpu/kernels.h"
 #include "sampling/flow_match.h"
 #include "text/tokenizer.h"
@@ -24,12 +22,10 @@ struct ct_model {
     const ct_allocator *allocator;
     char *directory;
     tokenizer *tokenizer;
-    qwen3 *text_encoder;
-    zimage *transformer;
-    vae_kl *vae;
+    family_model parts;
     flow_match scheduler;
     ct_model_info info;
-    ct_component_info components[3];
+    ct_component_info components[PART_COUNT];
     char hash[FINGERPRINT_DIGITS + 1];
 };
 

@@ -62,11 +62,11 @@ static void end_stage(ct_job *job, const nn *c, ct_stage stage, const weights *p
 
 static void encode_prompt(ct_job *job, nn *c, prompt *p, unit_counter *units)
 {
-    const qwen3 *encoder = job->model->text_encoder;
-    const int64_t size = p->count * encoder->hidden;
+    const family_model *m = &job->model->parts;
+    const int64_t size = p->count * m->feature_width;
     size_t mark = nn_mark(c);
     residency_begin(&job->residency, SECTION_ENCODE);
-    nn_tensor features = qwen3_forward(c, encoder, p->ids, p->count, unit_done, units);
+    nn_tensor features = m->family->encode(c, m, p->ids, p->count, p->words, unit_done, units);
     if (!nn_is_dry(c) && !nn_stopped(c)) {
         p->features = mem_array(job->allocator, (size_t)size, sizeof(float));
         if (!p->features)
@@ -82,10 +82,9 @@ static void encode_prompts(ct_job *job, nn *c)
 {
     prompt *prompts[] = {&job->positive, &job->negative};
     static const char *const names[] = {"prompt", "negative"};
-    const int64_t hidden = job->model->text_encoder->hidden;
-    const int count = job->info.guidance > 0 ? 2 : 1;
-    const int layers = job->model->text_encoder->used_layers;
-    unit_counter units = {job, c, CT_STAGE_ENCODE, 0, count * layers};
+    const family_model *m = &job->model->parts;
+    const int count = job->guides ? 2 : 1;
+    unit_counter units = {job, c, CT_STAGE_ENCODE, 0, count * m->encode_units};
     if (!job->positive.features) {
         begin_stage(job, c, CT_STAGE_ENCODE);
         report(job, c, CT_STAGE_ENCODE, 0, units.all, NULL);
@@ -101,10 +100,11 @@ static void encode_prompts(ct_job *job, nn *c)
         snprintf(name, sizeof name, "%s.ids", names[i]);
         trace_ids(&job->trace, name, p->ids, p->count);
         snprintf(name, sizeof name, "%s.features", names[i]);
-        trace_floats(&job->trace, name, 2, (const int64_t[]){p->count, hidden}, p->features);
+        trace_floats(&job->trace, name, 2, (const int64_t[]){p->count, m->feature_width},
+                     p->features);
     }
     job->trace.active = false;
-    end_stage(job, c, CT_STAGE_ENCODE, job->model->text_encoder->weights);
+    end_stage(job, c, CT_STAGE_ENCODE, m->weights[PART_TEXT_ENCODER]);
 }
 
 /* ---- Noise ----------------------------------------------------------------------------------- */
@@ -113,8 +113,7 @@ static void read_noise(ct_job *job, nn *c)
 {
     ct_error error;
     weights *file = NULL;
-    const int64_t shape[] = {job->model->transformer->channels, job->latent_height,
-                             job->latent_width};
+    const int64_t shape[] = {job->model->parts.channels, job->latent_height, job->latent_width};
     if (weights_open_file(&file, job->allocator, job->noise_path, &error) != CT_OK) {
         nn_fail(c, error.code, "%s", error.message);
         return;
@@ -137,8 +136,7 @@ static void read_noise(ct_job *job, nn *c)
 
 static void trace_latents(ct_job *job, const char *name, const float *data)
 {
-    const int64_t shape[] = {job->model->transformer->channels, job->latent_height,
-                             job->latent_width};
+    const int64_t shape[] = {job->model->parts.channels, job->latent_height, job->latent_width};
     trace_floats(&job->trace, name, 3, shape, data);
 }
 
@@ -161,9 +159,7 @@ static void draw_noise(ct_job *job, nn *c, uint64_t seed)
 
 /* What a loop over the steps needs; all of it in the network's memory. */
 typedef struct denoising {
-    zimage_schedule schedule;
-    zimage_caption positive, negative; /* negative: where guidance is on */
-    nn_tensor latents, output, other;  /* [channels, height, width] */
+    nn_tensor latents, output, other; /* [channels, height, width]; other: where guidance is on */
 } denoising;
 
 static void trace_output(ct_job *job, nn *c, const char *name, int step, const nn_tensor *output)
@@ -181,20 +177,21 @@ static void trace_output(ct_job *job, nn *c, const char *name, int step, const n
  * those without guidance are two different recordings. */
 static void evaluate(ct_job *job, nn *c, const denoising *d, bool guided)
 {
-    const zimage *m = job->model->transformer;
+    const family_model *m = &job->model->parts;
     residency_begin(&job->residency, SECTION_EVALUATE);
-    zimage_forward(c, m, &d->schedule, &d->positive, &d->latents, &d->output);
+    m->family->forward(c, m, job->schedule, job->positive.condition, &d->latents, &d->output);
     if (!guided)
         return;
     job->trace.active = false;
     residency_begin(&job->residency, SECTION_EVALUATE);
-    zimage_forward(c, m, &d->schedule, &d->negative, &d->latents, &d->other);
+    m->family->forward(c, m, job->schedule, job->negative.condition, &d->latents, &d->other);
 }
 
 static void run_step(ct_job *job, nn *c, const denoising *d, int step)
 {
+    const family_model *m = &job->model->parts;
     const bool guided = job_guides(job, step), traced = job->trace.writer != NULL;
-    zimage_set_step(c, &d->schedule, step);
+    m->family->set_step(c, m, job->schedule, step);
     job->trace.active = step == 0;
     if (traced || nn_repeat_begin(c, guided)) {
         evaluate(job, c, d, guided);
@@ -205,10 +202,13 @@ static void run_step(ct_job *job, nn *c, const denoising *d, int step)
     trace_output(job, c, "model_output", step, &d->output);
     if (guided) {
         trace_output(job, c, "negative_output", step, &d->other);
-        nn_guide(c, &d->output, &d->other, job->info.guidance, job->cfg_normalization);
+        nn_guide(c, &d->output, &d->other, job->info.guidance - m->family->guidance_off,
+                 job->cfg_normalization);
     }
-    /* x += (sigma' - sigma) * velocity, and the network estimates the negative velocity. */
-    nn_add_scaled(c, &d->latents, &d->output, job->sigmas[step] - job->sigmas[step + 1]);
+    /* x += (sigma' - sigma) * velocity */
+    const float *sigma = &job->sigmas[step];
+    nn_add_scaled(c, &d->latents, &d->output,
+                  m->family->negated ? sigma[0] - sigma[1] : sigma[1] - sigma[0]);
 }
 
 static void end_step(ct_job *job, nn *c, int step)
@@ -219,24 +219,33 @@ static void end_step(ct_job *job, nn *c, int step)
     char name[48];
     snprintf(name, sizeof name, "step.%02d.latents", step);
     trace_latents(job, name, job->latents);
-    const ct_latents preview = {job->latents, (int)job->model->transformer->channels,
+    const ct_latents preview = {job->latents, (int)job->model->parts.channels,
                                 (int)job->latent_height, (int)job->latent_width};
     report(job, c, CT_STAGE_DENOISE, step + 1, job->info.steps, &preview);
 }
 
+static void prepare_prompt(ct_job *job, nn *c, prompt *p)
+{
+    const family_model *m = &job->model->parts;
+    const family_input input = {.features = p->features,
+                                .count = p->count,
+                                .height = job->latent_height,
+                                .width = job->latent_width};
+    m->family->prepare_condition(c, m, p->condition, &input);
+}
+
 static denoising prepare(ct_job *job, nn *c)
 {
-    const zimage *m = job->model->transformer;
+    const family_model *m = &job->model->parts;
     const int64_t height = job->latent_height, width = job->latent_width;
-    denoising d = {.schedule = zimage_prepare_schedule(c, m, job->times, job->info.steps)};
-    d.positive =
-        zimage_prepare_caption(c, m, job->positive.features, job->positive.count, height, width);
+    denoising d;
+    m->family->prepare_schedule(c, m, job->schedule, job->sigmas, job->times, job->info.steps);
+    prepare_prompt(job, c, &job->positive);
     job->trace.active = false;
     d.latents = nn_new3(c, m->channels, height, width);
-    d.output = nn_new3(c, m->channels, height, width);
-    if (job->info.guidance > 0) {
-        d.negative = zimage_prepare_caption(c, m, job->negative.features, job->negative.count,
-                                            height, width);
+    d.output = d.other = nn_new3(c, m->channels, height, width);
+    if (job->guides) {
+        prepare_prompt(job, c, &job->negative);
         d.other = nn_new3(c, m->channels, height, width);
     }
     nn_upload(c, &d.latents, job->latents, job->latent_count);
@@ -264,28 +273,28 @@ static void denoise(ct_job *job, nn *c)
             break; /* every step takes the same memory */
     }
     nn_release(c, mark);
-    end_stage(job, c, CT_STAGE_DENOISE, job->model->transformer->weights);
+    end_stage(job, c, CT_STAGE_DENOISE, job->model->parts.weights[PART_TRANSFORMER]);
 }
 
 /* ---- Picture --------------------------------------------------------------------------------- */
 
 static void decode(ct_job *job, nn *c)
 {
-    const vae_kl *vae = job->model->vae;
+    const family_model *m = &job->model->parts;
     unit_counter units = {.job = job, .network = c, .stage = CT_STAGE_DECODE};
     vae_decoding d = job_decoding(job);
     d.unit_done = unit_done;
     d.user = &units;
-    units.all = vae_kl_decode_units(vae, &d);
+    units.all = m->family->decode_units(m, &d);
     report(job, c, CT_STAGE_DECODE, 0, units.all, NULL);
     if (!nn_is_dry(c) && !nn_stopped(c))
         trace_latents(job, "latents", job->latents);
     begin_stage(job, c, CT_STAGE_DECODE);
     residency_begin(&job->residency, SECTION_DECODE);
     job->trace.active = true;
-    vae_kl_decode(c, vae, &d);
+    m->family->decode(c, m, &d);
     job->trace.active = false;
-    end_stage(job, c, CT_STAGE_DECODE, vae->weights);
+    end_stage(job, c, CT_STAGE_DECODE, m->weights[PART_VAE]);
 }
 
 /* The text encoder is small work, so 8 bits would gain little there; the VAE is computed in float32
@@ -332,7 +341,7 @@ static ct_status add_recipe(const ct_job *job, ct_image *image, ct_error *error)
     const ct_job_info *j = &job->info;
     recipe r = {
         .prompt = job->positive.text,
-        .negative = j->guidance > 0 ? job->negative.text : NULL,
+        .negative = job->guides ? job->negative.text : NULL,
         .seed = image->seed,
         .width = j->width,
         .height = j->height,
