@@ -65,7 +65,8 @@ def may_include(folder, path, header):
     parent = os.path.dirname(header)
     if folder == "src/models":
         own = os.path.splitext(os.path.basename(path))[0]
-        if header == f"models/{own}.h":
+        stem = os.path.splitext(os.path.basename(header))[0]
+        if parent == "models" and (own == stem or own.startswith(stem + "_")):
             return True
     elif parent and parent == re.sub("^(src|include)/", "", folder):
         return True

@@ -112,10 +112,10 @@ struct family {
     /* The bytes of activations that decode takes at most, under params. */
     ct_status (*decode_peak)(const family_model *m, const vae_decoding *d, const nn_params *params,
                              size_t *bytes, ct_error *error);
-    /* A picture [3, height, width] in -1..1 to latents as the transformer has them. NULL without
-     * max_references. */
+    /* A picture [3, height, width] in -1..1 to latents as the transformer has them; scratch: memory
+     * for twice as many numbers. NULL without max_references. */
     void (*encode_picture)(nn *c, const family_model *m, const float *picture, int64_t height,
-                           int64_t width, float *latents);
+                           int64_t width, float *scratch, float *latents);
 };
 
 #endif

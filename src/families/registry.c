@@ -5,17 +5,15 @@
 #include <stdio.h>
 #include <string.h>
 
-extern const family family_zimage;
+extern const family family_flux2_klein, family_zimage;
 
-static const family *const families[] = {&family_zimage};
+static const family *const families[] = {&family_zimage, &family_flux2_klein};
 enum { FAMILIES = sizeof families / sizeof *families };
 
 /* Pipelines of diffusers that this version cannot run but knows, and a tensor that tells them. */
 static const struct {
     const char *pipeline, *evidence;
 } planned[] = {
-    {"Flux2KleinPipeline", "double_stream_modulation_img.linear.weight"},
-    {"Flux2KleinPipeline", "double_stream_modulation_img.lin.weight"},
     {"Flux2Pipeline", NULL},
     {"QwenImagePipeline", "txt_norm.weight"},
     {"QwenImageEditPipeline", NULL},

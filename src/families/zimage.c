@@ -8,18 +8,17 @@
 
 #define MAX_PROMPT_TOKENS 512 /* max_sequence_length of the reference pipeline */
 #define TURBO_SHIFT 3
-#define UNUSED_LAYERS 1 /* of the text encoder: the reference takes hidden_states[-2] */
 #define PATCH 2
 
 static ct_status load(family_model *m, const load_options *options,
                       const char *const folders[PART_COUNT], const config *index, ct_error *error)
 {
+    static const qwen3_taps taps = {1, {-1}};
     (void)index;
     qwen3 *text_encoder = NULL;
     zimage *transformer = NULL;
     vae_kl *vae = NULL;
-    ct_status status =
-        qwen3_load(&text_encoder, options, folders[PART_TEXT_ENCODER], UNUSED_LAYERS, error);
+    ct_status status = qwen3_load(&text_encoder, options, folders[PART_TEXT_ENCODER], &taps, error);
     if (status == CT_OK)
         status = zimage_load(&transformer, options, folders[PART_TRANSFORMER], error);
     if (status == CT_OK)
@@ -35,7 +34,7 @@ static ct_status load(family_model *m, const load_options *options,
     m->channels = transformer->channels;
     m->factor = vae_kl_factor(vae);
     m->patch = PATCH;
-    m->feature_width = text_encoder->hidden;
+    m->feature_width = qwen3_width(text_encoder);
     m->vocab = text_encoder->vocab;
     m->max_prompt_tokens = zimage_max_caption(transformer);
     if (m->max_prompt_tokens > text_encoder->max_positions)
@@ -66,11 +65,11 @@ static ct_status check(const family_model *m, const char *directory, ct_error *e
                          "%s: transformer/config.json has cap_feat_dim %" PRId64
                          ", but text_encoder/config.json has hidden_size %" PRId64,
                          directory, transformer->caption_dim, text_encoder->hidden);
-    if (transformer->channels != vae->latent_channels)
+    if (transformer->channels != vae_kl_channels(vae))
         return error_set(error, CT_EFORMAT,
                          "%s: transformer/config.json has in_channels %" PRId64
                          ", but vae/config.json has latent_channels %" PRId64,
-                         directory, transformer->channels, vae->latent_channels);
+                         directory, transformer->channels, vae_kl_channels(vae));
     if (zimage_max_caption(transformer) < 1)
         return error_set(error, CT_EFORMAT,
                          "%s: axes_lens in transformer/config.json leaves no room for a caption",
@@ -106,8 +105,7 @@ static void choose_defaults(const family_model *m, double shift, ct_model_info *
 static nn_tensor encode(nn *c, const family_model *m, const int32_t *ids, int64_t count,
                         int64_t words, void (*unit_done)(void *, int), void *user)
 {
-    (void)words;
-    return qwen3_forward(c, m->text_encoder, ids, count, unit_done, user);
+    return qwen3_forward(c, m->text_encoder, ids, count, words, unit_done, user);
 }
 
 static void prepare_schedule(nn *c, const family_model *m, void *schedule, const float *sigmas,

@@ -8,6 +8,7 @@
 typedef struct vae_decoding {
     const float *latents; /* [channels, height, width], scaled as the transformer has them */
     int64_t height, width;
+    float *scratch; /* as much memory as the latents take, which decode may use */
     float *picture; /* [3, factor * height, factor * width] in -1..1, not clamped */
     /* Rows of latents whose part of the picture is decoded at a time where that takes less memory,
      * which is at the largest sizes; 0: all. The result is the same, bit for bit. */

@@ -459,8 +459,8 @@ void nn_copy(nn *c, const nn_tensor *out, const nn_tensor *x)
 
 void nn_take(nn *c, const nn_tensor *out, const nn_tensor *x, int64_t index)
 {
-    bool fits = x->rank == 3 && is_matrix(out, x->n[0], x->n[2]) && is_float(out) && is_float(x) &&
-                index >= 0 && index < x->n[1];
+    bool fits = x->rank == 3 && is_matrix(out, x->n[0], x->n[2]) && !out->operand &&
+                out->type == DTYPE_F32 && is_float(x) && index >= 0 && index < x->n[1];
     if (require(c, fits, "take", NULL, "out [E, D], x [E, S, D], an index below S") &&
         !c->params.dry)
         c->device->take(c, out, x, index);

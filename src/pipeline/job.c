@@ -311,6 +311,7 @@ vae_decoding job_decoding(const ct_job *job)
     return (vae_decoding){.latents = job->latents,
                           .height = job->latent_height,
                           .width = job->latent_width,
+                          .scratch = job->scratch,
                           .picture = job->picture,
                           .strip_rows = job->strip_rows};
 }

@@ -27,7 +27,12 @@ static const char *const runs[] = {"turbo/small",
                                    "base/normalized",
                                    "base/truncated_guidance",
                                    "base/truncated_prompt",
-                                   "head128/tall"};
+                                   "head128/tall",
+                                   "klein/small",
+                                   "klein/wide",
+                                   "klein/truncated_prompt",
+                                   "klein_base/guided",
+                                   "klein_base/unguided"};
 enum { RUNS = sizeof runs / sizeof *runs };
 
 static weights *open_run(const char *run)
@@ -47,6 +52,12 @@ static double number(const weights *w, const char *key)
     return strtod(text, NULL);
 }
 
+/* What only some families have. */
+static double number_or(const weights *w, const char *key, double otherwise)
+{
+    return weights_metadata(w, key) ? number(w, key) : otherwise;
+}
+
 static ct_generate_params run_params(const weights *w)
 {
     ct_generate_params p;
@@ -58,8 +69,9 @@ static ct_generate_params run_params(const weights *w)
     p.steps = (int)number(w, "steps");
     p.seed = strtoull(weights_metadata(w, "seed"), NULL, 10);
     p.guidance = number(w, "guidance_scale");
-    p.cfg_truncation = number(w, "cfg_truncation");
-    p.cfg_normalization = !strcmp(weights_metadata(w, "cfg_normalization"), "true");
+    p.cfg_truncation = number_or(w, "cfg_truncation", 1);
+    const char *normalization = weights_metadata(w, "cfg_normalization");
+    p.cfg_normalization = normalization && !strcmp(normalization, "true");
     p.precision = CT_PRECISION_FP32;
     return p;
 }
@@ -178,6 +190,7 @@ static void test_every_kernel_set(void **state)
         if (cpu_kernels_usable(&tier)) {
             compare_run("turbo/small", tier.name);
             compare_run("base/normalized", tier.name);
+            compare_run("klein/small", tier.name);
         }
 }
 
