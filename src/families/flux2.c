@@ -1,5 +1,5 @@
-/* FLUX.2-klein: Qwen3, the FLUX.2 transformer, FLUX.2's VAE. It also edits: the pictures it is given
- * become tokens beside those of the new one. */
+/* FLUX.2-klein: Qwen3, the FLUX.2 transformer, FLUX.2's VAE. It also edits: the pictures it is
+ * given become tokens beside those of the new one. */
 #include "families/family.h"
 #include "models/flux2.h"
 #include "models/qwen3.h"

@@ -1,7 +1,7 @@
-/* AutoencoderKL: pictures to latents and back, as FLUX.1 and Z-Image have it; and AutoencoderKLFlux2,
- * where 2 x 2 pixels of the latents are packed into one with four times the channels (index
- * 4 * channel + 2 * row + column), and each packed channel has a mean and a deviation of its own.
- * Latents are those of the outside here: packed where the model packs them. */
+/* AutoencoderKL: pictures to latents and back, as FLUX.1 and Z-Image have it; and
+ * AutoencoderKLFlux2, where 2 x 2 pixels of the latents are packed into one with four times the
+ * channels (index 4 * channel + 2 * row + column), and each packed channel has a mean and a
+ * deviation of its own. Latents are those of the outside here: packed where the model packs. */
 #ifndef MODELS_VAE_KL_H
 #define MODELS_VAE_KL_H
 
@@ -71,8 +71,9 @@ int vae_kl_decode_units(const vae_kl *m, const vae_decoding *d);
 ct_status vae_kl_decode_peak(const vae_kl *m, const vae_decoding *d, const nn_params *params,
                              size_t *bytes, ct_error *error);
 
-/* A picture [3, height, width] in -1..1 to moments [2 * channels, height, width], in pixels of the
- * latents that are not packed: mean and logarithm of the variance, not scaled. Sides must be multiples of factor. */
+/* A picture [3, height, width] in -1..1 to moments: mean and logarithm of the variance, [2 *
+ * channels, height, width] of latents that are neither scaled nor packed. The sides must be
+ * multiples of factor. */
 void vae_kl_encode(nn *c, const vae_kl *m, const float *picture, int64_t height, int64_t width,
                    float *moments);
 /* The same to the latents that the transformer sees, [channels, height / factor, width / factor]:

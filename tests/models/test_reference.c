@@ -194,10 +194,9 @@ static void test_every_kernel_set(void **state)
         }
 }
 
-static void test_threads_change_nothing(void **state)
+static void check_threads(const char *run)
 {
-    (void)state;
-    weights *truth = open_run("turbo/wide");
+    weights *truth = open_run(run);
     ct_generate_params p = run_params(truth);
     test_folder folder;
     test_folder_create(&folder);
@@ -207,7 +206,7 @@ static void test_threads_change_nothing(void **state)
     for (int i = 0; i < 4; i++) {
         p.trace_path = test_path(&folder, "trace.safetensors");
         p.trace_modules = true;
-        ct_image *image = generate("turbo/wide", &p, NULL, threads[i]);
+        ct_image *image = generate(run, &p, NULL, threads[i]);
         size_t size;
         unsigned char *bytes = test_read_file(p.trace_path, &size);
         if (first) {
@@ -225,18 +224,26 @@ static void test_threads_change_nothing(void **state)
     test_folder_remove(&folder);
 }
 
-/* Our bf16 mode rounds less than the reference's (sums stay in float32), so its error against
- * float32 must be at most 1.2 times that of the reference's own bf16 run. */
-static void test_bf16_bound(void **state)
+static void test_threads_change_nothing(void **state)
 {
     (void)state;
-    weights *truth = open_run("turbo/wide"), *rounded = open_run("turbo/wide_bf16"), *ours = NULL;
+    check_threads("turbo/wide");
+    check_threads("klein/wide");
+}
+
+/* Our bf16 mode rounds less than the reference's (sums stay in float32), so its error against
+ * float32 must be at most 1.2 times that of the reference's own bf16 run. */
+static void check_bf16_bound(const char *run)
+{
+    char name[128];
+    snprintf(name, sizeof name, "%s_bf16", run);
+    weights *truth = open_run(run), *rounded = open_run(name), *ours = NULL;
     test_folder folder;
     test_folder_create(&folder);
     ct_generate_params p = run_params(truth);
     p.precision = CT_PRECISION_BF16;
     p.trace_path = test_path(&folder, "trace.safetensors");
-    ct_image *image = generate("turbo/wide", &p, NULL, 2);
+    ct_image *image = generate(run, &p, NULL, 2);
     ct_error error;
     test_ok(weights_open_file(&ours, &mem_default, p.trace_path, &error), &error);
     static const char *const names[][2] = {{"latents", "bf16.latents"}, {"image", "bf16.image"}};
@@ -256,6 +263,13 @@ static void test_bf16_bound(void **state)
     weights_close(rounded);
     weights_close(truth);
     test_folder_remove(&folder);
+}
+
+static void test_bf16_bound(void **state)
+{
+    (void)state;
+    check_bf16_bound("turbo/wide");
+    check_bf16_bound("klein/wide");
 }
 
 /* ---- The encoder, which no pipeline of this version calls ------------------------------------ */
