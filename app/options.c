@@ -101,7 +101,7 @@ const option_info option_table[OPTION_COUNT] = {
         .group = OPTION_GROUP_GUIDANCE, .commands = GENERATE | PLAN, .conflict = OPTION_CFG_SCALE,
         .min = 0, .max = 100,
         .help = "strength of the prompt as the model's own card and diffusers give it. Z-Image: "
-                "pos + G * (pos - neg); 0 is off",
+                "pos + G * (pos - neg); 0 is off. FLUX.2-klein: neg + G * (pos - neg); 1 is off",
         .fallback = "the model's own",
         .elsewhere = "guidance-scale",
     },
@@ -110,7 +110,7 @@ const option_info option_table[OPTION_COUNT] = {
         .group = OPTION_GROUP_GUIDANCE, .commands = GENERATE | PLAN, .conflict = OPTION_GUIDANCE,
         .min = 1, .max = 101,
         .help = "the same as the usual scale of every model: neg + S * (pos - neg); 1 is off. "
-                "For Z-Image S = G + 1",
+                "For Z-Image S = G + 1, for FLUX.2-klein S = G",
         .elsewhere = "cfg",
     },
     [OPTION_CFG_NORMALIZATION] = {

@@ -35,6 +35,10 @@ LAYERS = {
 FOREIGN = {
     "jansson.h": "src/io/json.c",
     "png.h": "src/io/png.c",
+    "jpeglib.h": "src/io/jpeg.c",
+    "jerror.h": "src/io/jpeg.c",
+    "webp/decode.h": "src/io/webp.c",
+    "webp/demux.h": "src/io/webp.c",
     "xxhash.h": "src/io/fingerprint.c",
     "pcre2.h": "src/text/pretokenize.c",
     "utf8proc.h": "src/text/nfc.c",

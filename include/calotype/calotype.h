@@ -248,9 +248,11 @@ typedef struct ct_model_info {
     const ct_component_info *component;
     /* What a job uses where the caller gives no value. */
     int default_width, default_height, default_steps;
-    double default_guidance, default_shift;
+    double default_guidance;
+    double default_shift; /* 0: it depends on size and steps */
     int size_multiple; /* width and height must be multiples of this */
     int max_prompt_tokens;
+    double default_cfg_scale; /* default_guidance in the usual convention; 1: off */
 } ct_model_info;
 
 /* Lives as long as the model. Never NULL. */
@@ -327,8 +329,9 @@ typedef struct ct_generate_params {
     int steps;                   /* 1..1000; 0: the model's own */
     uint64_t seed;
     /* Guidance in the convention of the model's own card. Z-Image: pos + g * (pos - neg), so 0 is
-     * off, and it is the usual scale minus one: cfg_scale = guidance + 1.
-     * CT_GUIDANCE_DEFAULT: the model's own. */
+     * off, and it is the usual scale minus one: cfg_scale = guidance + 1. FLUX.2-klein: the usual
+     * scale, neg + g * (pos - neg), so 1 is off, and so is less. Models that are made to be used
+     * without guidance ignore it. CT_GUIDANCE_DEFAULT: the model's own. */
     double guidance;
     /* The same in the usual convention of every model, neg + s * (pos - neg): 1 is off. 0: not
      * given. Give this or guidance, not both. */
@@ -376,7 +379,7 @@ CT_API void ct_job_free(ct_job **job);
 /* The parameters of a job with every default filled in. */
 typedef struct ct_job_info {
     int width, height, steps;
-    double guidance;  /* the model's own convention; 0: off */
+    double guidance;  /* the model's own convention */
     double cfg_scale; /* the usual one; 1: off */
     double shift;
     int evaluations;     /* of the transformer, for one picture */

@@ -309,6 +309,7 @@ static void choose_defaults(ct_model *m)
     const family_model *parts = &m->parts;
     info->default_shift = m->scheduler.shift;
     parts->family->choose_defaults(parts, m->scheduler.shift, info);
+    info->default_cfg_scale = info->default_guidance + 1 - parts->family->guidance_off;
     info->size_multiple = parts->factor * parts->patch;
     int64_t side = parts->sample_side / info->size_multiple * info->size_multiple;
     if (side < info->size_multiple)

@@ -3,7 +3,8 @@
 
     python tools/reference/make_fixtures.py [--only NAME ...] [--out DIR]
 
-NAME is one of: turbo, base, head128, klein, klein_base, tokenizer, rng, sigmas.
+NAME is one of: turbo, base, head128, klein, klein_base, tokenizer, rng, sigmas,
+pictures.
 """
 
 import argparse
@@ -16,6 +17,7 @@ import torch
 import fixture_flux2
 import fixture_models
 import fixture_numbers
+import fixture_pictures
 import fixture_tokenizer
 import model_files
 import recording
@@ -111,7 +113,7 @@ def make_flux2(description, out):
 def main():
     models = {description["name"]: description for description in fixture_models.MODELS}
     flux2 = {description["name"]: description for description in fixture_flux2.MODELS}
-    names = list(models) + list(flux2) + ["tokenizer", "rng", "sigmas"]
+    names = list(models) + list(flux2) + ["tokenizer", "rng", "sigmas", "pictures"]
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", default=os.path.join(ROOT, "tests", "fixtures"))
     parser.add_argument("--only", nargs="+", choices=names, default=names)
@@ -131,6 +133,8 @@ def main():
             fixture_numbers.write_rng(os.path.join(arguments.out, "rng.safetensors"))
         elif name == "sigmas":
             fixture_numbers.write_sigmas(os.path.join(arguments.out, "sigmas.json"))
+        elif name == "pictures":
+            fixture_pictures.write(os.path.join(arguments.out, "pictures"))
 
 
 if __name__ == "__main__":
