@@ -250,8 +250,9 @@ typedef struct ct_model_info {
     int default_width, default_height, default_steps;
     double default_guidance;
     double default_shift; /* 0: it depends on size and steps */
-    int size_multiple; /* width and height must be multiples of this */
+    int size_multiple;    /* width and height must be multiples of this */
     int max_prompt_tokens;
+    int max_references;       /* pictures that a new one can be made from */
     double default_cfg_scale; /* default_guidance in the usual convention; 1: off */
 } ct_model_info;
 
@@ -355,6 +356,16 @@ typedef struct ct_generate_params {
      * refused where that does not suffice. 0: what the machine has; then only a job whose working
      * memory alone is too large is refused. See MEMORY. */
     uint64_t max_memory;
+    /* Pictures that the new one is made from, in the order in which the prompt speaks of them, where
+     * the model can do that (ct_model_info.max_references). They are copied. Without width or height
+     * the new picture has the size of the first, as the model sees it: pictures of more than
+     * 1024 x 1024 pixels are made smaller to that area, and their edges are cut to a multiple of
+     * size_multiple. */
+    const struct ct_image *const *references;
+    int reference_count;
+    /* Instead, references keep every pixel, and the new picture has exactly the size of the first
+     * and lines up with it. Not together with width or height. */
+    bool keep_size;
 } ct_generate_params;
 
 /* Fills in the defaults (seed 0, everything else the model's own). */
@@ -393,6 +404,8 @@ typedef struct ct_job_info {
     int streamed_blocks;       /* of the transformer, that come and go at every step */
     int blocks;                /* of the transformer */
     int strip_height;          /* rows of the picture that the VAE decodes at a time; 0: all */
+    int references;            /* how many pictures it is made from */
+    int picture_width, picture_height; /* less than width and height only with keep_size */
 } ct_job_info;
 
 CT_API const ct_job_info *ct_job_get_info(const ct_job *job);

@@ -73,7 +73,9 @@ struct family {
     double usual_shift;  /* of a model without a scheduler's configuration */
     double guidance_off; /* guidance that is off, where the usual scale is 1 */
     bool negated;        /* the transformer estimates the negative of the velocity */
-    int max_references;
+    /* Pictures that a new one can be made from; 0: none. Their sides and shape; larger ones are
+     * made smaller to this area, in pixels. */
+    int max_references, min_reference_side, max_reference_aspect, reference_area;
 
     /* Opens the parts. folders: of the parts. index: model_index.json, NULL if there is none. What
      * was opened before a failure is left for free. */

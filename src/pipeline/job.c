@@ -46,6 +46,9 @@ void job_set_size(ct_job *job, int width, int height)
     const int factor = m->parts.factor;
     job->info.width = width;
     job->info.height = height;
+    job->info.picture_width = job->keep_width ? job->keep_width : width;
+    job->info.picture_height = job->keep_height ? job->keep_height : height;
+    job->info.references = job->references;
     job->latent_height = height / factor;
     job->latent_width = width / factor;
     job->latent_count = m->parts.channels * job->latent_height * job->latent_width;
@@ -60,8 +63,10 @@ static ct_status resolve_size(ct_job *job, const ct_generate_params *p, ct_error
         if (most[i] > 32768)
             most[i] = 32768;
     }
-    job_set_size(job, p->width ? p->width : m->info.default_width,
-                 p->height ? p->height : m->info.default_height);
+    const reference *first = job->references ? &job->reference[0] : NULL;
+    const int width = first ? first->width : m->info.default_width;
+    const int height = first ? first->height : m->info.default_height;
+    job_set_size(job, p->width ? p->width : width, p->height ? p->height : height);
     ct_status status = check_side(m, "width", job->info.width, most[1], error);
     if (status == CT_OK)
         status = check_side(m, "height", job->info.height, most[0], error);
@@ -366,7 +371,9 @@ ct_status job_open(ct_job **out, ct_model *model, const ct_generate_params *para
     residency_init(&job->residency, a);
     for (int i = 0; i < PART_COUNT; i++)
         residency_watch(&job->residency, model->parts.weights[i]);
-    ct_status status = resolve_size(job, params, error);
+    ct_status status = references_prepare(job, params, error);
+    if (status == CT_OK)
+        status = resolve_size(job, params, error);
     if (status == CT_OK)
         status = resolve_numbers(job, params, error);
     if (status == CT_OK)
@@ -439,6 +446,7 @@ void ct_job_free(ct_job **job)
     ct_job *j = *job;
     const ct_allocator *a = j->allocator;
     residency_free(&j->residency);
+    references_free(j);
     nn_free(j->network);
     free_prompt(a, &j->positive);
     free_prompt(a, &j->negative);

@@ -3,6 +3,7 @@
 #define PIPELINE_JOB_H
 
 #include "pipeline/internal.h"
+#include "pipeline/reference.h"
 #include "pipeline/residency.h"
 #include "pipeline/trace.h"
 
@@ -29,15 +30,18 @@ struct ct_job {
     char *noise_path, *trace_path;
     prompt positive, negative;
     int64_t latent_height, latent_width, latent_count;
-    void *schedule;           /* what the transformer was prepared with */
-    float *sigmas, *times;    /* [steps + 1], [steps]: 1 - sigma */
-    float *latents, *scratch; /* each [latent_count] */
-    float *picture;           /* [3, height, width] */
-    nn *network;              /* with the memory that the dry run asked for */
-    residency residency;      /* of the weights */
-    size_t arena[3];          /* memory of the network in each ct_stage */
-    int strip_rows;           /* of latents, for the VAE; 0: the whole picture at once */
-    uint64_t max_memory;      /* 0: none was given */
+    reference reference[MAX_REFERENCES];
+    int references;              /* of them */
+    int keep_width, keep_height; /* of the picture, where it is less than the size; 0: all */
+    void *schedule;              /* what the transformer was prepared with */
+    float *sigmas, *times;       /* [steps + 1], [steps]: 1 - sigma */
+    float *latents, *scratch;    /* each [latent_count] */
+    float *picture;              /* [3, height, width] */
+    nn *network;                 /* with the memory that the dry run asked for */
+    residency residency;         /* of the weights */
+    size_t arena[3];             /* memory of the network in each ct_stage */
+    int strip_rows;              /* of latents, for the VAE; 0: the whole picture at once */
+    uint64_t max_memory;         /* 0: none was given */
     trace trace;
     double began, stage_began; /* of the current run, for progress */
 };

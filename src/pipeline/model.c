@@ -310,6 +310,7 @@ static void choose_defaults(ct_model *m)
     info->default_shift = m->scheduler.shift;
     parts->family->choose_defaults(parts, m->scheduler.shift, info);
     info->default_cfg_scale = info->default_guidance + 1 - parts->family->guidance_off;
+    info->max_references = parts->family->max_references;
     info->size_multiple = parts->factor * parts->patch;
     int64_t side = parts->sample_side / info->size_multiple * info->size_multiple;
     if (side < info->size_multiple)

@@ -60,25 +60,32 @@ static void describe_stages(const ct_job *job, ct_memory_plan *plan)
     const uint64_t features = (uint64_t)(job->positive.count + job->negative.count) *
                               (uint64_t)job->model->parts.feature_width * sizeof(float);
     const uint64_t pixels = (uint64_t)job->info.width * (uint64_t)job->info.height;
+    const uint64_t references = references_bytes(job);
     const uint64_t latents = 2 * (uint64_t)job->latent_count * sizeof(float);
     static const residency_section sections[3][2] = {
-        [CT_STAGE_ENCODE] = {SECTION_ENCODE, SECTION_ENCODE},
+        [CT_STAGE_ENCODE] = {SECTION_ENCODE, SECTION_REFERENCES},
         [CT_STAGE_DENOISE] = {SECTION_PREPARE, SECTION_EVALUATE},
         [CT_STAGE_DECODE] = {SECTION_DECODE, SECTION_DECODE},
     };
     for (int i = 0; i < 3; i++) {
         ct_memory_stage *s = &plan->stage[i];
-        const residency_section first = sections[i][0], last = sections[i][1];
+        residency_section first = sections[i][0], last = sections[i][1];
+        if (list[last].count == 0)
+            last = first; /* no references */
         s->file_bytes = job->model->components[i].bytes;
+        if (last == SECTION_REFERENCES)
+            s->file_bytes += job->model->components[PART_VAE].bytes;
         s->read_bytes = residency_read_bytes(&job->residency, first, last);
         if (s->read_bytes > s->file_bytes) /* whole pages */
             s->read_bytes = s->file_bytes;
         s->block_bytes = list[first].largest;
         if (list[last].largest > s->block_bytes)
             s->block_bytes = list[last].largest;
-        s->blocks = list[last].count;
+        s->blocks = list[i == CT_STAGE_ENCODE ? first : last].count;
         s->activation_bytes = job->arena[i];
-        s->buffer_bytes = features;
+        s->buffer_bytes = features + references;
+        if (i == CT_STAGE_ENCODE)
+            s->buffer_bytes += references_encoding_bytes(job);
         if (i >= CT_STAGE_DENOISE)
             s->buffer_bytes += latents;
         if (i == CT_STAGE_DECODE) /* in float32, then in bytes */
@@ -168,6 +175,9 @@ static ct_memory_choice choose(planning *p, int streamed, int way)
     uint64_t held[3] = {residency_bytes(r, SECTION_ENCODE), residency_bytes(r, SECTION_EVALUATE),
                         residency_bytes(r, SECTION_DECODE)};
     const uint64_t prepare = residency_bytes(r, SECTION_PREPARE);
+    const uint64_t references = residency_bytes(r, SECTION_REFERENCES);
+    if (references > held[CT_STAGE_ENCODE])
+        held[CT_STAGE_ENCODE] = references;
     if (prepare > held[CT_STAGE_DENOISE])
         held[CT_STAGE_DENOISE] = prepare;
     for (int i = 0; i < 3; i++) {

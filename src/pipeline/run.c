@@ -78,13 +78,14 @@ static void encode_prompt(ct_job *job, nn *c, prompt *p, unit_counter *units)
     nn_release(c, mark);
 }
 
-static void encode_prompts(ct_job *job, nn *c)
+/* The prompts through the text encoder, then the reference pictures through the VAE. */
+static void encode_inputs(ct_job *job, nn *c)
 {
     prompt *prompts[] = {&job->positive, &job->negative};
     static const char *const names[] = {"prompt", "negative"};
     const family_model *m = &job->model->parts;
     const int count = job->guides ? 2 : 1;
-    unit_counter units = {job, c, CT_STAGE_ENCODE, 0, count * m->encode_units};
+    unit_counter units = {job, c, CT_STAGE_ENCODE, 0, count * m->encode_units + job->references};
     if (!job->positive.features) {
         begin_stage(job, c, CT_STAGE_ENCODE);
         report(job, c, CT_STAGE_ENCODE, 0, units.all, NULL);
@@ -104,7 +105,11 @@ static void encode_prompts(ct_job *job, nn *c)
                      p->features);
     }
     job->trace.active = false;
-    end_stage(job, c, CT_STAGE_ENCODE, m->weights[PART_TEXT_ENCODER]);
+    residency_let_go(&job->residency, m->weights[PART_TEXT_ENCODER]);
+    const nn_precision precision = nn_set_precision(c, NN_F32);
+    references_encode(job, c, unit_done, &units);
+    nn_set_precision(c, precision);
+    end_stage(job, c, CT_STAGE_ENCODE, m->weights[PART_VAE]);
 }
 
 /* ---- Noise ----------------------------------------------------------------------------------- */
@@ -227,10 +232,17 @@ static void end_step(ct_job *job, nn *c, int step)
 static void prepare_prompt(ct_job *job, nn *c, prompt *p)
 {
     const family_model *m = &job->model->parts;
+    family_reference references[MAX_REFERENCES];
+    for (int i = 0; i < job->references; i++) {
+        const reference *r = &job->reference[i];
+        references[i] = (family_reference){r->latents, r->height / m->factor, r->width / m->factor};
+    }
     const family_input input = {.features = p->features,
                                 .count = p->count,
                                 .height = job->latent_height,
-                                .width = job->latent_width};
+                                .width = job->latent_width,
+                                .references = references,
+                                .reference_count = job->references};
     m->family->prepare_condition(c, m, p->condition, &input);
 }
 
@@ -304,7 +316,7 @@ void job_execute(ct_job *job, nn *c, uint64_t seed)
     const ct_precision precision = job->info.precision;
     nn_set_precision(c, precision == CT_PRECISION_FP32 ? NN_F32 : NN_BF16);
     residency_start(&job->residency, nn_is_dry(c));
-    encode_prompts(job, c);
+    encode_inputs(job, c);
     draw_noise(job, c, seed);
     if (precision == CT_PRECISION_INT8)
         nn_set_precision(c, NN_INT8);
@@ -316,7 +328,7 @@ void job_execute(ct_job *job, nn *c, uint64_t seed)
 /* -1..1 to 0..1 in job->picture, and to bytes as the reference rounds them: half to even. */
 static void finish_picture(ct_job *job, ct_image *image)
 {
-    const int64_t pixels = (int64_t)job->info.width * job->info.height;
+    const int64_t width = job->info.width, pixels = width * job->info.height;
     int64_t broken = 0;
     for (int64_t i = 0; i < 3 * pixels; i++) {
         float v = job->picture[i] * 0.5f + 0.5f;
@@ -324,7 +336,9 @@ static void finish_picture(ct_job *job, ct_image *image)
         v = v >= 0 ? v : 0; /* also NaN */
         v = v <= 1 ? v : 1;
         job->picture[i] = v;
-        image->pixels[i % pixels * 3 + i / pixels] = (uint8_t)rintf(v * 255.0f);
+        const int64_t x = i % pixels % width, y = i % pixels / width;
+        if (x < image->width && y < image->height) /* keep_size cuts off what was padded */
+            image->pixels[(y * image->width + x) * 3 + i / pixels] = (uint8_t)rintf(v * 255.0f);
     }
     if (broken)
         log_message(&job->callbacks, CT_LOG_WARNING,
@@ -343,8 +357,10 @@ static ct_status add_recipe(const ct_job *job, ct_image *image, ct_error *error)
         .prompt = job->positive.text,
         .negative = job->guides ? job->negative.text : NULL,
         .seed = image->seed,
-        .width = j->width,
-        .height = j->height,
+        .width = j->picture_width,
+        .height = j->picture_height,
+        .references = j->references,
+        .keep_size = job->keep_width > 0,
         .steps = j->steps,
         .evaluations = j->evaluations,
         .guidance = j->guidance,
@@ -361,6 +377,8 @@ static ct_status add_recipe(const ct_job *job, ct_image *image, ct_error *error)
         .version = ct_version(),
         .cpu = job->model->context->kernels.name,
     };
+    for (int i = 0; i < j->references; i++)
+        r.reference_hash[i] = job->reference[i].hash;
     image->recipe_json = recipe_json(job->allocator, &r);
     image->recipe_text = recipe_text(job->allocator, &r);
     if (!image->recipe_json || !image->recipe_text)
@@ -383,7 +401,8 @@ ct_status ct_job_run(ct_job *job, uint64_t seed, ct_image **out, ct_error *error
     status = nn_status(job->network, error);
     ct_image *image = NULL;
     if (status == CT_OK)
-        status = image_create(&image, job->allocator, job->info.width, job->info.height, error);
+        status = image_create(&image, job->allocator, job->info.picture_width,
+                              job->info.picture_height, error);
     if (status == CT_OK) {
         image->seed = seed;
         finish_picture(job, image);

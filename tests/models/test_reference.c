@@ -31,6 +31,9 @@ static const char *const runs[] = {"turbo/small",
                                    "klein/small",
                                    "klein/wide",
                                    "klein/truncated_prompt",
+                                   "klein/one_reference",
+                                   "klein/three_references",
+                                   "klein_base/guided_reference",
                                    "klein_base/guided",
                                    "klein_base/unguided"};
 enum { RUNS = sizeof runs / sizeof *runs };
@@ -76,10 +79,28 @@ static ct_generate_params run_params(const weights *w)
     return p;
 }
 
-static ct_image *generate(const char *run, const ct_generate_params *p, const char *cpu,
+/* What the run was given, RUN.N.png. */
+static int open_references(ct_context *context, const weights *w, const char *run,
+                           ct_image *references[10])
+{
+    const int count = (int)number_or(w, "references", 0);
+    assert_in_range(count, 0, 10);
+    for (int i = 0; i < count; i++) {
+        char name[256];
+        ct_error error;
+        snprintf(name, sizeof name, "%s.%d.png", run, i);
+        test_ok(ct_image_load(context, test_fixture(name), &references[i], &error), &error);
+    }
+    return count;
+}
+
+static ct_image *generate(const char *run, const ct_generate_params *params, const char *cpu,
                           int threads)
 {
     char name[128];
+    ct_image *references[10] = {NULL};
+    ct_generate_params with = *params, *p = &with;
+    weights *truth = open_run(run);
     snprintf(name, sizeof name, "%.*s/model", (int)strcspn(run, "/"), run);
     ct_context_params cp;
     ct_context_params_init(&cp);
@@ -91,7 +112,12 @@ static ct_image *generate(const char *run, const ct_generate_params *p, const ch
     ct_error error;
     test_ok(ct_context_create(&cp, &context, &error), &error);
     test_ok(ct_model_load(context, test_fixture(name), &model, &error), &error);
+    p->reference_count = open_references(context, truth, run, references);
+    p->references = (const ct_image *const *)references;
     test_ok(ct_generate(model, p, &image, &error), &error);
+    for (int i = 0; i < p->reference_count; i++)
+        ct_image_free(&references[i]);
+    weights_close(truth);
     ct_model_free(&model);
     ct_context_free(&context);
     return image;
@@ -191,6 +217,7 @@ static void test_every_kernel_set(void **state)
             compare_run("turbo/small", tier.name);
             compare_run("base/normalized", tier.name);
             compare_run("klein/small", tier.name);
+            compare_run("klein/one_reference", tier.name);
         }
 }
 
@@ -229,6 +256,7 @@ static void test_threads_change_nothing(void **state)
     (void)state;
     check_threads("turbo/wide");
     check_threads("klein/wide");
+    check_threads("klein/three_references");
 }
 
 /* Our bf16 mode rounds less than the reference's (sums stay in float32), so its error against
@@ -272,7 +300,7 @@ static void test_bf16_bound(void **state)
     check_bf16_bound("klein/wide");
 }
 
-/* ---- The encoder, which no pipeline of this version calls ------------------------------------ */
+/* ---- The encoder ------------------------------------------------------------------------------ */
 
 typedef struct encode_check {
     const weights *truth;
