@@ -142,7 +142,10 @@ static void print_plan(report *r, const work_plan *plan)
     if (job->cfg_scale > 1 && plan->params->negative_prompt && *plan->params->negative_prompt)
         plan_text(r, "negative", plan->params->negative_prompt, job->negative_tokens);
     label(r, "size");
-    fprintf(stderr, "%d%s%d\n", job->width, r->err.utf8 ? "×" : "x", job->height);
+    fprintf(stderr, "%d%s%d", job->picture_width, r->err.utf8 ? "×" : "x", job->picture_height);
+    if (job->references)
+        fprintf(stderr, ", from %d picture%s", job->references, job->references > 1 ? "s" : "");
+    fputs("\n", stderr);
     label(r, "steps");
     fprintf(stderr, "%d, shift %g, %s\n", job->steps, job->shift, job->scheduler);
     plan_guidance(r, plan);

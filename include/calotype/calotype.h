@@ -485,7 +485,8 @@ CT_API const char *ct_image_recipe_text(const ct_image *image);
 /* Writes a PNG with the recipe in text chunks ("calotype": JSON, "parameters": text). The picture
  * is written beside path under a temporary name and renamed when it is whole. */
 CT_API ct_status ct_image_save(const ct_image *image, const char *path, ct_error *error);
-/* Reads a PNG of any kind as 8-bit RGB (alpha over white), and its recipe where it has one. */
+/* Reads a PNG, JPEG or WebP as 8-bit RGB (alpha over white, upright as Exif data say), and its recipe
+ * where it has one. Refuses animations. */
 CT_API ct_status ct_image_load(ct_context *context, const char *path, ct_image **out,
                                ct_error *error);
 CT_API void ct_image_free(ct_image **image);
