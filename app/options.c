@@ -8,7 +8,7 @@
 
 /* ---- The table ----------------------------------------------------------------------------- */
 
-#define GENERATE OPTION_FOR_GENERATE
+#define GENERATE (OPTION_FOR_GENERATE | OPTION_FOR_EDIT)
 #define QUANTIZE OPTION_FOR_QUANTIZE
 #define PLAN OPTION_FOR_PLAN
 #define BENCH OPTION_FOR_BENCH
@@ -34,6 +34,19 @@ const option_info option_table[OPTION_COUNT] = {
         .group = OPTION_GROUP_MAIN, .commands = GENERATE | PLAN,
         .help = "what it should not show; counts only where guidance is on",
         .elsewhere = "negative neg-prompt",
+    },
+    [OPTION_REFERENCE] = {
+        .name = "reference", .letter = 'r', .kind = OPTION_KIND_FILE, .metavar = "FILE",
+        .group = OPTION_GROUP_MAIN, .commands = GENERATE | PLAN, .required = OPTION_FOR_EDIT,
+        .help = "a picture to start from (PNG, JPEG or WebP), where the model can edit: "
+                "FLUX.2-klein. Up to 10 times; without a size the new picture has that of the "
+                "first",
+        .elsewhere = "image input input-image init-img ref ref-image",
+    },
+    [OPTION_KEEP_SIZE] = {
+        .name = "keep-size", .kind = OPTION_KIND_FLAG,
+        .group = OPTION_GROUP_PICTURE, .commands = GENERATE | PLAN,
+        .help = "references keep every pixel, and the new picture lines up with the first",
     },
     [OPTION_OUTPUT] = {
         .name = "output", .letter = 'o', .kind = OPTION_KIND_FILE, .metavar = "FILE.png",
@@ -102,7 +115,7 @@ const option_info option_table[OPTION_COUNT] = {
         .group = OPTION_GROUP_GUIDANCE, .commands = GENERATE | PLAN, .conflict = OPTION_CFG_SCALE,
         .min = 0, .max = 100,
         .help = "strength of the prompt as the model's own card and diffusers give it. Z-Image: "
-                "pos + G * (pos - neg); 0 is off",
+                "pos + G * (pos - neg); 0 is off. FLUX.2-klein: neg + G * (pos - neg); 1 is off",
         .fallback = "the model's own",
         .elsewhere = "guidance-scale",
     },
@@ -111,7 +124,7 @@ const option_info option_table[OPTION_COUNT] = {
         .group = OPTION_GROUP_GUIDANCE, .commands = GENERATE | PLAN, .conflict = OPTION_GUIDANCE,
         .min = 1, .max = 101,
         .help = "the same as the usual scale of every model: neg + S * (pos - neg); 1 is off. "
-                "For Z-Image S = G + 1",
+                "For Z-Image S = G + 1, for FLUX.2-klein S = G",
         .elsewhere = "cfg",
     },
     [OPTION_CFG_NORMALIZATION] = {
@@ -497,6 +510,12 @@ ct_status options_set(options *o, option_id id, const char *label, const char *t
     }
     if (status != CT_OK)
         return status;
+    if (id == OPTION_REFERENCE) {
+        if (o->references == OPTIONS_REFERENCES)
+            return error_set(error, CT_EINVAL, "%s: at most %d reference pictures can be given",
+                             label, OPTIONS_REFERENCES);
+        o->reference[o->references++] = text;
+    }
     value.given++;
     value.text = text;
     o->value[id] = value;

@@ -16,6 +16,8 @@ typedef enum option_id {
     OPTION_MODEL,
     OPTION_PROMPT,
     OPTION_NEGATIVE_PROMPT,
+    OPTION_REFERENCE,
+    OPTION_KEEP_SIZE,
     OPTION_OUTPUT,
     OPTION_WIDTH,
     OPTION_HEIGHT,
@@ -85,7 +87,8 @@ typedef enum option_group {
 #define OPTION_FOR_PLAN 32u
 #define OPTION_FOR_BENCH 64u
 #define OPTION_FOR_DEVICES 128u
-#define OPTION_FOR_ALL 255u
+#define OPTION_FOR_EDIT 256u
+#define OPTION_FOR_ALL 511u
 
 typedef struct option_info {
     const char *name; /* of the long form, without the dashes */
@@ -124,11 +127,14 @@ typedef struct option_value {
 } option_value;
 
 #define OPTIONS_ARGUMENTS 4
+#define OPTIONS_REFERENCES 10
 
 typedef struct options {
     option_value value[OPTION_COUNT];
     const char *argument[OPTIONS_ARGUMENTS]; /* what is not an option */
     int arguments;
+    const char *reference[OPTIONS_REFERENCES]; /* all that were given, in their order */
+    int references;
 } options;
 
 /* What options_parse reads, and for which command. */

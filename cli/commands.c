@@ -15,6 +15,18 @@ static const char generate_details[] =
     "\n"
     "Exit status: 0 done, 1 the work failed, 2 a mistake in the options, 130 cancelled.\n";
 
+static const char edit_details[] =
+    "Examples\n"
+    "  calotype edit -m models/FLUX.2-klein-4B -p \"make it winter\" -r house.jpg -o winter.png\n"
+    "  calotype edit -m models/FLUX.2-klein-4B -p \"the cat of the first picture on the chair of "
+    "the\n"
+    "      second\" -r cat.png -r chair.webp -o both.png\n"
+    "\n"
+    "The same as \"calotype generate\" with reference pictures. Larger ones than 1024 x 1024 are\n"
+    "made smaller to that area and cut to multiples of 16 pixels, unless --keep-size is given.\n"
+    "\n"
+    "Exit status: 0 done, 1 the work failed, 2 a mistake in the options, 130 cancelled.\n";
+
 static const char quantize_details[] =
     "Examples\n"
     "  calotype quantize -m models/Z-Image-Turbo --bits 4 -o models/Z-Image-Turbo-4bit\n"
@@ -65,6 +77,11 @@ const command command_table[] = {
      .summary = "make pictures from a prompt",
      .details = generate_details,
      .run = generate_run},
+    {.name = "edit",
+     .bit = OPTION_FOR_EDIT,
+     .summary = "make pictures from a prompt and other pictures",
+     .details = edit_details,
+     .run = generate_run},
     {.name = "quantize",
      .bit = OPTION_FOR_QUANTIZE,
      .summary = "write a copy of a model with fewer bits",
@@ -105,7 +122,7 @@ const command command_table[] = {
      .bit = OPTION_FOR_HELP,
      .arguments = "[COMMAND]",
      .max_arguments = 1,
-     .words = "generate plan quantize info devices bench completions help",
+     .words = "generate edit plan quantize info devices bench completions help",
      .summary = "show the help of a command",
      .run = help_run},
     {.name = NULL},

@@ -33,6 +33,11 @@ static void add_job(json_writer *w, const ct_job_info *job)
 {
     member_integer(w, "width", job->width);
     member_integer(w, "height", job->height);
+    if (job->references) {
+        member_integer(w, "references", job->references);
+        member_integer(w, "picture_width", job->picture_width);
+        member_integer(w, "picture_height", job->picture_height);
+    }
     member_integer(w, "steps", job->steps);
     member_number(w, "guidance", job->guidance);
     member_number(w, "cfg_scale", job->cfg_scale);

@@ -38,7 +38,6 @@ typedef struct finished {
     double seconds;           /* in all, with the writing of the file */
 } finished;
 
-
 void events_start(FILE *out, const work_plan *plan);
 void events_progress(FILE *out, int picture, const ct_progress *news);
 /* event is "warning" or "log"; level is for "log" and may be NULL. */

@@ -22,6 +22,7 @@ typedef struct work {
     int pictures;
     uint64_t seed;
     ct_generate_params params;
+    ct_image *references[OPTIONS_REFERENCES];
     ct_context *context;
     ct_model *model;
     ct_job *job;
@@ -29,6 +30,7 @@ typedef struct work {
 
 static void work_free(work *w)
 {
+    references_close(w->references);
     ct_job_free(&w->job);
     ct_model_free(&w->model);
     ct_context_free(&w->context);
@@ -125,6 +127,13 @@ static ct_status check_options(const options *o, int pictures, ct_error *error)
 {
     if (o->value[OPTION_TRACE_MODULES].given && !o->value[OPTION_TRACE].given)
         return error_set(error, CT_EINVAL, "--trace-modules needs --trace");
+    if (o->value[OPTION_KEEP_SIZE].given && o->references == 0)
+        return error_set(error, CT_EINVAL, "--keep-size needs --reference");
+    if (o->value[OPTION_KEEP_SIZE].given &&
+        (o->value[OPTION_WIDTH].given || o->value[OPTION_HEIGHT].given))
+        return error_set(error, CT_EINVAL,
+                         "--keep-size takes the size of the first reference; leave out --width and "
+                         "--height");
     if (pictures > 1 && o->value[OPTION_TRACE].given)
         return error_set(error, CT_EINVAL, "--trace records one picture; leave out --batch-count");
     if (pictures > 1 && o->value[OPTION_NOISE].given)
@@ -175,10 +184,13 @@ static ct_status open_job(work *w, ct_error *error)
     report_busy(w->report, "opening", value[OPTION_MODEL].text);
     ct_status status = context_from_options(&w->context, w->o, w->report, error);
     if (status == CT_OK)
+        status = references_open(w->references, &w->params, w->context, w->o, error);
+    if (status == CT_OK)
         status = ct_model_load_with(w->context, value[OPTION_MODEL].text, &model_params, &w->model,
                                     error);
     if (status == CT_OK)
         status = ct_job_create(w->model, &w->params, &w->job, error);
+    references_close(w->references); /* the job has what it needs */
     return status;
 }
 

@@ -129,9 +129,13 @@ static void print_model(const terminal *t, const ct_model_info *m)
             format_bytes(bytes, m->bytes));
     line(t, "hash", m->hash);
     label(t, "defaults");
-    fprintf(t->stream, "%d%s%d, %d steps, shift %g, ", m->default_width, times, m->default_height,
-            m->default_steps, m->default_shift);
-    if (m->default_guidance > 0)
+    fprintf(t->stream, "%d%s%d, %d steps, ", m->default_width, times, m->default_height,
+            m->default_steps);
+    if (m->default_shift > 0)
+        fprintf(t->stream, "shift %g, ", m->default_shift);
+    else
+        fputs("shift by size and steps, ", t->stream);
+    if (m->default_cfg_scale > 1)
         fprintf(t->stream, "guidance %g\n", m->default_guidance);
     else
         fputs("guidance off\n", t->stream);

@@ -50,6 +50,24 @@ void params_from_options(ct_generate_params *p, const options *o)
     p->max_memory = value[OPTION_MAX_MEMORY].bytes;
 }
 
+ct_status references_open(ct_image *references[OPTIONS_REFERENCES], ct_generate_params *p,
+                          ct_context *context, const options *o, ct_error *error)
+{
+    ct_status status = CT_OK;
+    for (int i = 0; status == CT_OK && i < o->references; i++)
+        status = ct_image_load(context, o->reference[i], &references[i], error);
+    p->references = (const ct_image *const *)references;
+    p->reference_count = o->references;
+    p->keep_size = o->value[OPTION_KEEP_SIZE].given;
+    return status;
+}
+
+void references_close(ct_image *references[OPTIONS_REFERENCES])
+{
+    for (int i = 0; i < OPTIONS_REFERENCES; i++)
+        ct_image_free(&references[i]);
+}
+
 ct_status read_prompt(char **out, const options *o, ct_error *error)
 {
     *out = NULL;

@@ -9,6 +9,11 @@
 ct_status context_from_options(ct_context **out, const options *o, report *r, ct_error *error);
 /* Everything about the picture and the machine; strings stay those of the options. */
 void params_from_options(ct_generate_params *p, const options *o);
+/* Reads the reference pictures and gives them to the parameters; they are freed by
+ * references_close, after a failure too. */
+ct_status references_open(ct_image *references[OPTIONS_REFERENCES], ct_generate_params *p,
+                          ct_context *context, const options *o, ct_error *error);
+void references_close(ct_image *references[OPTIONS_REFERENCES]);
 /* Where the prompt is "-": all of standard input, without the line end that editors and echo put
  * behind it, to be freed with mem_free. Otherwise NULL. */
 ct_status read_prompt(char **out, const options *o, ct_error *error);

@@ -254,6 +254,7 @@ int plan_run(const options *o, report *r)
     ct_context *context = NULL;
     ct_model *model = NULL;
     ct_generate_params params;
+    ct_image *references[OPTIONS_REFERENCES] = {NULL};
     ct_memory_plan plan;
     params_from_options(&params, o);
     ct_memory_plan_init(&plan);
@@ -264,6 +265,8 @@ int plan_run(const options *o, report *r)
     if (status == CT_OK)
         status = context_from_options(&context, o, r, &error);
     if (status == CT_OK)
+        status = references_open(references, &params, context, o, &error);
+    if (status == CT_OK)
         status = ct_model_load(context, o->value[OPTION_MODEL].text, &model, &error);
     if (status == CT_OK)
         status = ct_model_plan(model, &params, &plan, &error);
@@ -271,6 +274,7 @@ int plan_run(const options *o, report *r)
         plan_json(ct_model_get_info(model), &plan);
     else if (status == CT_OK)
         print_plan(&r->out, ct_model_get_info(model), &plan, params.max_memory > 0);
+    references_close(references);
     ct_model_free(&model);
     ct_context_free(&context);
     mem_free(&mem_default, prompt);

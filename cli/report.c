@@ -101,7 +101,7 @@ static void plan_guidance(const report *r, const work_plan *plan)
 {
     const ct_job_info *job = plan->job;
     label(r, "guidance");
-    if (job->guidance > 0)
+    if (job->cfg_scale > 1)
         fprintf(stderr, "%g (cfg-scale %g)%s\n", job->guidance, job->cfg_scale,
                 plan->params->cfg_normalization ? ", norm kept" : "");
     else
@@ -139,10 +139,13 @@ static void print_plan(report *r, const work_plan *plan)
     fprintf(stderr, "%s  %s %s, %s parameters\n", terminal_escape(&r->err, STYLE_PLAIN),
             plan->model->family, plan->model->variant, format_count(text, plan->model->parameters));
     plan_text(r, "prompt", plan->params->prompt, job->prompt_tokens);
-    if (job->guidance > 0 && plan->params->negative_prompt && *plan->params->negative_prompt)
+    if (job->cfg_scale > 1 && plan->params->negative_prompt && *plan->params->negative_prompt)
         plan_text(r, "negative", plan->params->negative_prompt, job->negative_tokens);
     label(r, "size");
-    fprintf(stderr, "%d%s%d\n", job->width, r->err.utf8 ? "×" : "x", job->height);
+    fprintf(stderr, "%d%s%d", job->picture_width, r->err.utf8 ? "×" : "x", job->picture_height);
+    if (job->references)
+        fprintf(stderr, ", from %d picture%s", job->references, job->references > 1 ? "s" : "");
+    fputs("\n", stderr);
     label(r, "steps");
     fprintf(stderr, "%d, shift %g, %s\n", job->steps, job->shift, job->scheduler);
     plan_guidance(r, plan);

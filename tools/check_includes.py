@@ -21,9 +21,10 @@ LAYERS = {
     "src/nn/cpu/arm": ["nn/cpu"],
     "src/nn/cpu/x86": ["nn/cpu"],
     "src/nn/cuda": [PUBLIC, "core", "nn", "nn/cuda/kernels"],
-    "src/models": [PUBLIC, "core", "io", "nn/nn.h", "models/bind.h"],
+    "src/models": [PUBLIC, "core", "io", "nn/nn.h", "models/bind.h", "models/vae.h"],
+    "src/families": [PUBLIC, "core", "io", "nn/nn.h", "models"],
     "src/sampling": [PUBLIC, "core", "io/json.h"],
-    "src/pipeline": [PUBLIC, "core", "io", "text", "nn", "nn/cpu", "nn/cuda", "models",
+    "src/pipeline": [PUBLIC, "core", "io", "text", "nn", "nn/cpu", "nn/cuda", "families",
                      "sampling"],
     "app": [PUBLIC, "core"],
     "cli": [PUBLIC, "core", "io/jsonwrite.h", "app"],
@@ -34,6 +35,10 @@ LAYERS = {
 FOREIGN = {
     "jansson.h": "src/io/json.c",
     "png.h": "src/io/png.c",
+    "jpeglib.h": "src/io/jpeg.c",
+    "jerror.h": "src/io/jpeg.c",
+    "webp/decode.h": "src/io/webp.c",
+    "webp/demux.h": "src/io/webp.c",
     "xxhash.h": "src/io/fingerprint.c",
     "pcre2.h": "src/text/pretokenize.c",
     "utf8proc.h": "src/text/nfc.c",
@@ -64,7 +69,8 @@ def may_include(folder, path, header):
     parent = os.path.dirname(header)
     if folder == "src/models":
         own = os.path.splitext(os.path.basename(path))[0]
-        if header == f"models/{own}.h":
+        stem = os.path.splitext(os.path.basename(header))[0]
+        if parent == "models" and (own == stem or own.startswith(stem + "_")):
             return True
     elif parent and parent == re.sub("^(src|include)/", "", folder):
         return True

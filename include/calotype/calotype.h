@@ -253,9 +253,12 @@ typedef struct ct_model_info {
     const ct_component_info *component;
     /* What a job uses where the caller gives no value. */
     int default_width, default_height, default_steps;
-    double default_guidance, default_shift;
-    int size_multiple; /* width and height must be multiples of this */
+    double default_guidance;
+    double default_shift; /* 0: it depends on size and steps */
+    int size_multiple;    /* width and height must be multiples of this */
     int max_prompt_tokens;
+    int max_references;       /* pictures that a new one can be made from */
+    double default_cfg_scale; /* default_guidance in the usual convention; 1: off */
 } ct_model_info;
 
 /* Lives as long as the model. Never NULL. */
@@ -333,8 +336,9 @@ typedef struct ct_generate_params {
     int steps;                   /* 1..1000; 0: the model's own */
     uint64_t seed;
     /* Guidance in the convention of the model's own card. Z-Image: pos + g * (pos - neg), so 0 is
-     * off, and it is the usual scale minus one: cfg_scale = guidance + 1.
-     * CT_GUIDANCE_DEFAULT: the model's own. */
+     * off, and it is the usual scale minus one: cfg_scale = guidance + 1. FLUX.2-klein: the usual
+     * scale, neg + g * (pos - neg), so 1 is off, and so is less. Models that are made to be used
+     * without guidance ignore it. CT_GUIDANCE_DEFAULT: the model's own. */
     double guidance;
     /* The same in the usual convention of every model, neg + s * (pos - neg): 1 is off. 0: not
      * given. Give this or guidance, not both. */
@@ -358,6 +362,16 @@ typedef struct ct_generate_params {
      * refused where that does not suffice. 0: what the machine has; then only a job whose working
      * memory alone is too large is refused. See MEMORY. */
     uint64_t max_memory;
+    /* Pictures that the new one is made from, in the order in which the prompt speaks of them, where
+     * the model can do that (ct_model_info.max_references). They are copied. Without width or height
+     * the new picture has the size of the first, as the model sees it: pictures of more than
+     * 1024 x 1024 pixels are made smaller to that area, and their edges are cut to a multiple of
+     * size_multiple. */
+    const struct ct_image *const *references;
+    int reference_count;
+    /* Instead, references keep every pixel, and the new picture has exactly the size of the first
+     * and lines up with it. Not together with width or height. */
+    bool keep_size;
 } ct_generate_params;
 
 /* Fills in the defaults (seed 0, everything else the model's own). */
@@ -382,7 +396,7 @@ CT_API void ct_job_free(ct_job **job);
 /* The parameters of a job with every default filled in. */
 typedef struct ct_job_info {
     int width, height, steps;
-    double guidance;  /* the model's own convention; 0: off */
+    double guidance;  /* the model's own convention */
     double cfg_scale; /* the usual one; 1: off */
     double shift;
     int evaluations;     /* of the transformer, for one picture */
@@ -396,6 +410,8 @@ typedef struct ct_job_info {
     int streamed_blocks;       /* of the transformer, that come and go at every step */
     int blocks;                /* of the transformer */
     int strip_height;          /* rows of the picture that the VAE decodes at a time; 0: all */
+    int references;            /* how many pictures it is made from */
+    int picture_width, picture_height; /* less than width and height only with keep_size */
 } ct_job_info;
 
 CT_API const ct_job_info *ct_job_get_info(const ct_job *job);
@@ -475,7 +491,8 @@ CT_API const char *ct_image_recipe_text(const ct_image *image);
 /* Writes a PNG with the recipe in text chunks ("calotype": JSON, "parameters": text). The picture
  * is written beside path under a temporary name and renamed when it is whole. */
 CT_API ct_status ct_image_save(const ct_image *image, const char *path, ct_error *error);
-/* Reads a PNG of any kind as 8-bit RGB (alpha over white), and its recipe where it has one. */
+/* Reads a PNG, JPEG or WebP as 8-bit RGB (alpha over white, upright as Exif data say), and its recipe
+ * where it has one. Refuses animations. */
 CT_API ct_status ct_image_load(ct_context *context, const char *path, ct_image **out,
                                ct_error *error);
 CT_API void ct_image_free(ct_image **image);

@@ -104,19 +104,3 @@ bool names_channels_last(const weights *w)
     return weights_find(w, "encoder.conv_in.conv2d.weight") ||
            weights_find(w, "decoder.conv_in.conv.weight");
 }
-
-const char *names_pipeline(const weights *w)
-{
-    static const struct {
-        const char *tensor, *pipeline;
-    } evidence[] = {
-        {"cap_embedder.1.weight", "ZImagePipeline"},
-        {"txt_norm.weight", "QwenImagePipeline"},
-        {"double_stream_modulation_img.linear.weight", "Flux2KleinPipeline"},
-        {"double_stream_modulation_img.lin.weight", "Flux2KleinPipeline"},
-    };
-    for (size_t i = 0; i < sizeof evidence / sizeof *evidence; i++)
-        if (names_find(w, evidence[i].tensor))
-            return evidence[i].pipeline;
-    return NULL;
-}

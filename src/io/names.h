@@ -33,8 +33,4 @@ int names_parts(const weights *w, const char *stem, const char *name);
  * so in mflux's layout, which is told by its names, since 3 x 3 x 3 looks the same both ways. */
 bool names_channels_last(const weights *w);
 
-/* The class of the pipeline whose transformer has tensors like these: "ZImagePipeline"; NULL when
- * they are of no family we know. */
-const char *names_pipeline(const weights *w);
-
 #endif

@@ -5,6 +5,7 @@
 #include "core/mem.h"
 #include "io/names.h"
 
+#include <inttypes.h>
 #include <math.h>
 
 /* What the shapes of the tensors tell, and what is the same in all published models. */
@@ -122,8 +123,26 @@ static ct_status bind_weights(qwen3 *m, const load_options *options, ct_error *e
     return b.status;
 }
 
-ct_status qwen3_load(qwen3 **out, const load_options *options, const char *directory, int unused,
-                     ct_error *error)
+/* Counts taps from the beginning, and the layers that they need. */
+static ct_status place_taps(qwen3 *m, const qwen3_taps *taps, const char *directory,
+                            ct_error *error)
+{
+    m->taps = *taps;
+    for (int i = 0; i < taps->count; i++) {
+        int *layer = &m->taps.layer[i];
+        if (*layer < 0)
+            *layer = m->layers + *layer > 0 ? m->layers + *layer : 0;
+        if (*layer >= m->layers)
+            return error_set(error, CT_EFORMAT,
+                             "%s: num_hidden_layers is %d, but features are taken behind layer %d",
+                             directory, m->layers, *layer);
+        m->used_layers = *layer;
+    }
+    return CT_OK;
+}
+
+ct_status qwen3_load(qwen3 **out, const load_options *options, const char *directory,
+                     const qwen3_taps *taps, ct_error *error)
 {
     static const component_format format = {"model", "Qwen3", infer};
     const ct_allocator *a = options->allocator;
@@ -138,8 +157,9 @@ ct_status qwen3_load(qwen3 **out, const load_options *options, const char *direc
         status = read_config(m, &c, error);
         config_close(&c);
     }
+    if (status == CT_OK)
+        status = place_taps(m, taps, directory, error);
     if (status == CT_OK) {
-        m->used_layers = m->layers > unused ? m->layers - unused : 0;
         m->layer = mem_zero_array(a, (size_t)m->used_layers, sizeof *m->layer);
         status = m->layer ? bind_weights(m, options, error)
                           : error_memory(error, sizeof *m->layer, "the text encoder");
@@ -159,6 +179,15 @@ void qwen3_free(qwen3 *m)
     weights_close(m->weights);
     mem_free(m->allocator, m->layer);
     mem_free(m->allocator, m);
+}
+
+void qwen3_describe(const qwen3 *m, strbuf *out)
+{
+    strbuf_printf(out,
+                  "%d layers (%d used), hidden %" PRId64 ", %d heads, %d key heads, head dim "
+                  "%" PRId64 ", vocabulary %" PRId64,
+                  m->layers, m->used_layers, m->hidden, m->heads, m->kv_heads, m->head_dim,
+                  m->vocab);
 }
 
 /* cos and sin of position * theta^(-2k/D), [S, D/2]; angles in float32 as the reference has
@@ -181,8 +210,23 @@ static void rope_table(nn *c, const qwen3 *m, int64_t count, nn_tensor *cosine, 
     nn_end_write(c, sine);
 }
 
+/* Words see the words before them and themselves, padding sees all words. */
+static void attend(nn *c, const qwen3 *m, const nn_tensor *out, const nn_tensor *q,
+                   const nn_tensor *k, const nn_tensor *v, int64_t words)
+{
+    const int64_t padding = q->n[0] - words;
+    nn_tensor keys = nn_rows(k, 0, words), values = nn_rows(v, 0, words);
+    nn_tensor first = nn_rows(q, 0, words), result = nn_rows(out, 0, words);
+    nn_attention(c, &result, &first, &keys, &values, m->heads, m->kv_heads, true);
+    if (padding == 0)
+        return;
+    nn_tensor rest = nn_rows(q, words, padding);
+    result = nn_rows(out, words, padding);
+    nn_attention(c, &result, &rest, &keys, &values, m->heads, m->kv_heads, false);
+}
+
 static void attention(nn *c, const qwen3 *m, const qwen3_layer *l, const nn_tensor *x,
-                      const nn_tensor *cosine, const nn_tensor *sine)
+                      int64_t words, const nn_tensor *cosine, const nn_tensor *sine)
 {
     size_t mark = nn_mark(c);
     int64_t s = x->n[0];
@@ -195,7 +239,7 @@ static void attention(nn *c, const qwen3 *m, const qwen3_layer *l, const nn_tens
     nn_linears(c, &qkv, &h, (const nn_weight *const[]){&l->q, &l->k, &l->v}, NULL, 3);
     nn_head_norm_rope(c, &q, m->heads, &l->q_norm, m->eps, cosine, sine, NN_ROPE_HALVES);
     nn_head_norm_rope(c, &k, m->kv_heads, &l->k_norm, m->eps, cosine, sine, NN_ROPE_HALVES);
-    nn_attention(c, &a, &q, &k, &v, m->heads, m->kv_heads, true);
+    attend(c, m, &a, &q, &k, &v, words);
     nn_linear(c, x, &a, &l->o, &(nn_epilogue){.add = true});
     nn_release(c, mark);
 }
@@ -211,11 +255,31 @@ static void feed_forward(nn *c, const qwen3 *m, const qwen3_layer *l, const nn_t
     nn_release(c, mark);
 }
 
-nn_tensor qwen3_forward(nn *c, const qwen3 *m, const int32_t *ids, int64_t count,
+int64_t qwen3_width(const qwen3 *m)
+{
+    return m->taps.count * m->hidden;
+}
+
+/* The stream behind so many layers goes into the features, unless it is them. */
+static void tap(nn *c, const qwen3 *m, const nn_tensor *features, const nn_tensor *x, int layers)
+{
+    for (int i = 0; i < m->taps.count && m->taps.count > 1; i++) {
+        if (m->taps.layer[i] != layers)
+            continue;
+        nn_tensor part = nn_columns(features, i * m->hidden, m->hidden), stream = *x;
+        stream.rank = 3;
+        stream.n[1] = 1;
+        stream.n[2] = m->hidden;
+        nn_take(c, &part, &stream, 0);
+    }
+}
+
+nn_tensor qwen3_forward(nn *c, const qwen3 *m, const int32_t *ids, int64_t count, int64_t words,
                         void (*layer_done)(void *, int), void *user)
 {
-    nn_tensor x = nn_new2(c, count, m->hidden);
+    nn_tensor features = nn_new2(c, count, qwen3_width(m));
     size_t mark = nn_mark(c);
+    nn_tensor x = m->taps.count > 1 ? nn_new2(c, count, m->hidden) : features;
     nn_tensor cosine, sine;
     rope_table(c, m, count, &cosine, &sine);
     nn_trace_tensor(c, &cosine, "text_encoder.rope.cos");
@@ -224,12 +288,13 @@ nn_tensor qwen3_forward(nn *c, const qwen3 *m, const int32_t *ids, int64_t count
     nn_trace_tensor(c, &x, "text_encoder.embed_tokens");
     for (int i = 0; i < m->used_layers && !nn_stopped(c); i++) {
         nn_block(c);
-        attention(c, m, &m->layer[i], &x, &cosine, &sine);
+        attention(c, m, &m->layer[i], &x, words, &cosine, &sine);
         feed_forward(c, m, &m->layer[i], &x);
         nn_trace_tensor(c, &x, "text_encoder.layers.%d", i);
+        tap(c, m, &features, &x, i + 1);
         if (layer_done)
             layer_done(user, i);
     }
     nn_release(c, mark);
-    return x;
+    return features;
 }

@@ -8,257 +8,7 @@
  * of rows (see "Strips"). */
 #include "models/vae_kl.h"
 
-#include "core/mem.h"
-#include "io/names.h"
-
-#include <stdio.h>
-
 #define EPS 1e-6 /* of every group norm */
-
-/* ---- Loading --------------------------------------------------------------------------------- */
-
-/* What the tensors tell; the rest is that of the only published VAE with 16 latent channels and
- * this structure, FLUX.1's, which Z-Image uses. */
-static void infer(const weights *w, json_writer *out)
-{
-    char name[NAMES_LENGTH];
-    const int blocks = names_parts(w, "encoder.down_blocks", "resnets.0.conv1.bias");
-    json_write_key(out, "block_out_channels");
-    json_write_array(out);
-    for (int i = 0; i < blocks && i < VAE_MAX_BLOCKS; i++) {
-        snprintf(name, sizeof name, "encoder.down_blocks.%d.resnets.0.conv1.bias", i);
-        json_write_integer(out, tensor_size(w, name, 0));
-    }
-    json_write_array_end(out);
-    infer_integer(out, "layers_per_block",
-                  names_parts(w, "encoder.down_blocks.0.resnets", "conv1.bias"));
-    const int64_t moments = tensor_size(w, "encoder.conv_out.bias", 0);
-    infer_integer(out, "latent_channels", moments == 32 ? 16 : 0);
-    json_write_key(out, "scaling_factor");
-    json_write_number(out, 0.3611);
-    json_write_key(out, "shift_factor");
-    json_write_number(out, 0.1159);
-    json_write_key(out, "mid_block_add_attention");
-    json_write_boolean(out, names_find(w, "decoder.mid_block.attentions.0.to_q.weight") != NULL);
-    json_write_key(out, "use_quant_conv");
-    json_write_boolean(out, names_find(w, "quant_conv.weight") != NULL);
-    json_write_key(out, "use_post_quant_conv");
-    json_write_boolean(out, names_find(w, "post_quant_conv.weight") != NULL);
-}
-
-static ct_status check_types(const config *c, const char *key, const char *type, ct_error *error)
-{
-    const json_value *types = json_get(c->root, key);
-    for (size_t i = 0; i < json_size(types); i++) {
-        const char *name = json_get_string(json_at(types, i), NULL);
-        if (!name || strcmp(name, type) != 0)
-            return error_set(error, CT_EUNSUPPORTED, "%s: %s may hold only \"%s\"", c->path, key,
-                             type);
-    }
-    return CT_OK;
-}
-
-static ct_status read_config(vae_kl *m, const config *c, ct_error *error)
-{
-    int64_t in = 3, out = 3, layers = 0, groups = 0;
-    bool quant = true, post_quant = true;
-    const char *activation = NULL;
-    ct_status s = config_integers(c, "block_out_channels", 1, 1 << 16, VAE_MAX_BLOCKS, m->channels,
-                                  &m->blocks, error);
-    if (s == CT_OK)
-        s = config_integer(c, "layers_per_block", 1, 64, false, 1, &layers, error);
-    if (s == CT_OK)
-        s = config_integer(c, "norm_num_groups", 1, 1 << 16, false, 32, &groups, error);
-    if (s == CT_OK)
-        s = config_integer(c, "latent_channels", 1, 4096, false, 4, &m->latent_channels, error);
-    if (s == CT_OK)
-        s = config_integer(c, "in_channels", 3, 3, false, 3, &in, error);
-    if (s == CT_OK)
-        s = config_integer(c, "out_channels", 3, 3, false, 3, &out, error);
-    if (s == CT_OK)
-        s = config_integer(c, "sample_size", 1, 1 << 16, false, 1024, &m->sample_size, error);
-    if (s == CT_OK)
-        s = config_number(c, "scaling_factor", 1e-6, 1e6, false, 0.18215, &m->scaling_factor,
-                          error);
-    if (s == CT_OK)
-        s = config_number(c, "shift_factor", -1e6, 1e6, false, 0, &m->shift_factor, error);
-    if (s == CT_OK)
-        s = config_boolean(c, "mid_block_add_attention", true, &m->mid_attention, error);
-    if (s == CT_OK)
-        s = config_boolean(c, "use_quant_conv", true, &quant, error);
-    if (s == CT_OK)
-        s = config_boolean(c, "use_post_quant_conv", true, &post_quant, error);
-    if (s == CT_OK)
-        s = config_string(c, "act_fn", false, &activation, error);
-    if (s == CT_OK)
-        s = check_types(c, "down_block_types", "DownEncoderBlock2D", error);
-    if (s == CT_OK)
-        s = check_types(c, "up_block_types", "UpDecoderBlock2D", error);
-    if (s != CT_OK)
-        return s;
-    if (activation && strcmp(activation, "silu") != 0)
-        return error_set(error, CT_EUNSUPPORTED, "%s: act_fn \"%s\" is not supported", c->path,
-                         activation);
-    for (int i = 0; i < m->blocks; i++)
-        if (m->channels[i] % groups != 0)
-            return error_set(error, CT_EFORMAT,
-                             "%s: block_out_channels must be multiples of norm_num_groups (%d)",
-                             c->path, (int)groups);
-    m->layers_per_block = (int)layers;
-    m->groups = (int)groups;
-    if (quant != (weights_find(m->weights, "quant_conv.weight") != NULL) ||
-        post_quant != (weights_find(m->weights, "post_quant_conv.weight") != NULL))
-        return error_set(error, CT_EFORMAT,
-                         "%s: use_quant_conv and use_post_quant_conv contradict the weight files",
-                         c->path);
-    return CT_OK;
-}
-
-static void bind_resnet(binder *b, vae_resnet *r, int64_t in, int64_t out, const char *name)
-{
-    r->in = in;
-    r->out = out;
-    r->norm1 = bind1(b, in, "%s.norm1.weight", name);
-    r->norm1_bias = bind1(b, in, "%s.norm1.bias", name);
-    r->conv1 = bind_conv(b, out, in, 3, "%s.conv1.weight", name);
-    r->conv1_bias = bind1(b, out, "%s.conv1.bias", name);
-    r->norm2 = bind1(b, out, "%s.norm2.weight", name);
-    r->norm2_bias = bind1(b, out, "%s.norm2.bias", name);
-    r->conv2 = bind_conv(b, out, out, 3, "%s.conv2.weight", name);
-    r->conv2_bias = bind1(b, out, "%s.conv2.bias", name);
-    if (in != out) {
-        r->shortcut = bind_conv(b, out, in, 1, "%s.conv_shortcut.weight", name);
-        r->shortcut_bias = bind1(b, out, "%s.conv_shortcut.bias", name);
-    }
-}
-
-static void bind_attention(binder *b, vae_attention *a, int64_t channels, const char *name)
-{
-    const int64_t n = channels;
-    a->norm = bind1(b, n, "%s.group_norm.weight", name);
-    a->norm_bias = bind1(b, n, "%s.group_norm.bias", name);
-    a->q = bind2(b, n, n, "%s.to_q.weight", name);
-    a->q_bias = bind1(b, n, "%s.to_q.bias", name);
-    a->k = bind2(b, n, n, "%s.to_k.weight", name);
-    a->k_bias = bind1(b, n, "%s.to_k.bias", name);
-    a->v = bind2(b, n, n, "%s.to_v.weight", name);
-    a->v_bias = bind1(b, n, "%s.to_v.bias", name);
-    a->out = bind2(b, n, n, "%s.to_out.0.weight", name);
-    a->out_bias = bind1(b, n, "%s.to_out.0.bias", name);
-}
-
-/* What encoder and decoder have in common. in and out: channels of their first and last layer. */
-static void bind_ends(binder *b, const vae_kl *m, vae_stack *s, const char *stack, int64_t in,
-                      int64_t first, int64_t last, int64_t out)
-{
-    char name[64];
-    const int64_t deepest = m->channels[m->blocks - 1];
-    s->conv_in = bind_conv(b, first, in, 3, "%s.conv_in.weight", stack);
-    s->conv_in_bias = bind1(b, first, "%s.conv_in.bias", stack);
-    for (int i = 0; i < 2; i++) {
-        snprintf(name, sizeof name, "%s.mid_block.resnets.%d", stack, i);
-        bind_resnet(b, &s->mid[i], deepest, deepest, name);
-    }
-    if (m->mid_attention) {
-        snprintf(name, sizeof name, "%s.mid_block.attentions.0", stack);
-        bind_attention(b, &s->attention, deepest, name);
-    }
-    s->norm_out = bind1(b, last, "%s.conv_norm_out.weight", stack);
-    s->norm_out_bias = bind1(b, last, "%s.conv_norm_out.bias", stack);
-    s->conv_out = bind_conv(b, out, last, 3, "%s.conv_out.weight", stack);
-    s->conv_out_bias = bind1(b, out, "%s.conv_out.bias", stack);
-}
-
-static void bind_block(binder *b, vae_block *k, const char *prefix, int i, int64_t in, int64_t out,
-                       const char *resize)
-{
-    char name[96];
-    for (int j = 0; j < k->resnets; j++) {
-        snprintf(name, sizeof name, "%s.%d.resnets.%d", prefix, i, j);
-        bind_resnet(b, &k->resnet[j], j ? out : in, out, name);
-    }
-    if (resize) {
-        k->resize = bind_conv(b, out, out, 3, "%s.%d.%s.0.conv.weight", prefix, i, resize);
-        k->resize_bias = bind1(b, out, "%s.%d.%s.0.conv.bias", prefix, i, resize);
-    }
-}
-
-static ct_status bind_weights(vae_kl *m, const load_options *options, ct_error *error)
-{
-    binder b = {.source = m->weights, .options = options, .error = error};
-    const int last = m->blocks - 1;
-    const int64_t z = m->latent_channels, deepest = m->channels[last];
-    for (int i = 0; i < m->blocks; i++) {
-        vae_block *down = &m->encoder.block[i], *up = &m->decoder.block[i];
-        down->resnets = m->layers_per_block;
-        up->resnets = m->layers_per_block + 1;
-        down->resnet = mem_zero_array(m->allocator, (size_t)down->resnets, sizeof *down->resnet);
-        up->resnet = mem_zero_array(m->allocator, (size_t)up->resnets, sizeof *up->resnet);
-        if (!down->resnet || !up->resnet)
-            return error_memory(error, sizeof *up->resnet, "the VAE");
-    }
-    bind_ends(&b, m, &m->encoder, "encoder", 3, m->channels[0], deepest, 2 * z);
-    bind_ends(&b, m, &m->decoder, "decoder", z, deepest, m->channels[0], 3);
-    for (int i = 0; i < m->blocks; i++) {
-        bind_block(&b, &m->encoder.block[i], "encoder.down_blocks", i, m->channels[i ? i - 1 : 0],
-                   m->channels[i], i < last ? "downsamplers" : NULL);
-        bind_block(&b, &m->decoder.block[i], "decoder.up_blocks", i,
-                   m->channels[i ? last - i + 1 : last], m->channels[last - i],
-                   i < last ? "upsamplers" : NULL);
-    }
-    if (weights_find(m->weights, "quant_conv.weight")) {
-        m->quant = bind_conv(&b, 2 * z, 2 * z, 1, "quant_conv.weight");
-        m->quant_bias = bind1(&b, 2 * z, "quant_conv.bias");
-    }
-    if (weights_find(m->weights, "post_quant_conv.weight")) {
-        m->post_quant = bind_conv(&b, z, z, 1, "post_quant_conv.weight");
-        m->post_quant_bias = bind1(&b, z, "post_quant_conv.bias");
-    }
-    return b.status;
-}
-
-ct_status vae_kl_load(vae_kl **out, const load_options *options, const char *directory,
-                      ct_error *error)
-{
-    static const component_format format = {"diffusion_pytorch_model", "AutoencoderKL", infer};
-    const ct_allocator *a = options->allocator;
-    *out = NULL;
-    vae_kl *m = mem_zero_array(a, 1, sizeof *m);
-    if (!m)
-        return error_memory(error, sizeof *m, "the VAE");
-    m->allocator = a;
-    config c;
-    ct_status status = component_open(&c, &m->weights, &format, options, directory, error);
-    if (status == CT_OK) {
-        status = read_config(m, &c, error);
-        config_close(&c);
-    }
-    if (status == CT_OK)
-        status = bind_weights(m, options, error);
-    if (status != CT_OK) {
-        vae_kl_free(m);
-        return status;
-    }
-    *out = m;
-    return CT_OK;
-}
-
-void vae_kl_free(vae_kl *m)
-{
-    if (!m)
-        return;
-    for (int i = 0; i < VAE_MAX_BLOCKS; i++) {
-        mem_free(m->allocator, m->encoder.block[i].resnet);
-        mem_free(m->allocator, m->decoder.block[i].resnet);
-    }
-    weights_close(m->weights);
-    mem_free(m->allocator, m);
-}
-
-int vae_kl_factor(const vae_kl *m)
-{
-    return 1 << (m->blocks - 1);
-}
 
 /* ---- Parts ----------------------------------------------------------------------------------- */
 
@@ -578,8 +328,19 @@ static int64_t band_rows(const vae_kl *m, const vae_decoding *d, int block)
     return rows - rows % 4;
 }
 
-int vae_kl_decode_units(const vae_kl *m, const vae_decoding *d)
+/* The same in pixels of latents that are not packed. */
+static vae_decoding unpacked(const vae_kl *m, const vae_decoding *d)
 {
+    vae_decoding u = *d;
+    u.height *= m->patch;
+    u.width *= m->patch;
+    u.strip_rows *= m->patch;
+    return u;
+}
+
+int vae_kl_decode_units(const vae_kl *m, const vae_decoding *outside)
+{
+    const vae_decoding u = unpacked(m, outside), *d = &u;
     int64_t units = 1; /* the mid block */
     for (int i = 0; i < m->blocks; i++) {
         int64_t rows = band_rows(m, d, i), height = d->height << i;
@@ -624,14 +385,58 @@ static nn_tensor output(nn *c, const vae_kl *m, const vae_stack *s, const nn_ten
     return y;
 }
 
-void vae_kl_decode(nn *c, const vae_kl *m, const vae_decoding *d)
+/* ---- Packing --------------------------------------------------------------------------------- */
+
+/* Planes [channels, height, width] from packed ones [channels * patch^2, height / patch, width /
+ * patch], times deviation plus mean; or the other way round. */
+static void unpack(const vae_kl *m, float *planes, const float *packed, int64_t height,
+                   int64_t width)
 {
+    const int64_t p = m->patch, rows = height / p, columns = width / p;
+    for (int64_t i = 0; i < vae_kl_channels(m); i++) {
+        float *plane = planes + i / (p * p) * height * width + i / p % p * width + i % p;
+        const float *from = packed + i * rows * columns;
+        for (int64_t y = 0; y < rows; y++)
+            for (int64_t x = 0; x < columns; x++)
+                plane[y * p * width + x * p] = from[y * columns + x] * m->deviation[i] + m->mean[i];
+    }
+}
+
+static void pack(const vae_kl *m, float *packed, const float *planes, int64_t height, int64_t width)
+{
+    const int64_t p = m->patch, rows = height / p, columns = width / p;
+    for (int64_t i = 0; i < vae_kl_channels(m); i++) {
+        const float *plane = planes + i / (p * p) * height * width + i / p % p * width + i % p;
+        float *to = packed + i * rows * columns;
+        for (int64_t y = 0; y < rows; y++)
+            for (int64_t x = 0; x < columns; x++)
+                to[y * columns + x] = (plane[y * p * width + x * p] - m->mean[i]) / m->deviation[i];
+    }
+}
+
+static nn_tensor upload_latents(nn *c, const vae_kl *m, const vae_decoding *d)
+{
+    nn_tensor z = nn_new_work3(c, d->height, d->width, m->latent_channels);
+    const float *planes = d->latents;
+    if (m->patch > 1) {
+        if (!nn_is_dry(c) && !nn_stopped(c))
+            unpack(m, d->scratch, d->latents, d->height, d->width);
+        planes = d->scratch;
+    }
+    nn_upload_planes(c, &z, planes, 1 / m->scaling_factor, m->shift_factor);
+    if (m->patch > 1)
+        nn_trace_tensor(c, &z, "vae.latents");
+    return z;
+}
+
+void vae_kl_decode(nn *c, const vae_kl *m, const vae_decoding *outside)
+{
+    const vae_decoding u = unpacked(m, outside), *d = &u;
     const vae_stack *s = &m->decoder;
     int unit = 0;
     strips part = {.m = m, .unit_done = d->unit_done, .user = d->user, .unit = &unit};
     size_t mark = nn_mark(c);
-    nn_tensor z = nn_new_work3(c, d->height, d->width, m->latent_channels);
-    nn_upload_planes(c, &z, d->latents, 1 / m->scaling_factor, m->shift_factor);
+    nn_tensor z = upload_latents(c, m, d);
     if (nn_has(&m->post_quant)) {
         nn_tensor y = nn_new_work3(c, d->height, d->width, m->latent_channels);
         nn_conv2d(c, &y, &z, &m->post_quant, &m->post_quant_bias, NULL);
@@ -711,4 +516,17 @@ void vae_kl_encode(nn *c, const vae_kl *m, const float *picture, int64_t height,
     }
     nn_download_planes(c, &y, moments);
     nn_release(c, mark);
+}
+
+void vae_kl_encode_mean(nn *c, const vae_kl *m, const float *picture, int64_t height, int64_t width,
+                        float *moments, float *latents)
+{
+    const int64_t factor = vae_kl_factor(m) / m->patch, h = height / factor, w = width / factor;
+    vae_kl_encode(c, m, picture, height, width, moments);
+    if (nn_is_dry(c) || nn_stopped(c))
+        return;
+    if (m->patch > 1)
+        pack(m, latents, moments, h, w);
+    for (int64_t i = 0; m->patch == 1 && i < m->latent_channels * h * w; i++)
+        latents[i] = (moments[i] - (float)m->shift_factor) * (float)m->scaling_factor;
 }

@@ -484,7 +484,7 @@ void zimage_forward(nn *c, const zimage *m, const zimage_schedule *schedule,
     nn_tensor scale = nn_rows(&schedule->now, 4 * modulated_blocks(m), 1);
     nn_tensor last = nn_rows(&x, 0, tokens);
     nn_tensor patches = nn_new2(c, tokens, PATCH * PATCH * m->channels);
-    nn_layer_norm(c, &last, &last, 1e-6, &scale);
+    nn_layer_norm(c, &last, &last, 1e-6, &scale, NULL);
     nn_linear(c, &patches, &last, &m->final, &(nn_epilogue){.bias = &m->final_bias});
     nn_trace_tensor(c, &patches, "transformer.final_layer");
     nn_from_patches(c, output, &patches, PATCH);

@@ -459,8 +459,8 @@ void nn_copy(nn *c, const nn_tensor *out, const nn_tensor *x)
 
 void nn_take(nn *c, const nn_tensor *out, const nn_tensor *x, int64_t index)
 {
-    bool fits = x->rank == 3 && is_matrix(out, x->n[0], x->n[2]) && is_float(out) && is_float(x) &&
-                index >= 0 && index < x->n[1];
+    bool fits = x->rank == 3 && is_matrix(out, x->n[0], x->n[2]) && !out->operand &&
+                out->type == DTYPE_F32 && is_float(x) && index >= 0 && index < x->n[1];
     if (require(c, fits, "take", NULL, "out [E, D], x [E, S, D], an index below S") &&
         !c->params.dry)
         c->device->take(c, out, x, index);
@@ -590,12 +590,12 @@ void nn_add_rms_norm(nn *c, const nn_tensor *x, const nn_tensor *y, const nn_wei
 }
 
 void nn_layer_norm(nn *c, const nn_tensor *out, const nn_tensor *x, double eps,
-                   const nn_tensor *scale)
+                   const nn_tensor *scale, const nn_tensor *shift)
 {
     bool fits = x->rank == 2 && same_shape(out, x) && scale && is_row(scale, x->n[1]) &&
-                is_whole(out) && is_whole(x);
-    if (require(c, fits, "layer_norm", NULL, "out and x [M, D], scale [D]"))
-        c->device->layer_norm(c, out, x, (float)eps, scale);
+                is_row(shift, x->n[1]) && is_whole(x) && (out->operand || is_whole(out));
+    if (require(c, fits, "layer_norm", NULL, "out and x [M, D], scale and shift [D]"))
+        c->device->layer_norm(c, out, x, (float)eps, scale, shift);
 }
 
 void nn_head_norm_rope(nn *c, const nn_tensor *x, int heads, const nn_weight *w, double eps,
@@ -615,7 +615,7 @@ void nn_attention(nn *c, const nn_tensor *out, const nn_tensor *q, const nn_tens
     bool fits = heads > 0 && kv_heads > 0 && heads % kv_heads == 0 && q->rank == 2 &&
                 q->n[1] % heads == 0 && same_shape(out, q) && same_shape(k, v) && k->rank == 2 &&
                 k->n[1] == q->n[1] / heads * kv_heads && (!causal || q->n[0] == k->n[0]) &&
-                is_whole(out) && !q->operand && !k->operand && !v->operand;
+                !out->operand && !q->operand && !k->operand && !v->operand;
     if (require(c, fits, "attention", NULL, "q and out [Sq, H*D], k and v [Sk, G*D]"))
         c->device->attention(c, out, q, k, v, heads, kv_heads, causal);
 }

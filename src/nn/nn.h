@@ -145,8 +145,8 @@ nn_tensor nn_new3(nn *c, int64_t n0, int64_t n1, int64_t n2);
 nn_tensor nn_new_work2(nn *c, int64_t n0, int64_t n1);
 nn_tensor nn_new_work3(nn *c, int64_t n0, int64_t n1, int64_t n2);
 /* A matrix [M, K] in the form in which the products of this precision read it, for several linear
- * layers (their weights without marks) on the same input. Written by nn_rms_norm and nn_prepare,
- * read by nn_linear. */
+ * layers (their weights without marks) on the same input. Written by nn_rms_norm, nn_layer_norm and
+ * nn_prepare, read by nn_linear. */
 nn_tensor nn_new_operand(nn *c, int64_t m, int64_t k);
 /* For what follows; returns what it was. An operand is used under the precision that it was made
  * in. */
@@ -185,7 +185,7 @@ void nn_repeat_end(nn *c);
 
 /* out = x, same number of elements; the two may overlap. */
 void nn_copy(nn *c, const nn_tensor *out, const nn_tensor *x);
-/* out [E, D] = x[:, index, :], x [E, S, D]. */
+/* out [E, D] = x[:, index, :], x [E, S, D]. out may be a part of a wider matrix. */
 void nn_take(nn *c, const nn_tensor *out, const nn_tensor *x, int64_t index);
 /* Hands the tensor to the trace, if there is one. */
 void nn_trace_tensor(nn *c, const nn_tensor *t, const char *format, ...) CORE_PRINTF(3, 4);
@@ -239,9 +239,10 @@ typedef struct nn_next_norm {
 void nn_add_rms_norm(nn *c, const nn_tensor *x, const nn_tensor *y, const nn_weight *w, double eps,
                      const nn_tensor *gate, const nn_next_norm *next);
 
-/* out [M, D] = (x - mean) / sqrt(var + eps) * scale [D]. In place. */
+/* out [M, D] = (x - mean) / sqrt(var + eps) * scale [D], plus shift [D] if that is given. In place.
+ * out may be an operand. */
 void nn_layer_norm(nn *c, const nn_tensor *out, const nn_tensor *x, double eps,
-                   const nn_tensor *scale);
+                   const nn_tensor *scale, const nn_tensor *shift);
 
 typedef enum nn_rope_pairs {
     NN_ROPE_INTERLEAVED, /* features (2k, 2k+1) are one complex number: the diffusion
@@ -255,8 +256,8 @@ void nn_head_norm_rope(nn *c, const nn_tensor *x, int heads, const nn_weight *w,
                        const nn_tensor *cosine, const nn_tensor *sine, nn_rope_pairs pairs);
 
 /* out [Sq, H*D] = softmax(q k^T / sqrt(D)) v for each head; q [Sq, H*D], k and v [Sk, G*D] where G
- * divides H (grouped queries: head h uses h / (H/G)). causal: query i sees keys 0..i (Sq = Sk). q,
- * k and v may be parts of wider matrices; out may be the same memory as q. */
+ * divides H (grouped queries: head h uses h / (H/G)). causal: query i sees keys 0..i (Sq = Sk). All
+ * may be parts of wider matrices; out may be the same memory as q. */
 void nn_attention(nn *c, const nn_tensor *out, const nn_tensor *q, const nn_tensor *k,
                   const nn_tensor *v, int heads, int kv_heads, bool causal);
 

@@ -43,7 +43,7 @@ typedef struct nn_device {
     void (*add_rms_norm)(nn *c, const nn_tensor *x, const nn_tensor *y, const nn_weight *w,
                          float eps, const nn_tensor *gate, const nn_next_norm *next);
     void (*layer_norm)(nn *c, const nn_tensor *out, const nn_tensor *x, float eps,
-                       const nn_tensor *scale);
+                       const nn_tensor *scale, const nn_tensor *shift); /* shift: may be NULL */
     void (*head_norm_rope)(nn *c, const nn_tensor *x, int heads, const nn_weight *w, float eps,
                            const nn_tensor *cosine, const nn_tensor *sine, nn_rope_pairs pairs);
     void (*attention)(nn *c, const nn_tensor *out, const nn_tensor *q, const nn_tensor *k,

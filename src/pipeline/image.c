@@ -2,7 +2,7 @@
 #include "core/file.h"
 #include "core/mem.h"
 #include "io/json.h"
-#include "io/png.h"
+#include "io/picture.h"
 #include "pipeline/internal.h"
 
 #include <string.h>
@@ -109,8 +109,8 @@ ct_status ct_image_load(ct_context *context, const char *path, ct_image **out, c
     char *found[2] = {NULL, NULL};
     uint8_t *pixels = NULL;
     int width = 0, height = 0;
-    status = png_read_memory(a, map.data, map.size, path, &pixels, &width, &height, keys, 2, found,
-                             error);
+    status = picture_read_memory(a, map.data, map.size, path, &pixels, &width, &height, keys, 2,
+                                 found, error);
     file_map_close(&map);
     if (status != CT_OK)
         return status;

@@ -4,10 +4,8 @@
 
 #include "core/error.h"
 #include "core/threads.h"
+#include "families/family.h"
 #include "io/fingerprint.h"
-#include "models/qwen3.h"
-#include "models/vae_kl.h"
-#include "models/zimage.h"
 #include "nn/cpu/kernels.h"
 #include "nn/cuda/gpu.h"
 #include "sampling/flow_match.h"
@@ -27,13 +25,11 @@ struct ct_model {
     const ct_allocator *allocator;
     char *directory;
     tokenizer *tokenizer;
-    qwen3 *text_encoder;
-    zimage *transformer;
-    vae_kl *vae;
+    family_model parts;
     flow_match scheduler;
     cuda_store *gpu_weights; /* where the context has a GPU */
     ct_model_info info;
-    ct_component_info components[3];
+    ct_component_info components[PART_COUNT];
     char hash[FINGERPRINT_DIGITS + 1];
 };
 

@@ -4,6 +4,7 @@
 
 #include "core/file.h"
 #include "core/mem.h"
+#include "core/strbuf.h"
 
 #include <inttypes.h>
 #include <math.h>
@@ -42,36 +43,41 @@ static ct_status check_side(const ct_model *m, const char *name, int value, int6
 void job_set_size(ct_job *job, int width, int height)
 {
     const ct_model *m = job->model;
-    const int factor = vae_kl_factor(m->vae);
+    const int factor = m->parts.factor;
     job->info.width = width;
     job->info.height = height;
+    job->info.picture_width = job->keep_width ? job->keep_width : width;
+    job->info.picture_height = job->keep_height ? job->keep_height : height;
+    job->info.references = job->references;
     job->latent_height = height / factor;
     job->latent_width = width / factor;
-    job->latent_count = m->transformer->channels * job->latent_height * job->latent_width;
+    job->latent_count = m->parts.channels * job->latent_height * job->latent_width;
 }
 
 static ct_status resolve_size(ct_job *job, const ct_generate_params *p, ct_error *error)
 {
     const ct_model *m = job->model;
-    const int factor = vae_kl_factor(m->vae);
     int64_t most[2];
     for (int i = 0; i < 2; i++) {
-        most[i] = zimage_max_side(m->transformer, i) * factor;
+        most[i] = m->parts.max_side[i] * m->parts.factor;
         if (most[i] > 32768)
             most[i] = 32768;
     }
-    job_set_size(job, p->width ? p->width : m->info.default_width,
-                 p->height ? p->height : m->info.default_height);
+    const reference *first = job->references ? &job->reference[0] : NULL;
+    const int width = first ? first->width : m->info.default_width;
+    const int height = first ? first->height : m->info.default_height;
+    job_set_size(job, p->width ? p->width : width, p->height ? p->height : height);
     ct_status status = check_side(m, "width", job->info.width, most[1], error);
     if (status == CT_OK)
         status = check_side(m, "height", job->info.height, most[0], error);
     return status;
 }
 
-/* For Z-Image guidance is the usual scale minus one. */
+/* In the model's own convention guidance may be the usual scale, or that minus one. */
 static ct_status resolve_guidance(ct_job *job, const ct_generate_params *p, ct_error *error)
 {
     const bool given = p->guidance != CT_GUIDANCE_DEFAULT, scale_given = p->cfg_scale != 0;
+    const double off = job->model->parts.family->guidance_off;
     ct_job_info *j = &job->info;
     if (given && scale_given)
         return error_set(error, CT_EINVAL,
@@ -85,8 +91,18 @@ static ct_status resolve_guidance(ct_job *job, const ct_generate_params *p, ct_e
     j->guidance = given ? p->guidance : job->model->info.default_guidance;
     /* A scale of 4.1 is a guidance of 3.1, not of the 3.0999999999999996 that doubles give. */
     if (scale_given)
-        j->guidance = round((p->cfg_scale - 1) * 1e12) / 1e12;
-    j->cfg_scale = scale_given ? p->cfg_scale : round((j->guidance + 1) * 1e12) / 1e12;
+        j->guidance = round((p->cfg_scale - 1 + off) * 1e12) / 1e12;
+    if (job->model->parts.guidance_ignored && j->guidance > off) {
+        log_message(&job->callbacks, CT_LOG_WARNING,
+                    "%s %s is made to be used without guidance; it is ignored",
+                    job->model->info.family, job->model->info.variant);
+        j->guidance = off;
+    }
+    if (j->guidance < off)
+        j->guidance = off;
+    job->guides = j->guidance > off;
+    j->cfg_scale =
+        scale_given && job->guides ? p->cfg_scale : round((j->guidance + 1 - off) * 1e12) / 1e12;
     return CT_OK;
 }
 
@@ -97,14 +113,15 @@ const char *ct_precision_name(ct_precision precision)
                                                                             : NULL;
 }
 
-/* On a GPU bfloat16, as the reference; else bfloat16 where it is faster and the weights have no more digits. */
+/* On a GPU bfloat16, as the reference; else bfloat16 where it is faster and the weights have no more
+ * digits. */
 static ct_precision natural_precision(const ct_model *m)
 {
-    const zimage *z = m->transformer;
     if (m->context->gpu)
         return CT_PRECISION_BF16;
+    const nn_weight *typical = m->parts.typical;
     bool fast = m->context->kernels.gemm[CPU_BF16] != NULL;
-    bool short_weights = z->layers > 0 && (z->layer[0].w1.bits || z->layer[0].w1.type != DTYPE_F32);
+    bool short_weights = typical && (typical->bits || typical->type != DTYPE_F32);
     return fast && short_weights ? CT_PRECISION_BF16 : CT_PRECISION_FP32;
 }
 
@@ -160,6 +177,23 @@ static ct_status resolve_numbers(ct_job *job, const ct_generate_params *p, ct_er
 
 /* ---- Prompts --------------------------------------------------------------------------------- */
 
+/* Fills a prompt up to the length that its model was trained with. */
+static ct_status pad_prompt(const ct_job *job, prompt *p, ct_error *error)
+{
+    const ct_model *m = job->model;
+    const int64_t count = m->info.max_prompt_tokens;
+    const int32_t pad = tokenizer_added(m->tokenizer, m->parts.family->pad_token);
+    int32_t *ids = mem_array(job->allocator, (size_t)count, sizeof *ids);
+    if (!ids)
+        return error_memory(error, (size_t)count * sizeof *ids, "the prompt");
+    for (int64_t i = 0; i < count; i++)
+        ids[i] = i < p->words ? p->ids[i] : pad;
+    mem_free(job->allocator, p->ids);
+    p->ids = ids;
+    p->count = count;
+    return CT_OK;
+}
+
 static ct_status set_prompt(ct_job *job, prompt *out, const char *text, const char *name,
                             ct_error *error)
 {
@@ -174,26 +208,29 @@ static ct_status set_prompt(ct_job *job, prompt *out, const char *text, const ch
         return error_set(error, CT_EINVAL,
                          "the %s is not valid UTF-8 at byte %zu; save or type it as UTF-8", name,
                          valid);
-    char *framed = chat_frame(a, text, true);
+    strbuf framed;
+    strbuf_init(&framed, a, SIZE_MAX / 4);
+    strbuf_puts(&framed, m->parts.family->before);
+    strbuf_puts(&framed, text);
+    strbuf_puts(&framed, m->parts.family->after);
     out->text = mem_strdup(a, text);
-    if (!framed || !out->text) {
-        mem_free(a, framed);
-        return error_memory(error, length, "the prompt");
-    }
     size_t count = 0;
     ct_status status =
-        tokenizer_encode(m->tokenizer, framed, strlen(framed), &out->ids, &count, error);
-    mem_free(a, framed);
+        strbuf_ok(&framed) && out->text
+            ? tokenizer_encode(m->tokenizer, framed.data, framed.length, &out->ids, &count, error)
+            : error_memory(error, length, "the prompt");
+    strbuf_free(&framed);
     if (status != CT_OK)
         return status;
     /* As the reference: the tail goes, with the end of the frame. */
     out->truncated = count > (size_t)m->info.max_prompt_tokens;
     out->count = out->truncated ? m->info.max_prompt_tokens : (int64_t)count;
+    out->words = out->count;
     if (out->truncated)
         log_message(&job->callbacks, CT_LOG_WARNING,
                     "the %s has %zu tokens; only the first %d are used", name, count,
                     m->info.max_prompt_tokens);
-    return CT_OK;
+    return m->parts.family->padded ? pad_prompt(job, out, error) : CT_OK;
 }
 
 static ct_status resolve_prompts(ct_job *job, const ct_generate_params *p, ct_error *error)
@@ -201,15 +238,15 @@ static ct_status resolve_prompts(ct_job *job, const ct_generate_params *p, ct_er
     if (!p->prompt)
         return error_set(error, CT_EINVAL, "a prompt is required");
     ct_status status = set_prompt(job, &job->positive, p->prompt, "prompt", error);
-    const bool guided = job->info.guidance > 0;
+    const bool guided = job->guides;
     if (status == CT_OK && guided)
         status = set_prompt(job, &job->negative, p->negative_prompt ? p->negative_prompt : "",
                             "negative prompt", error);
     if (status == CT_OK && !guided && p->negative_prompt && p->negative_prompt[0])
         log_message(&job->callbacks, CT_LOG_WARNING,
                     "guidance is off, so the negative prompt has no effect");
-    job->info.prompt_tokens = (int)job->positive.count;
-    job->info.negative_tokens = (int)job->negative.count;
+    job->info.prompt_tokens = (int)job->positive.words;
+    job->info.negative_tokens = (int)job->negative.words;
     job->info.prompt_truncated = job->positive.truncated;
     job->info.negative_truncated = job->negative.truncated;
     return status;
@@ -221,16 +258,16 @@ static ct_status assume_prompts(ct_job *job, ct_error *error)
     prompt *prompts[] = {&job->positive, &job->negative};
     const ct_model *m = job->model;
     const int64_t count = m->info.max_prompt_tokens;
-    for (int i = 0; i < (job->info.guidance > 0 ? 2 : 1); i++) {
+    for (int i = 0; i < (job->guides ? 2 : 1); i++) {
         prompts[i]->ids = mem_array(job->allocator, (size_t)count, sizeof *prompts[i]->ids);
         if (!prompts[i]->ids)
             return error_memory(error, (size_t)count * sizeof *prompts[i]->ids, "the prompt");
-        prompts[i]->count = count;
+        prompts[i]->count = prompts[i]->words = count;
         for (int64_t k = 0; k < count; k++)
-            prompts[i]->ids[k] = (int32_t)(k * (m->text_encoder->vocab / count));
+            prompts[i]->ids[k] = (int32_t)(k * (m->parts.vocab / count));
     }
-    job->info.prompt_tokens = (int)job->positive.count;
-    job->info.negative_tokens = (int)job->negative.count;
+    job->info.prompt_tokens = (int)job->positive.words;
+    job->info.negative_tokens = (int)job->negative.words;
     return CT_OK;
 }
 
@@ -253,14 +290,22 @@ static ct_status resolve_paths(ct_job *job, const ct_generate_params *p, ct_erro
 static ct_status prepare_schedule(ct_job *job, ct_error *error)
 {
     flow_match f = job->model->scheduler;
+    const family_model *parts = &job->model->parts;
+    const int64_t patch = parts->patch;
+    const int64_t tokens = (job->latent_height / patch) * (job->latent_width / patch);
     const int steps = job->info.steps;
     job->sigmas = mem_array(job->allocator, (size_t)steps + 1, sizeof(float));
     job->times = mem_array(job->allocator, (size_t)steps, sizeof(float));
     if (!job->sigmas || !job->times)
         return error_memory(error, (size_t)steps * sizeof(float), "the schedule");
+    if (parts->family->mu) {
+        if (job->info.shift == 0)
+            job->info.shift = exp(parts->family->mu(tokens, steps));
+        f.dynamic = true;
+        f.power = job->info.shift;
+    }
     f.shift = job->info.shift;
-    flow_match_sigmas(&f, steps, (double)(job->latent_height / 2 * (job->latent_width / 2)),
-                      job->sigmas);
+    flow_match_sigmas(&f, steps, (double)tokens, job->sigmas);
     const float scale = (float)f.train_timesteps;
     for (int i = 0; i < steps; i++)
         job->times[i] = (1000.0f - job->sigmas[i] * scale) / 1000.0f;
@@ -271,7 +316,7 @@ static ct_status prepare_schedule(ct_job *job, ct_error *error)
 
 bool job_guides(const ct_job *job, int step)
 {
-    return job->info.guidance > 0 && (double)job->times[step] <= job->cfg_truncation;
+    return job->guides && (double)job->times[step] <= job->cfg_truncation;
 }
 
 nn_params job_network(const ct_job *job)
@@ -293,6 +338,7 @@ vae_decoding job_decoding(const ct_job *job)
     return (vae_decoding){.latents = job->latents,
                           .height = job->latent_height,
                           .width = job->latent_width,
+                          .scratch = job->scratch,
                           .picture = job->picture,
                           .strip_rows = job->strip_rows};
 }
@@ -319,6 +365,19 @@ static ct_status take_memory(ct_job *job, ct_error *error)
     return nn_create(&job->network, &params, error);
 }
 
+/* What the family keeps while the steps run. */
+static ct_status make_room(ct_job *job, ct_error *error)
+{
+    const family *f = job->model->parts.family;
+    const size_t bytes = f->schedule_bytes + 2 * f->condition_bytes;
+    job->schedule = mem_zero_array(job->allocator, 1, f->schedule_bytes);
+    job->positive.condition = mem_zero_array(job->allocator, 1, f->condition_bytes);
+    job->negative.condition = mem_zero_array(job->allocator, 1, f->condition_bytes);
+    return job->schedule && job->positive.condition && job->negative.condition
+               ? CT_OK
+               : error_memory(error, bytes, "the schedule");
+}
+
 ct_status job_open(ct_job **out, ct_model *model, const ct_generate_params *params, bool planning,
                    ct_error *error)
 {
@@ -332,10 +391,11 @@ ct_status job_open(ct_job **out, ct_model *model, const ct_generate_params *para
     job->callbacks = params->callbacks ? *params->callbacks : model->context->callbacks;
     job->max_memory = params->max_memory;
     residency_init(&job->residency, a);
-    residency_watch(&job->residency, model->text_encoder->weights);
-    residency_watch(&job->residency, model->transformer->weights);
-    residency_watch(&job->residency, model->vae->weights);
-    ct_status status = resolve_size(job, params, error);
+    for (int i = 0; i < PART_COUNT; i++)
+        residency_watch(&job->residency, model->parts.weights[i]);
+    ct_status status = references_prepare(job, params, error);
+    if (status == CT_OK)
+        status = resolve_size(job, params, error);
     if (status == CT_OK)
         status = resolve_numbers(job, params, error);
     if (status == CT_OK)
@@ -345,6 +405,8 @@ ct_status job_open(ct_job **out, ct_model *model, const ct_generate_params *para
         status = resolve_paths(job, params, error);
     if (status == CT_OK)
         status = prepare_schedule(job, error);
+    if (status == CT_OK)
+        status = make_room(job, error);
     if (status != CT_OK) {
         ct_job_free(&job);
         return status;
@@ -396,6 +458,7 @@ static void free_prompt(const ct_allocator *a, prompt *p)
     mem_free(a, p->text);
     mem_free(a, p->ids);
     mem_free(a, p->features);
+    mem_free(a, p->condition);
 }
 
 void ct_job_free(ct_job **job)
@@ -405,9 +468,11 @@ void ct_job_free(ct_job **job)
     ct_job *j = *job;
     const ct_allocator *a = j->allocator;
     residency_free(&j->residency);
+    references_free(j);
     nn_free(j->network);
     free_prompt(a, &j->positive);
     free_prompt(a, &j->negative);
+    mem_free(a, j->schedule);
     mem_free(a, j->noise_path);
     mem_free(a, j->trace_path);
     mem_free(a, j->sigmas);

@@ -3,6 +3,7 @@
 #define PIPELINE_JOB_H
 
 #include "pipeline/internal.h"
+#include "pipeline/reference.h"
 #include "pipeline/residency.h"
 #include "pipeline/trace.h"
 
@@ -10,9 +11,11 @@
 typedef struct prompt {
     char *text;
     int32_t *ids;
-    int64_t count; /* of ids, after truncation */
+    int64_t count; /* of ids, after truncation, with padding */
+    int64_t words; /* of ids that are no padding */
     bool truncated;
-    float *features; /* [count, hidden]; NULL until the first run has encoded it */
+    float *features; /* [count, feature_width]; NULL until the first run has encoded it */
+    void *condition; /* what the transformer was prepared with, of the family's type */
 } prompt;
 
 struct ct_job {
@@ -20,20 +23,25 @@ struct ct_job {
     const ct_allocator *allocator;
     ct_callbacks callbacks;
     ct_job_info info;
+    bool guides; /* the negative prompt is used */
     bool cfg_normalization, trace_modules;
     double cfg_truncation;
     uint64_t seed; /* of the parameters, for ct_generate */
     char *noise_path, *trace_path;
     prompt positive, negative;
     int64_t latent_height, latent_width, latent_count;
-    float *sigmas, *times;           /* [steps + 1], [steps]: 1 - sigma */
-    float *latents, *scratch;        /* each [latent_count] */
-    float *picture;                  /* [3, height, width] */
-    nn *network;                     /* with the memory that the dry run asked for */
-    residency residency;             /* of the weights */
-    size_t arena[3];                 /* memory of the network in each ct_stage */
-    int strip_rows;                  /* of latents, for the VAE; 0: the whole picture at once */
-    uint64_t max_memory;             /* 0: none was given */
+    reference reference[MAX_REFERENCES];
+    int references;              /* of them */
+    int keep_width, keep_height; /* of the picture, where it is less than the size; 0: all */
+    void *schedule;              /* what the transformer was prepared with */
+    float *sigmas, *times;       /* [steps + 1], [steps]: 1 - sigma */
+    float *latents, *scratch;    /* each [latent_count] */
+    float *picture;              /* [3, height, width] */
+    nn *network;                 /* with the memory that the dry run asked for */
+    residency residency;         /* of the weights */
+    size_t arena[3];             /* memory of the network in each ct_stage */
+    int strip_rows;              /* of latents, for the VAE; 0: the whole picture at once */
+    uint64_t max_memory;         /* 0: none was given */
     trace trace;
     double began, stage_began; /* of the current run, for progress */
 };

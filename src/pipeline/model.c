@@ -3,6 +3,7 @@
 #include "core/file.h"
 #include "core/mem.h"
 #include "core/strbuf.h"
+#include "families/registry.h"
 #include "io/fingerprint.h"
 #include "io/json.h"
 #include "io/names.h"
@@ -11,34 +12,11 @@
 #include <inttypes.h>
 #include <string.h>
 
-#define TURBO_SHIFT 3
-#define MAX_PROMPT_TOKENS 512 /* max_sequence_length of the reference pipeline */
-
-/* Pipelines of diffusers that this version cannot run but knows. */
-static const char *const planned[] = {
-    "Flux2KleinPipeline",        "Flux2Pipeline", "QwenImagePipeline", "QwenImageEditPipeline",
-    "QwenImageEditPlusPipeline",
-};
-
 /* ---- Loading --------------------------------------------------------------------------------- */
 
-/* file says where the name of the pipeline comes from. */
-static ct_status check_pipeline(const char *name, const char *file, ct_error *error)
-{
-    if (!strcmp(name, "ZImagePipeline"))
-        return CT_OK;
-    for (size_t i = 0; i < sizeof planned / sizeof *planned; i++)
-        if (!strcmp(name, planned[i]))
-            return error_set(error, CT_EUNSUPPORTED,
-                             "%s: %s is not supported yet; this version runs ZImagePipeline", file,
-                             name);
-    return error_set(error, CT_EUNSUPPORTED,
-                     "%s: the pipeline %s is unknown; this version runs ZImagePipeline", file,
-                     name);
-}
-
 /* Programs around MLX save no model_index.json: the names of the tensors tell the family. */
-static ct_status recognize(const ct_allocator *a, const char *directory, ct_error *error)
+static ct_status recognize(const family **out, const ct_allocator *a, const char *directory,
+                           ct_error *error)
 {
     char *folder = path_join(a, directory, "transformer");
     if (!folder)
@@ -52,23 +30,18 @@ static ct_status recognize(const ct_allocator *a, const char *directory, ct_erro
                            directory);
     if (status == CT_OK)
         status = weights_open_directory(&w, a, folder, "diffusion_pytorch_model", error);
-    const char *name = w ? names_pipeline(w) : NULL;
-    if (status == CT_OK && !name)
-        status = error_set(error, CT_EUNSUPPORTED,
-                           "%s has no model_index.json, and the names of its tensors belong to no "
-                           "model that is known",
-                           directory);
     if (status == CT_OK)
-        status = check_pipeline(name, folder, error);
+        status = registry_recognize(out, w, error);
     weights_close(w);
     mem_free(a, folder);
     return status;
 }
 
-/* *indexed tells whether there is a model_index.json. */
-static ct_status read_index(const ct_allocator *a, const char *directory, bool *indexed,
-                            ct_error *error)
+/* model_index.json in *index, whose root is NULL where there is none, and the family. */
+static ct_status read_index(const ct_allocator *a, const char *directory, config *index,
+                            const family **out, ct_error *error)
 {
+    *index = (config){0};
     if (!file_is_directory(directory))
         return error_set(error, CT_ENOTFOUND,
                          "%s is not a directory; give the folder that holds model_index.json",
@@ -76,18 +49,18 @@ static ct_status read_index(const ct_allocator *a, const char *directory, bool *
     char *path = path_join(a, directory, "model_index.json");
     if (!path)
         return error_memory(error, strlen(directory), "a path");
-    *indexed = file_exists(path);
-    config index;
+    const bool indexed = file_exists(path);
     ct_status status =
-        *indexed ? config_open(&index, a, path, error) : recognize(a, directory, error);
+        indexed ? config_open(index, a, path, error) : recognize(out, a, directory, error);
     mem_free(a, path);
-    if (status != CT_OK || !*indexed)
+    if (status != CT_OK || !indexed)
         return status;
     const char *name = NULL;
-    status = config_string(&index, "_class_name", true, &name, error);
+    status = config_string(index, "_class_name", true, &name, error);
     if (status == CT_OK)
-        status = check_pipeline(name, index.path, error);
-    config_close(&index);
+        status = registry_find(out, name, index->path, error);
+    if (status != CT_OK)
+        config_close(index);
     return status;
 }
 
@@ -96,37 +69,37 @@ static char *join(ct_model *m, const char *name)
     return path_join(m->allocator, m->directory, name);
 }
 
-/* Without a configuration base and Turbo cannot be told apart; nearly all files are Turbo. */
+/* Without a configuration variants cannot be told apart; the usual one is assumed. */
 static ct_status load_scheduler(ct_model *m, const char *folder, bool infer, ct_error *error)
 {
     if (!infer || file_is_directory(folder))
         return flow_match_read(&m->scheduler, m->allocator, folder, error);
-    flow_match_init(&m->scheduler, TURBO_SHIFT);
+    flow_match_init(&m->scheduler, m->parts.family->usual_shift);
+    ct_model_info usual = {0};
+    m->parts.family->choose_defaults(&m->parts, m->scheduler.shift, &usual);
     log_message(&m->context->callbacks, CT_LOG_INFO,
-                "%s has no scheduler: steps, guidance and shift are those of Z-Image-Turbo",
-                m->directory);
+                "%s has no scheduler: steps, guidance and shift are those of %s %s", m->directory,
+                m->parts.family->name, usual.variant);
     return CT_OK;
 }
 
-static ct_status load_parts(ct_model *m, const load_options *options, ct_error *error)
+static ct_status load_parts(ct_model *m, const load_options *options, const config *index,
+                            ct_error *error)
 {
     const ct_allocator *a = m->allocator;
-    char *folders[] = {join(m, "scheduler"), join(m, "tokenizer"), join(m, "text_encoder"),
-                       join(m, "transformer"), join(m, "vae")};
+    char *folders[] = {join(m, "text_encoder"), join(m, "transformer"), join(m, "vae"),
+                       join(m, "tokenizer"), join(m, "scheduler")};
     ct_status status = CT_OK;
     for (int i = 0; i < 5; i++)
         if (!folders[i])
             status = error_memory(error, strlen(m->directory), "a path");
     if (status == CT_OK)
-        status = load_scheduler(m, folders[0], options->infer, error);
+        status = tokenizer_load(&m->tokenizer, a, folders[3], error);
     if (status == CT_OK)
-        status = tokenizer_load(&m->tokenizer, a, folders[1], error);
+        status =
+            m->parts.family->load(&m->parts, options, (const char *const *)folders, index, error);
     if (status == CT_OK)
-        status = qwen3_load(&m->text_encoder, options, folders[2], 1, error);
-    if (status == CT_OK)
-        status = zimage_load(&m->transformer, options, folders[3], error);
-    if (status == CT_OK)
-        status = vae_kl_load(&m->vae, options, folders[4], error);
+        status = load_scheduler(m, folders[4], options->infer, error);
     for (int i = 0; i < 5; i++)
         mem_free(a, folders[i]);
     return status;
@@ -134,30 +107,19 @@ static ct_status load_parts(ct_model *m, const load_options *options, ct_error *
 
 static ct_status check_parts(const ct_model *m, ct_error *error)
 {
-    if (m->transformer->caption_dim != m->text_encoder->hidden)
-        return error_set(error, CT_EFORMAT,
-                         "%s: transformer/config.json has cap_feat_dim %" PRId64
-                         ", but text_encoder/config.json has hidden_size %" PRId64,
-                         m->directory, m->transformer->caption_dim, m->text_encoder->hidden);
-    if (m->transformer->channels != m->vae->latent_channels)
-        return error_set(error, CT_EFORMAT,
-                         "%s: transformer/config.json has in_channels %" PRId64
-                         ", but vae/config.json has latent_channels %" PRId64,
-                         m->directory, m->transformer->channels, m->vae->latent_channels);
-    if (tokenizer_size(m->tokenizer) > m->text_encoder->vocab)
+    const family_model *parts = &m->parts;
+    ct_status status = parts->family->check(parts, m->directory, error);
+    if (status != CT_OK)
+        return status;
+    if (tokenizer_size(m->tokenizer) > parts->vocab)
         return error_set(error, CT_EFORMAT,
                          "%s: tokenizer/ has ids up to %" PRId32
                          ", but text_encoder/config.json has vocab_size %" PRId64,
-                         m->directory, tokenizer_size(m->tokenizer) - 1, m->text_encoder->vocab);
-    if (zimage_max_caption(m->transformer) < 1)
-        return error_set(error, CT_EFORMAT,
-                         "%s: axes_lens in transformer/config.json leaves no room for a caption",
-                         m->directory);
-    if (tokenizer_added(m->tokenizer, "<|im_start|>") < 0 ||
-        tokenizer_added(m->tokenizer, "<|im_end|>") < 0)
-        return error_set(error, CT_EFORMAT,
-                         "%s: tokenizer/ does not have the tokens <|im_start|> and <|im_end|>",
-                         m->directory);
+                         m->directory, tokenizer_size(m->tokenizer) - 1, parts->vocab);
+    for (const char *const *token = parts->family->added_tokens; *token; token++)
+        if (tokenizer_added(m->tokenizer, *token) < 0)
+            return error_set(error, CT_EFORMAT, "%s: tokenizer/ does not have the token %s",
+                             m->directory, *token);
     return CT_OK;
 }
 
@@ -285,33 +247,21 @@ static ct_status describe(ct_model *m, ct_component_info *c, const char *name,
 
 static ct_status describe_parts(ct_model *m, ct_error *error)
 {
-    const qwen3 *q = m->text_encoder;
-    const zimage *z = m->transformer;
-    const vae_kl *v = m->vae;
-    strbuf s[3];
-    for (int i = 0; i < 3; i++)
-        strbuf_init(&s[i], m->allocator, 1024);
-    strbuf_printf(&s[0],
-                  "%d layers (%d used), hidden %" PRId64 ", %d heads, %d key heads, head dim "
-                  "%" PRId64 ", vocabulary %" PRId64,
-                  q->layers, q->used_layers, q->hidden, q->heads, q->kv_heads, q->head_dim,
-                  q->vocab);
-    strbuf_printf(&s[1],
-                  "%d layers and 2 x %d refiners, dim %" PRId64 ", %d heads, head dim %" PRId64
-                  ", %" PRId64 " latent channels",
-                  z->layers, z->refiners, z->dim, z->heads, z->head_dim, z->channels);
-    strbuf_printf(&s[2],
-                  "%d levels, channels %" PRId64 " to %" PRId64 ", %" PRId64
-                  " latent channels, factor %d",
-                  v->blocks, v->channels[0], v->channels[v->blocks - 1], v->latent_channels,
-                  vae_kl_factor(v));
-    ct_status status = describe(m, &m->components[0], "text_encoder", "Qwen3ForCausalLM",
-                                q->weights, strbuf_take(&s[0]), error);
-    ct_status second = describe(m, &m->components[1], "transformer", "ZImageTransformer2DModel",
-                                z->weights, strbuf_take(&s[1]), error);
-    ct_status third = describe(m, &m->components[2], "vae", "AutoencoderKL", v->weights,
-                               strbuf_take(&s[2]), error);
-    return status != CT_OK ? status : second != CT_OK ? second : third;
+    static const char *const names[PART_COUNT] = {[PART_TEXT_ENCODER] = "text_encoder",
+                                                  [PART_TRANSFORMER] = "transformer",
+                                                  [PART_VAE] = "vae"};
+    const family_model *parts = &m->parts;
+    ct_status worst = CT_OK;
+    for (int i = 0; i < PART_COUNT; i++) {
+        strbuf s;
+        strbuf_init(&s, m->allocator, 1024);
+        parts->family->describe(parts, i, &s);
+        ct_status status = describe(m, &m->components[i], names[i], parts->family->classes[i],
+                                    parts->weights[i], strbuf_take(&s), error);
+        if (status != CT_OK)
+            worst = status;
+    }
+    return worst;
 }
 
 /* The last part of a path, without slashes at its end. */
@@ -346,34 +296,29 @@ static ct_status hash_model(ct_model *m, ct_error *error)
         mem_free(m->allocator, path);
     }
     if (status == CT_OK) {
-        fingerprint_add_weights(&f, m->text_encoder->weights);
-        fingerprint_add_weights(&f, m->transformer->weights);
-        fingerprint_add_weights(&f, m->vae->weights);
+        for (int i = 0; i < PART_COUNT; i++)
+            fingerprint_add_weights(&f, m->parts.weights[i]);
         fingerprint_hex(&f, m->hash);
     }
     return status;
 }
 
-/* Turbo is distilled: few steps without guidance. Its scheduler has shift 3, that of the base model
- * 6; nothing else in the files tells them apart. Values of the base model: its card. */
 static void choose_defaults(ct_model *m)
 {
     ct_model_info *info = &m->info;
-    bool base = m->scheduler.shift >= 4.5;
-    info->variant = base ? "base" : "Turbo";
-    info->default_steps = base ? 50 : 8;
-    info->default_guidance = base ? 4.0 : 0.0;
+    const family_model *parts = &m->parts;
     info->default_shift = m->scheduler.shift;
-    info->size_multiple = 2 * vae_kl_factor(m->vae);
-    int64_t side = m->vae->sample_size / info->size_multiple * info->size_multiple;
+    parts->family->choose_defaults(parts, m->scheduler.shift, info);
+    info->default_cfg_scale = info->default_guidance + 1 - parts->family->guidance_off;
+    info->max_references = parts->family->max_references;
+    info->size_multiple = parts->factor * parts->patch;
+    int64_t side = parts->sample_side / info->size_multiple * info->size_multiple;
     if (side < info->size_multiple)
         side = info->size_multiple;
     info->default_width = info->default_height = (int)side;
-    int64_t tokens = MAX_PROMPT_TOKENS;
-    if (tokens > zimage_max_caption(m->transformer))
-        tokens = zimage_max_caption(m->transformer);
-    if (tokens > m->text_encoder->max_positions)
-        tokens = m->text_encoder->max_positions;
+    int64_t tokens = parts->family->max_prompt_tokens;
+    if (tokens > parts->max_prompt_tokens)
+        tokens = parts->max_prompt_tokens;
     info->max_prompt_tokens = (int)tokens;
 }
 
@@ -400,28 +345,33 @@ ct_status ct_model_load_with(ct_context *context, const char *directory,
     const ct_allocator *a = &context->allocator;
     load_options options = {
         .allocator = a, .threads = context->threads, .dequantize = params && params->dequantize};
-    bool indexed = false;
-    ct_status status = read_index(a, directory, &indexed, error);
+    config index;
+    const family *kind = NULL;
+    ct_status status = read_index(a, directory, &index, &kind, error);
     if (status != CT_OK)
         return status;
-    options.infer = !indexed;
+    options.infer = !index.root;
     ct_model *m = mem_zero_array(a, 1, sizeof *m);
-    if (!m)
+    if (!m) {
+        config_close(&index);
         return error_memory(error, sizeof *m, "the model");
+    }
+    m->parts.family = kind;
     m->context = context;
     m->allocator = a;
     m->directory = mem_strdup(a, directory);
     m->info = (ct_model_info){.directory = m->directory,
                               .name = last_part(a, directory),
-                              .class_name = "ZImagePipeline",
-                              .family = "Z-Image",
+                              .class_name = kind->pipeline,
+                              .family = kind->name,
                               .hash = m->hash,
-                              .components = 3,
+                              .components = PART_COUNT,
                               .component = m->components};
     if (!m->directory || !m->info.name)
         status = error_memory(error, strlen(directory), "a path");
     if (status == CT_OK)
-        status = load_parts(m, &options, error);
+        status = load_parts(m, &options, index.root ? &index : NULL, error);
+    config_close(&index);
     if (status == CT_OK)
         status = check_parts(m, error);
     if (status == CT_OK)
@@ -436,9 +386,8 @@ ct_status ct_model_load_with(ct_context *context, const char *directory,
     }
     choose_defaults(m);
     /* The pages of the samples that were hashed. */
-    weights_let_go(m->text_encoder->weights);
-    weights_let_go(m->transformer->weights);
-    weights_let_go(m->vae->weights);
+    for (int i = 0; i < PART_COUNT; i++)
+        weights_let_go(m->parts.weights[i]);
     log_message(&context->callbacks, CT_LOG_INFO, "%s: %s %s, %.1f million parameters", directory,
                 m->info.family, m->info.variant, (double)m->info.parameters * 1e-6);
     *out = m;
@@ -451,7 +400,7 @@ void ct_model_free(ct_model **model)
         return;
     ct_model *m = *model;
     const ct_allocator *a = m->allocator;
-    for (int i = 0; i < 3; i++) {
+    for (int i = 0; i < PART_COUNT; i++) {
         mem_free(a, m->components[i].dtypes);
         mem_free(a, m->components[i].quantization);
         mem_free(a, m->components[i].summary);
@@ -459,9 +408,8 @@ void ct_model_free(ct_model **model)
     }
     cuda_store_free(m->gpu_weights);
     tokenizer_free(m->tokenizer);
-    qwen3_free(m->text_encoder);
-    zimage_free(m->transformer);
-    vae_kl_free(m->vae);
+    if (m->parts.family)
+        m->parts.family->free(&m->parts);
     mem_free(a, m->info.name);
     mem_free(a, m->directory);
     mem_free(a, m);

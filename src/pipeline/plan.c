@@ -39,9 +39,10 @@ static bool is_weight(void *user, const void *address)
 {
     const ct_model *m = user;
     size_t at;
-    return weights_locate(m->text_encoder->weights, address, &at) ||
-           weights_locate(m->transformer->weights, address, &at) ||
-           weights_locate(m->vae->weights, address, &at);
+    for (int i = 0; i < PART_COUNT; i++)
+        if (weights_locate(m->parts.weights[i], address, &at))
+            return true;
+    return false;
 }
 
 static uint64_t process_bytes(const ct_job *job)
@@ -57,27 +58,34 @@ static void describe_stages(const ct_job *job, ct_memory_plan *plan)
 {
     const residency_list *list = job->residency.list;
     const uint64_t features = (uint64_t)(job->positive.count + job->negative.count) *
-                              (uint64_t)job->model->text_encoder->hidden * sizeof(float);
+                              (uint64_t)job->model->parts.feature_width * sizeof(float);
     const uint64_t pixels = (uint64_t)job->info.width * (uint64_t)job->info.height;
+    const uint64_t references = references_bytes(job);
     const uint64_t latents = 2 * (uint64_t)job->latent_count * sizeof(float);
     static const residency_section sections[3][2] = {
-        [CT_STAGE_ENCODE] = {SECTION_ENCODE, SECTION_ENCODE},
+        [CT_STAGE_ENCODE] = {SECTION_ENCODE, SECTION_REFERENCES},
         [CT_STAGE_DENOISE] = {SECTION_PREPARE, SECTION_EVALUATE},
         [CT_STAGE_DECODE] = {SECTION_DECODE, SECTION_DECODE},
     };
     for (int i = 0; i < 3; i++) {
         ct_memory_stage *s = &plan->stage[i];
-        const residency_section first = sections[i][0], last = sections[i][1];
+        residency_section first = sections[i][0], last = sections[i][1];
+        if (list[last].count == 0)
+            last = first; /* no references */
         s->file_bytes = job->model->components[i].bytes;
+        if (last == SECTION_REFERENCES)
+            s->file_bytes += job->model->components[PART_VAE].bytes;
         s->read_bytes = residency_read_bytes(&job->residency, first, last);
         if (s->read_bytes > s->file_bytes) /* whole pages */
             s->read_bytes = s->file_bytes;
         s->block_bytes = list[first].largest;
         if (list[last].largest > s->block_bytes)
             s->block_bytes = list[last].largest;
-        s->blocks = list[last].count;
+        s->blocks = list[i == CT_STAGE_ENCODE ? first : last].count;
         s->activation_bytes = job->arena[i];
-        s->buffer_bytes = features;
+        s->buffer_bytes = features + references;
+        if (i == CT_STAGE_ENCODE)
+            s->buffer_bytes += references_encoding_bytes(job);
         if (i >= CT_STAGE_DENOISE)
             s->buffer_bytes += latents;
         if (i == CT_STAGE_DECODE) /* in float32, then in bytes */
@@ -109,6 +117,7 @@ static ct_status find_decode_ways(const ct_job *job, decode_ways *ways, ct_error
     params.trace = NULL;
     params.residency = NULL; /* has recorded already, and the weights are the same */
     params.cancel = NULL;
+    const family_model *parts = &job->model->parts;
     vae_decoding d = job_decoding(job);
     ways->count = 1;
     ways->way[0].strip_rows = 0;
@@ -117,7 +126,7 @@ static ct_status find_decode_ways(const ct_job *job, decode_ways *ways, ct_error
         return CT_OK;
     for (d.strip_rows = HIGHEST_STRIP; d.strip_rows > 0; d.strip_rows /= 2) {
         size_t bytes;
-        ct_status status = vae_kl_decode_peak(job->model->vae, &d, &params, &bytes, error);
+        ct_status status = parts->family->decode_peak(parts, &d, &params, &bytes, error);
         if (status != CT_OK)
             return status;
         if (bytes >= ways->way[ways->count - 1].bytes)
@@ -165,11 +174,14 @@ static ct_memory_choice choose(planning *p, int streamed, int way)
     p->job->strip_rows = p->ways.way[way].strip_rows;
     p->job->arena[CT_STAGE_DECODE] = p->ways.way[way].bytes;
     ct_memory_choice c = {.streamed_blocks = streamed,
-                          .strip_height = p->job->strip_rows * vae_kl_factor(p->job->model->vae)};
+                          .strip_height = p->job->strip_rows * p->job->model->parts.factor};
     residency_stream(r, SECTION_EVALUATE, streamed);
     uint64_t held[3] = {residency_bytes(r, SECTION_ENCODE), residency_bytes(r, SECTION_EVALUATE),
                         residency_bytes(r, SECTION_DECODE)};
     const uint64_t prepare = residency_bytes(r, SECTION_PREPARE);
+    const uint64_t references = residency_bytes(r, SECTION_REFERENCES);
+    if (references > held[CT_STAGE_ENCODE])
+        held[CT_STAGE_ENCODE] = references;
     if (prepare > held[CT_STAGE_DENOISE])
         held[CT_STAGE_DENOISE] = prepare;
     for (int i = 0; i < 3; i++) {

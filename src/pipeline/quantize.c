@@ -89,7 +89,7 @@ static bool can_encode(dtype type)
  * the VAE as diffusers has it. */
 static action choose_action(const work *w, const part *p, const weight_view *v)
 {
-    const bool vae = p->source == w->model->vae->weights;
+    const bool vae = p->source == w->model->parts.weights[PART_VAE];
     if (vae && !w->mflux)
         return ACTION_COPY;
     if (vae && v->rank == 4 && !names_channels_last(p->source))
@@ -160,9 +160,10 @@ static ct_status plan_part(work *w, part *p, ct_error *error)
 static ct_status plan(work *w, ct_error *error)
 {
     const ct_model *m = w->model;
-    const part parts[PARTS] = {{.folder = "text_encoder", .source = m->text_encoder->weights},
-                               {.folder = "transformer", .source = m->transformer->weights},
-                               {.folder = "vae", .source = m->vae->weights}};
+    const part parts[PARTS] = {
+        {.folder = "text_encoder", .source = m->parts.weights[PART_TEXT_ENCODER]},
+        {.folder = "transformer", .source = m->parts.weights[PART_TRANSFORMER]},
+        {.folder = "vae", .source = m->parts.weights[PART_VAE]}};
     ct_status status = CT_OK;
     for (int i = 0; status == CT_OK && i < PARTS; i++) {
         w->parts[i] = parts[i];
@@ -475,7 +476,8 @@ static void shard_name(char out[40], const work *w, const part *p, int shard)
         snprintf(out, 40, "%d.safetensors", shard);
     else
         snprintf(out, 40, "%s.safetensors",
-                 p->source == w->model->vae->weights ? "diffusion_pytorch_model" : "model");
+                 p->source == w->model->parts.weights[PART_VAE] ? "diffusion_pytorch_model"
+                                                                : "model");
 }
 
 static ct_status write_shard(work *w, part *p, const char *folder, int shard, ct_error *error)
@@ -582,7 +584,7 @@ static ct_status write_with_heads(const copying *c, const char *name, const char
     const char *rest = strchr(text, '{');
     strbuf s;
     strbuf_init(&s, c->w->allocator, FILE_MAXIMUM);
-    strbuf_printf(&s, "{\n  \"nheads\": %d,", c->w->model->transformer->heads);
+    strbuf_printf(&s, "{\n  \"nheads\": %d,", c->w->model->parts.heads);
     strbuf_puts(&s, rest ? rest + 1 : "");
     ct_status status = rest && strbuf_ok(&s)
                            ? write_file(c->w, c->to, name, s.data, s.length, error)

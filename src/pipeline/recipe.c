@@ -51,6 +51,15 @@ char *recipe_json(const ct_allocator *a, const recipe *r)
     write_seed(&w, r->seed);
     member_integer(&w, "width", r->width);
     member_integer(&w, "height", r->height);
+    if (r->references) {
+        json_write_key(&w, "references");
+        json_write_array(&w);
+        for (int i = 0; i < r->references; i++)
+            json_write_string(&w, r->reference_hash[i]);
+        json_write_array_end(&w);
+        json_write_key(&w, "keep_size");
+        json_write_boolean(&w, r->keep_size);
+    }
     member_integer(&w, "steps", r->steps);
     member_integer(&w, "evaluations", r->evaluations);
     member_number(&w, "guidance", r->guidance);

@@ -4,11 +4,16 @@
 
 #include "core/error.h"
 
+#define RECIPE_MAX_REFERENCES 10
+
 typedef struct recipe {
     const char *prompt;
     const char *negative; /* NULL when guidance is off */
     uint64_t seed;
     int width, height, steps;
+    int references;                                    /* pictures that it was made from */
+    const char *reference_hash[RECIPE_MAX_REFERENCES]; /* XXH3-128 of the pixels that were seen */
+    bool keep_size;
     int evaluations;  /* of the transformer */
     double guidance;  /* the model's own convention */
     double cfg_scale; /* the usual one; 1: off */

@@ -14,10 +14,11 @@
 
 /* What runs between two calls of residency_begin. */
 typedef enum residency_section {
-    SECTION_ENCODE,   /* a prompt through the text encoder */
-    SECTION_PREPARE,  /* the transformer's work for the schedule and the captions */
-    SECTION_EVALUATE, /* the transformer, once */
-    SECTION_DECODE,   /* the VAE */
+    SECTION_ENCODE,     /* a prompt through the text encoder */
+    SECTION_REFERENCES, /* the reference pictures through the VAE */
+    SECTION_PREPARE,    /* the transformer's work for the schedule and the captions */
+    SECTION_EVALUATE,   /* the transformer, once */
+    SECTION_DECODE,     /* the VAE */
     SECTION_COUNT
 } residency_section;
 

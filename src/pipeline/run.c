@@ -62,11 +62,11 @@ static void end_stage(ct_job *job, const nn *c, ct_stage stage, const weights *p
 
 static void encode_prompt(ct_job *job, nn *c, prompt *p, unit_counter *units)
 {
-    const qwen3 *encoder = job->model->text_encoder;
-    const int64_t size = p->count * encoder->hidden;
+    const family_model *m = &job->model->parts;
+    const int64_t size = p->count * m->feature_width;
     size_t mark = nn_mark(c);
     residency_begin(&job->residency, SECTION_ENCODE);
-    nn_tensor features = qwen3_forward(c, encoder, p->ids, p->count, unit_done, units);
+    nn_tensor features = m->family->encode(c, m, p->ids, p->count, p->words, unit_done, units);
     if (!nn_is_dry(c) && !nn_stopped(c)) {
         p->features = mem_array(job->allocator, (size_t)size, sizeof(float));
         if (!p->features)
@@ -78,14 +78,14 @@ static void encode_prompt(ct_job *job, nn *c, prompt *p, unit_counter *units)
     nn_release(c, mark);
 }
 
-static void encode_prompts(ct_job *job, nn *c)
+/* The prompts through the text encoder, then the reference pictures through the VAE. */
+static void encode_inputs(ct_job *job, nn *c)
 {
     prompt *prompts[] = {&job->positive, &job->negative};
     static const char *const names[] = {"prompt", "negative"};
-    const int64_t hidden = job->model->text_encoder->hidden;
-    const int count = job->info.guidance > 0 ? 2 : 1;
-    const int layers = job->model->text_encoder->used_layers;
-    unit_counter units = {job, c, CT_STAGE_ENCODE, 0, count * layers};
+    const family_model *m = &job->model->parts;
+    const int count = job->guides ? 2 : 1;
+    unit_counter units = {job, c, CT_STAGE_ENCODE, 0, count * m->encode_units + job->references};
     if (!job->positive.features) {
         begin_stage(job, c, CT_STAGE_ENCODE);
         report(job, c, CT_STAGE_ENCODE, 0, units.all, NULL);
@@ -101,10 +101,15 @@ static void encode_prompts(ct_job *job, nn *c)
         snprintf(name, sizeof name, "%s.ids", names[i]);
         trace_ids(&job->trace, name, p->ids, p->count);
         snprintf(name, sizeof name, "%s.features", names[i]);
-        trace_floats(&job->trace, name, 2, (const int64_t[]){p->count, hidden}, p->features);
+        trace_floats(&job->trace, name, 2, (const int64_t[]){p->count, m->feature_width},
+                     p->features);
     }
     job->trace.active = false;
-    end_stage(job, c, CT_STAGE_ENCODE, job->model->text_encoder->weights);
+    residency_let_go(&job->residency, m->weights[PART_TEXT_ENCODER]);
+    const nn_precision precision = nn_set_precision(c, NN_F32);
+    references_encode(job, c, unit_done, &units);
+    nn_set_precision(c, precision);
+    end_stage(job, c, CT_STAGE_ENCODE, m->weights[PART_VAE]);
 }
 
 /* ---- Noise ----------------------------------------------------------------------------------- */
@@ -113,8 +118,7 @@ static void read_noise(ct_job *job, nn *c)
 {
     ct_error error;
     weights *file = NULL;
-    const int64_t shape[] = {job->model->transformer->channels, job->latent_height,
-                             job->latent_width};
+    const int64_t shape[] = {job->model->parts.channels, job->latent_height, job->latent_width};
     if (weights_open_file(&file, job->allocator, job->noise_path, &error) != CT_OK) {
         nn_fail(c, error.code, "%s", error.message);
         return;
@@ -137,8 +141,7 @@ static void read_noise(ct_job *job, nn *c)
 
 static void trace_latents(ct_job *job, const char *name, const float *data)
 {
-    const int64_t shape[] = {job->model->transformer->channels, job->latent_height,
-                             job->latent_width};
+    const int64_t shape[] = {job->model->parts.channels, job->latent_height, job->latent_width};
     trace_floats(&job->trace, name, 3, shape, data);
 }
 
@@ -161,9 +164,7 @@ static void draw_noise(ct_job *job, nn *c, uint64_t seed)
 
 /* What a loop over the steps needs; all of it in the network's memory. */
 typedef struct denoising {
-    zimage_schedule schedule;
-    zimage_caption positive, negative; /* negative: where guidance is on */
-    nn_tensor latents, output, other;  /* [channels, height, width] */
+    nn_tensor latents, output, other; /* [channels, height, width]; other: where guidance is on */
 } denoising;
 
 static void trace_output(ct_job *job, nn *c, const char *name, int step, const nn_tensor *output)
@@ -181,20 +182,21 @@ static void trace_output(ct_job *job, nn *c, const char *name, int step, const n
  * those without guidance are two different recordings. */
 static void evaluate(ct_job *job, nn *c, const denoising *d, bool guided)
 {
-    const zimage *m = job->model->transformer;
+    const family_model *m = &job->model->parts;
     residency_begin(&job->residency, SECTION_EVALUATE);
-    zimage_forward(c, m, &d->schedule, &d->positive, &d->latents, &d->output);
+    m->family->forward(c, m, job->schedule, job->positive.condition, &d->latents, &d->output);
     if (!guided)
         return;
     job->trace.active = false;
     residency_begin(&job->residency, SECTION_EVALUATE);
-    zimage_forward(c, m, &d->schedule, &d->negative, &d->latents, &d->other);
+    m->family->forward(c, m, job->schedule, job->negative.condition, &d->latents, &d->other);
 }
 
 static void run_step(ct_job *job, nn *c, const denoising *d, int step)
 {
+    const family_model *m = &job->model->parts;
     const bool guided = job_guides(job, step), traced = job->trace.writer != NULL;
-    zimage_set_step(c, &d->schedule, step);
+    m->family->set_step(c, m, job->schedule, step);
     job->trace.active = step == 0;
     if (traced || nn_repeat_begin(c, guided)) {
         evaluate(job, c, d, guided);
@@ -205,10 +207,13 @@ static void run_step(ct_job *job, nn *c, const denoising *d, int step)
     trace_output(job, c, "model_output", step, &d->output);
     if (guided) {
         trace_output(job, c, "negative_output", step, &d->other);
-        nn_guide(c, &d->output, &d->other, job->info.guidance, job->cfg_normalization);
+        nn_guide(c, &d->output, &d->other, job->info.guidance - m->family->guidance_off,
+                 job->cfg_normalization);
     }
-    /* x += (sigma' - sigma) * velocity, and the network estimates the negative velocity. */
-    nn_add_scaled(c, &d->latents, &d->output, job->sigmas[step] - job->sigmas[step + 1]);
+    /* x += (sigma' - sigma) * velocity */
+    const float *sigma = &job->sigmas[step];
+    nn_add_scaled(c, &d->latents, &d->output,
+                  m->family->negated ? sigma[0] - sigma[1] : sigma[1] - sigma[0]);
 }
 
 static void end_step(ct_job *job, nn *c, int step)
@@ -219,24 +224,40 @@ static void end_step(ct_job *job, nn *c, int step)
     char name[48];
     snprintf(name, sizeof name, "step.%02d.latents", step);
     trace_latents(job, name, job->latents);
-    const ct_latents preview = {job->latents, (int)job->model->transformer->channels,
+    const ct_latents preview = {job->latents, (int)job->model->parts.channels,
                                 (int)job->latent_height, (int)job->latent_width};
     report(job, c, CT_STAGE_DENOISE, step + 1, job->info.steps, &preview);
 }
 
+static void prepare_prompt(ct_job *job, nn *c, prompt *p)
+{
+    const family_model *m = &job->model->parts;
+    family_reference references[MAX_REFERENCES];
+    for (int i = 0; i < job->references; i++) {
+        const reference *r = &job->reference[i];
+        references[i] = (family_reference){r->latents, r->height / m->factor, r->width / m->factor};
+    }
+    const family_input input = {.features = p->features,
+                                .count = p->count,
+                                .height = job->latent_height,
+                                .width = job->latent_width,
+                                .references = references,
+                                .reference_count = job->references};
+    m->family->prepare_condition(c, m, p->condition, &input);
+}
+
 static denoising prepare(ct_job *job, nn *c)
 {
-    const zimage *m = job->model->transformer;
+    const family_model *m = &job->model->parts;
     const int64_t height = job->latent_height, width = job->latent_width;
-    denoising d = {.schedule = zimage_prepare_schedule(c, m, job->times, job->info.steps)};
-    d.positive =
-        zimage_prepare_caption(c, m, job->positive.features, job->positive.count, height, width);
+    denoising d;
+    m->family->prepare_schedule(c, m, job->schedule, job->sigmas, job->times, job->info.steps);
+    prepare_prompt(job, c, &job->positive);
     job->trace.active = false;
     d.latents = nn_new3(c, m->channels, height, width);
-    d.output = nn_new3(c, m->channels, height, width);
-    if (job->info.guidance > 0) {
-        d.negative = zimage_prepare_caption(c, m, job->negative.features, job->negative.count,
-                                            height, width);
+    d.output = d.other = nn_new3(c, m->channels, height, width);
+    if (job->guides) {
+        prepare_prompt(job, c, &job->negative);
         d.other = nn_new3(c, m->channels, height, width);
     }
     nn_upload(c, &d.latents, job->latents, job->latent_count);
@@ -264,28 +285,28 @@ static void denoise(ct_job *job, nn *c)
             break; /* every step takes the same memory */
     }
     nn_release(c, mark);
-    end_stage(job, c, CT_STAGE_DENOISE, job->model->transformer->weights);
+    end_stage(job, c, CT_STAGE_DENOISE, job->model->parts.weights[PART_TRANSFORMER]);
 }
 
 /* ---- Picture --------------------------------------------------------------------------------- */
 
 static void decode(ct_job *job, nn *c)
 {
-    const vae_kl *vae = job->model->vae;
+    const family_model *m = &job->model->parts;
     unit_counter units = {.job = job, .network = c, .stage = CT_STAGE_DECODE};
     vae_decoding d = job_decoding(job);
     d.unit_done = unit_done;
     d.user = &units;
-    units.all = vae_kl_decode_units(vae, &d);
+    units.all = m->family->decode_units(m, &d);
     report(job, c, CT_STAGE_DECODE, 0, units.all, NULL);
     if (!nn_is_dry(c) && !nn_stopped(c))
         trace_latents(job, "latents", job->latents);
     begin_stage(job, c, CT_STAGE_DECODE);
     residency_begin(&job->residency, SECTION_DECODE);
     job->trace.active = true;
-    vae_kl_decode(c, vae, &d);
+    m->family->decode(c, m, &d);
     job->trace.active = false;
-    end_stage(job, c, CT_STAGE_DECODE, vae->weights);
+    end_stage(job, c, CT_STAGE_DECODE, m->weights[PART_VAE]);
 }
 
 /* The text encoder is small work, so 8 bits would gain little there. On the CPU the VAE is computed in
@@ -295,7 +316,7 @@ void job_execute(ct_job *job, nn *c, uint64_t seed)
     const ct_precision precision = job->info.precision;
     nn_set_precision(c, precision == CT_PRECISION_FP32 ? NN_F32 : NN_BF16);
     residency_start(&job->residency, nn_is_dry(c));
-    encode_prompts(job, c);
+    encode_inputs(job, c);
     draw_noise(job, c, seed);
     if (precision == CT_PRECISION_INT8 || precision == CT_PRECISION_FP8)
         nn_set_precision(c, precision == CT_PRECISION_INT8 ? NN_INT8 : NN_FP8);
@@ -308,7 +329,7 @@ void job_execute(ct_job *job, nn *c, uint64_t seed)
 /* -1..1 to 0..1 in job->picture, and to bytes as the reference rounds them: half to even. */
 static void finish_picture(ct_job *job, ct_image *image)
 {
-    const int64_t pixels = (int64_t)job->info.width * job->info.height;
+    const int64_t width = job->info.width, pixels = width * job->info.height;
     int64_t broken = 0;
     for (int64_t i = 0; i < 3 * pixels; i++) {
         float v = job->picture[i] * 0.5f + 0.5f;
@@ -316,7 +337,9 @@ static void finish_picture(ct_job *job, ct_image *image)
         v = v >= 0 ? v : 0; /* also NaN */
         v = v <= 1 ? v : 1;
         job->picture[i] = v;
-        image->pixels[i % pixels * 3 + i / pixels] = (uint8_t)rintf(v * 255.0f);
+        const int64_t x = i % pixels % width, y = i % pixels / width;
+        if (x < image->width && y < image->height) /* keep_size cuts off what was padded */
+            image->pixels[(y * image->width + x) * 3 + i / pixels] = (uint8_t)rintf(v * 255.0f);
     }
     if (broken)
         log_message(&job->callbacks, CT_LOG_WARNING,
@@ -333,10 +356,12 @@ static ct_status add_recipe(const ct_job *job, ct_image *image, ct_error *error)
     const ct_job_info *j = &job->info;
     recipe r = {
         .prompt = job->positive.text,
-        .negative = j->guidance > 0 ? job->negative.text : NULL,
+        .negative = job->guides ? job->negative.text : NULL,
         .seed = image->seed,
-        .width = j->width,
-        .height = j->height,
+        .width = j->picture_width,
+        .height = j->picture_height,
+        .references = j->references,
+        .keep_size = job->keep_width > 0,
         .steps = j->steps,
         .evaluations = j->evaluations,
         .guidance = j->guidance,
@@ -354,6 +379,8 @@ static ct_status add_recipe(const ct_job *job, ct_image *image, ct_error *error)
         .cpu = job->model->context->gpu ? cuda_gpu_name(job->model->context->gpu)
                                         : job->model->context->kernels.name,
     };
+    for (int i = 0; i < j->references; i++)
+        r.reference_hash[i] = job->reference[i].hash;
     image->recipe_json = recipe_json(job->allocator, &r);
     image->recipe_text = recipe_text(job->allocator, &r);
     if (!image->recipe_json || !image->recipe_text)
@@ -376,7 +403,8 @@ ct_status ct_job_run(ct_job *job, uint64_t seed, ct_image **out, ct_error *error
     status = nn_status(job->network, error);
     ct_image *image = NULL;
     if (status == CT_OK)
-        status = image_create(&image, job->allocator, job->info.width, job->info.height, error);
+        status = image_create(&image, job->allocator, job->info.picture_width,
+                              job->info.picture_height, error);
     if (status == CT_OK) {
         image->seed = seed;
         finish_picture(job, image);

@@ -98,7 +98,7 @@ void flow_match_sigmas(const flow_match *f, int steps, double length, float *sig
     double slope = (f->max_shift - f->base_shift) / (f->max_length - f->base_length);
     double mu = length * slope + (f->base_shift - slope * f->base_length);
     float shift = (float)f->shift, shift_less = (float)(f->shift - 1);
-    float power = (float)(f->linear_shift ? mu : exp(mu));
+    float power = (float)(f->power > 0 ? f->power : f->linear_shift ? mu : exp(mu));
     for (int i = 0; i < steps; i++) {
         float s = ladder(steps, i);
         sigmas[i] =

@@ -8,6 +8,8 @@
 typedef struct flow_match {
     double train_timesteps, shift, base_shift, max_shift, base_length, max_length, shift_terminal;
     bool dynamic, linear_shift;
+    double
+        power; /* of a dynamic shift: e^mu, where mu is not what the other members say; 0: it is */
 } flow_match;
 
 /* A fixed shift and the defaults of diffusers for everything else. */

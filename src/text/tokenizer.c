@@ -155,15 +155,3 @@ ct_status tokenizer_encode(const tokenizer *t, const char *text, size_t length, 
     *count = e.count;
     return CT_OK;
 }
-
-char *chat_frame(const ct_allocator *a, const char *prompt, bool thinking)
-{
-    strbuf s;
-    strbuf_init(&s, a, SIZE_MAX / 4);
-    strbuf_puts(&s, "<|im_start|>user\n");
-    strbuf_puts(&s, prompt);
-    strbuf_puts(&s, "<|im_end|>\n<|im_start|>assistant\n");
-    if (!thinking)
-        strbuf_puts(&s, "<think>\n\n</think>\n\n");
-    return strbuf_take(&s);
-}

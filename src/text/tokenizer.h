@@ -33,10 +33,4 @@ ct_status tokenizer_encode(const tokenizer *t, const char *text, size_t length, 
 /* Offset of the first byte that is not valid UTF-8, or length when all is valid. */
 size_t utf8_valid_length(const char *text, size_t length);
 
-/* The chat frame around one user message, as Qwen3's template gives it with a generation prompt:
- *   <|im_start|>user\n{prompt}<|im_end|>\n<|im_start|>assistant\n
- * and, where thinking is false, "<think>\n\n</think>\n\n" behind. To be freed with mem_free; NULL
- * when memory is short. */
-char *chat_frame(const ct_allocator *a, const char *prompt, bool thinking);
-
 #endif

@@ -324,9 +324,16 @@ typedef struct rows_case {
 } rows_case;
 
 enum { RMS, RMS_OPERAND, ADD_RMS, ADD_RMS_NEXT, LAYER, ROPE, ROPE_HALVES, SILU, TANH, ADD, FILL };
-static const char *const row_names[] = {"rms_norm", "rms_norm to operand", "add_rms_norm",
-                                        "add_rms_norm and next", "layer_norm", "head_norm_rope",
-                                        "head_norm_rope, halves", "silu", "tanh", "add_scalar",
+static const char *const row_names[] = {"rms_norm",
+                                        "rms_norm to operand",
+                                        "add_rms_norm",
+                                        "add_rms_norm and next",
+                                        "layer_norm",
+                                        "head_norm_rope",
+                                        "head_norm_rope, halves",
+                                        "silu",
+                                        "tanh",
+                                        "add_scalar",
                                         "fill_rows"};
 
 static void rows_body(nn *c, void *user, float *out)
@@ -334,14 +341,13 @@ static void rows_body(nn *c, void *user, float *out)
     const rows_case *r = user;
     const int64_t count = r->m * r->n, half = r->n / r->heads / 2;
     nn_tensor x = put(c, r->work, r->x, r->m, r->n), y = put_work(c, r->y, r->m, r->n);
-    nn_tensor scale = put_float(c, r->scale, 1, r->n), operand = nn_new_operand(c, r->m, r->n);
+    nn_tensor scale = put_float(c, r->scale, 1, r->n), shift = put_float(c, r->y, 1, r->n),
+              operand = nn_new_operand(c, r->m, r->n);
     nn_tensor cosine = put_float(c, r->cosine, r->m, half);
     nn_tensor sine = put_float(c, r->sine, r->m, half);
     nn_tensor stream = put_float(c, r->x, r->m, r->n);
     switch (r->which) {
-    case RMS:
-        nn_rms_norm(c, &y, &x, &r->w, 1e-5, &scale);
-        break;
+    case RMS: nn_rms_norm(c, &y, &x, &r->w, 1e-5, &scale); break;
     case RMS_OPERAND:
         nn_rms_norm(c, &operand, &x, &r->w, 1e-5, &scale);
         nn_linear(c, &y, &operand, &r->identity, NULL);
@@ -357,7 +363,7 @@ static void rows_body(nn *c, void *user, float *out)
         y = stream;
         break;
     case LAYER:
-        nn_layer_norm(c, &stream, &stream, 1e-6, &scale);
+        nn_layer_norm(c, &stream, &stream, 1e-6, &scale, r->heads % 2 ? NULL : &shift);
         y = stream;
         break;
     case ROPE:
@@ -369,9 +375,7 @@ static void rows_body(nn *c, void *user, float *out)
         nn_linear(c, &y, &part, &r->identity, NULL);
         break;
     }
-    case SILU:
-        nn_silu(c, &y, &y);
-        break;
+    case SILU: nn_silu(c, &y, &y); break;
     case TANH:
         nn_tanh(c, &stream);
         y = stream;
@@ -390,8 +394,8 @@ static void rows_body(nn *c, void *user, float *out)
 
 static void test_rows(void)
 {
-    static const int64_t sizes[][3] = {{70, 3840, 30}, {5, 2560, 20}, {3, 96, 4},
-                                       {1, 16384, 128}, {33, 256, 2}, {9, 80, 5}};
+    static const int64_t sizes[][3] = {{70, 3840, 30},  {5, 2560, 20}, {3, 96, 4},
+                                       {1, 16384, 128}, {33, 256, 2},  {9, 80, 5}};
     for (int which = RMS; which <= FILL; which++)
         for (int i = 0; i < 6; i++) {
             rows_case r = {.m = sizes[i][0],
@@ -507,9 +511,8 @@ static void take_body(nn *c, void *user, float *out)
 static void test_latents(void)
 {
     for (int i = 0; i < 4; i++) {
-        latents_case l = {.channels = between(1, 16),
-                          .patch = (int)between(1, 4),
-                          .normalize = i & 1};
+        latents_case l = {
+            .channels = between(1, 16), .patch = (int)between(1, 4), .normalize = i & 1};
         l.height = l.patch * between(1, 20);
         l.width = l.patch * between(1, 20);
         const int64_t n = l.channels * l.height * l.width;
@@ -616,16 +619,13 @@ static void group_body(nn *c, void *user, float *out)
 static void test_groups(void)
 {
     for (int i = 0; i < 8; i++) {
-        group_case g = {.height = between(1, 50), .width = between(1, 50), .groups = i & 1 ? 32 : 4};
+        group_case g = {
+            .height = between(1, 50), .width = between(1, 50), .groups = i & 1 ? 32 : 4};
         g.channels = g.groups * between(1, 16);
         g.x = numbers(g.height * g.width * g.channels, 3);
         g.w = weight(DTYPE_F32, 0, 1, g.channels, 1);
         g.b = weight(DTYPE_BF16, 0, 1, g.channels, 1);
-        run(&(test){"group norm",
-                    {1e-5, 1e-2},
-                    g.height * g.width * g.channels,
-                    group_body,
-                    &g});
+        run(&(test){"group norm", {1e-5, 1e-2}, g.height * g.width * g.channels, group_body, &g});
         free(g.x);
     }
 }
@@ -653,14 +653,14 @@ static void attention_body(nn *c, void *user, float *out)
 static void test_attention(void)
 {
     static const int64_t list[][6] = {/* queries, keys, dim, heads, kv_heads, causal */
-                                      {33, 33, 128, 4, 4, 0},  {200, 200, 128, 8, 2, 1},
-                                      {64, 100, 64, 3, 3, 0},  {17, 17, 16, 4, 2, 1},
+                                      {33, 33, 128, 4, 4, 0},   {200, 200, 128, 8, 2, 1},
+                                      {64, 100, 64, 3, 3, 0},   {17, 17, 16, 4, 2, 1},
                                       {300, 300, 512, 1, 1, 0}, {5, 5, 24, 2, 2, 0},
-                                      {1, 1, 128, 2, 2, 1},    {1120, 1120, 128, 3, 3, 0}};
+                                      {1, 1, 128, 2, 2, 1},     {1120, 1120, 128, 3, 3, 0}};
     for (int i = 0; i < 8; i++) {
-        attention_case a = {list[i][0],      list[i][1],      list[i][2], (int)list[i][3],
-                            (int)list[i][4], list[i][5] != 0, NULL,       NULL,
-                            NULL};
+        attention_case a = {
+            list[i][0], list[i][1], list[i][2], (int)list[i][3], (int)list[i][4], list[i][5] != 0,
+            NULL,       NULL,       NULL};
         a.q = numbers(a.queries * a.heads * a.dim, 2);
         a.k = numbers(a.keys * a.kv_heads * a.dim, 2);
         a.v = numbers(a.keys * a.kv_heads * a.dim, 2);
@@ -688,8 +688,7 @@ static void repeat_body(nn *c, void *user, float *out)
             size_t mark = nn_mark(c);
             nn_tensor operand = nn_new_operand(c, l->m, l->k);
             nn_prepare(c, &operand, &x);
-            nn_linear(c, &h, &operand, &l->w,
-                      &(nn_epilogue){.activation = NN_SILU, .up = &l->up});
+            nn_linear(c, &h, &operand, &l->w, &(nn_epilogue){.activation = NN_SILU, .up = &l->up});
             nn_copy(c, &y, &y);
             nn_silu(c, &h, &h);
             nn_release(c, mark);

@@ -320,8 +320,9 @@ static void check_norms(const cpu_kernels *k)
     k->add_rms_norm(got, x, w, scale, n, 1e-5f);
     definition()->add_rms_norm(want, x, w, scale, n, 1e-5f);
     compare("add_rms_norm", k, got, want, n, 1e-6);
-    k->layer_norm(got, x, s, n, 1e-6f);
-    definition()->layer_norm(want, x, s, n, 1e-6f);
+    const float *shift = random32() & 1 ? w : NULL;
+    k->layer_norm(got, x, s, shift, n, 1e-6f);
+    definition()->layer_norm(want, x, s, shift, n, 1e-6f);
     if (n > 1) /* of one number the norm is 0, and all digits are rounding */
         compare("layer_norm", k, got, want, n, 2e-6);
     guarded_free(x, n);

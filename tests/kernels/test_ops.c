@@ -143,12 +143,12 @@ static void attend(nn *c, void *user)
 {
     attention *a = user;
     const int64_t width = a->heads * a->dim, kv_width = a->kv_heads * a->dim;
-    nn_tensor q = put_matrix(c, a->q, a->queries, width, a->in_place ? 0 : a->extra);
+    nn_tensor q = put_matrix(c, a->q, a->queries, width, a->extra);
     nn_tensor k = put_matrix(c, a->k, a->keys, kv_width, a->extra);
     nn_tensor v = put_matrix(c, a->v, a->keys, kv_width, a->extra);
-    nn_tensor out = a->in_place ? q : nn_new2(c, a->queries, width);
+    nn_tensor out = a->in_place ? q : put_matrix(c, a->q, a->queries, width, a->extra);
     nn_attention(c, &out, &q, &k, &v, a->heads, a->kv_heads, a->causal);
-    get_matrix(&out, a->out, 0);
+    get_matrix(&out, a->out, a->extra);
 }
 
 /* One row of out in double, and the sum of |numerator * value| of each number of it. */
@@ -690,6 +690,77 @@ static void check_linear_threads(const cpu_kernels *kernels)
     linear_free(&l);
 }
 
+/* ---- Norms ----------------------------------------------------------------------------------- */
+
+/* A layer norm and a linear layer behind it, through numbers or through an operand. */
+typedef struct normed {
+    int64_t m, n, k;
+    float *x, *scale, *shift, *w, *norm, *out;
+    bool operand;
+} normed;
+
+static void norm_and_multiply(nn *c, void *user)
+{
+    normed *a = user;
+    nn_tensor x = nn_new2(c, a->m, a->k), scale = nn_new2(c, 1, a->k), shift = nn_new2(c, 1, a->k);
+    nn_tensor h = a->operand ? nn_new_operand(c, a->m, a->k) : nn_new2(c, a->m, a->k);
+    nn_tensor out = nn_new2(c, a->m, a->n);
+    const nn_weight w = {.rank = 2, .n = {a->n, a->k}, .type = DTYPE_F32, .data = a->w};
+    nn_upload(c, &x, a->x, a->m * a->k);
+    nn_upload(c, &scale, a->scale, a->k);
+    nn_upload(c, &shift, a->shift, a->k);
+    nn_layer_norm(c, &h, &x, 1e-3, &scale, &shift);
+    nn_linear(c, &out, &h, &w, NULL);
+    if (!a->operand)
+        nn_download(c, &h, a->norm, a->m * a->k);
+    nn_download(c, &out, a->out, a->m * a->n);
+}
+
+static void check_layer_norm(const cpu_kernels *kernels)
+{
+    normed a = {
+        .m = random_between(1, 70), .n = random_between(1, 40), .k = random_between(2, 300)};
+    const int64_t bytes = a.m * a.n * 4;
+    a.x = random_floats(a.m * a.k, 3);
+    a.scale = random_floats(a.k, 2);
+    a.shift = random_floats(a.k, 2);
+    a.w = random_floats(a.n * a.k, 1);
+    a.norm = allocate(a.m * a.k * 4);
+    a.out = allocate(bytes);
+    float *plain = allocate(bytes);
+    double *want = allocate(a.m * a.k * 8);
+    for (int64_t i = 0; i < a.m; i++) {
+        double mean = 0, variance = 0;
+        for (int64_t j = 0; j < a.k; j++)
+            mean += (double)a.x[i * a.k + j] / (double)a.k;
+        for (int64_t j = 0; j < a.k; j++)
+            variance += pow((double)a.x[i * a.k + j] - mean, 2) / (double)a.k;
+        for (int64_t j = 0; j < a.k; j++)
+            want[i * a.k + j] =
+                ((double)a.x[i * a.k + j] - mean) / sqrt(variance + 1e-3) * (double)a.scale[j] +
+                (double)a.shift[j];
+    }
+    for (nn_precision p = NN_F32; p <= NN_INT8; p++) {
+        a.operand = false;
+        run_network(kernels, 0, p, norm_and_multiply, &a);
+        if (!(relative_l2(a.norm, want, a.m * a.k) <= 1e-6))
+            fail_msg("%s: layer norm: relative L2 %.2e", kernels->name,
+                     relative_l2(a.norm, want, a.m * a.k));
+        memcpy(plain, a.out, (size_t)bytes);
+        a.operand = true;
+        run_network(kernels, 2, p, norm_and_multiply, &a);
+        assert_memory_equal(a.out, plain, (size_t)bytes);
+    }
+    free(a.x);
+    free(a.scale);
+    free(a.shift);
+    free(a.w);
+    free(a.norm);
+    free(a.out);
+    free(plain);
+    free(want);
+}
+
 /* ---- Main ------------------------------------------------------------------------------------ */
 
 static void test_each_tier(void **state)
@@ -716,6 +787,7 @@ int main(void)
         {"attention: not a number", test_each_tier, NULL, NULL, (void *)check_attention_nan},
         {"linear", test_each_tier, NULL, NULL, (void *)check_linear},
         {"linear: epilogues", test_each_tier, NULL, NULL, (void *)check_epilogue},
+        {"layer norm", test_each_tier, NULL, NULL, (void *)check_layer_norm},
         {"linear: threads", test_each_tier, NULL, NULL, (void *)check_linear_threads},
     };
     int failed = cmocka_run_group_tests(tests, NULL, NULL);

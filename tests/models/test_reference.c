@@ -27,7 +27,15 @@ static const char *const runs[] = {"turbo/small",
                                    "base/normalized",
                                    "base/truncated_guidance",
                                    "base/truncated_prompt",
-                                   "head128/tall"};
+                                   "head128/tall",
+                                   "klein/small",
+                                   "klein/wide",
+                                   "klein/truncated_prompt",
+                                   "klein/one_reference",
+                                   "klein/three_references",
+                                   "klein_base/guided_reference",
+                                   "klein_base/guided",
+                                   "klein_base/unguided"};
 enum { RUNS = sizeof runs / sizeof *runs };
 
 static weights *open_run(const char *run)
@@ -47,6 +55,12 @@ static double number(const weights *w, const char *key)
     return strtod(text, NULL);
 }
 
+/* What only some families have. */
+static double number_or(const weights *w, const char *key, double otherwise)
+{
+    return weights_metadata(w, key) ? number(w, key) : otherwise;
+}
+
 static ct_generate_params run_params(const weights *w)
 {
     ct_generate_params p;
@@ -58,16 +72,35 @@ static ct_generate_params run_params(const weights *w)
     p.steps = (int)number(w, "steps");
     p.seed = strtoull(weights_metadata(w, "seed"), NULL, 10);
     p.guidance = number(w, "guidance_scale");
-    p.cfg_truncation = number(w, "cfg_truncation");
-    p.cfg_normalization = !strcmp(weights_metadata(w, "cfg_normalization"), "true");
+    p.cfg_truncation = number_or(w, "cfg_truncation", 1);
+    const char *normalization = weights_metadata(w, "cfg_normalization");
+    p.cfg_normalization = normalization && !strcmp(normalization, "true");
     p.precision = CT_PRECISION_FP32;
     return p;
 }
 
-static ct_image *generate(const char *run, const ct_generate_params *p, const char *cpu,
+/* What the run was given, RUN.N.png. */
+static int open_references(ct_context *context, const weights *w, const char *run,
+                           ct_image *references[10])
+{
+    const int count = (int)number_or(w, "references", 0);
+    assert_in_range(count, 0, 10);
+    for (int i = 0; i < count; i++) {
+        char name[256];
+        ct_error error;
+        snprintf(name, sizeof name, "%s.%d.png", run, i);
+        test_ok(ct_image_load(context, test_fixture(name), &references[i], &error), &error);
+    }
+    return count;
+}
+
+static ct_image *generate(const char *run, const ct_generate_params *params, const char *cpu,
                           int threads)
 {
     char name[128];
+    ct_image *references[10] = {NULL};
+    ct_generate_params with = *params, *p = &with;
+    weights *truth = open_run(run);
     snprintf(name, sizeof name, "%.*s/model", (int)strcspn(run, "/"), run);
     ct_context_params cp;
     ct_context_params_init(&cp);
@@ -80,7 +113,12 @@ static ct_image *generate(const char *run, const ct_generate_params *p, const ch
     ct_error error;
     test_ok(ct_context_create(&cp, &context, &error), &error);
     test_ok(ct_model_load(context, test_fixture(name), &model, &error), &error);
+    p->reference_count = open_references(context, truth, run, references);
+    p->references = (const ct_image *const *)references;
     test_ok(ct_generate(model, p, &image, &error), &error);
+    for (int i = 0; i < p->reference_count; i++)
+        ct_image_free(&references[i]);
+    weights_close(truth);
     ct_model_free(&model);
     ct_context_free(&context);
     return image;
@@ -179,13 +217,14 @@ static void test_every_kernel_set(void **state)
         if (cpu_kernels_usable(&tier)) {
             compare_run("turbo/small", tier.name);
             compare_run("base/normalized", tier.name);
+            compare_run("klein/small", tier.name);
+            compare_run("klein/one_reference", tier.name);
         }
 }
 
-static void test_threads_change_nothing(void **state)
+static void check_threads(const char *run)
 {
-    (void)state;
-    weights *truth = open_run("turbo/wide");
+    weights *truth = open_run(run);
     ct_generate_params p = run_params(truth);
     test_folder folder;
     test_folder_create(&folder);
@@ -195,7 +234,7 @@ static void test_threads_change_nothing(void **state)
     for (int i = 0; i < 4; i++) {
         p.trace_path = test_path(&folder, "trace.safetensors");
         p.trace_modules = true;
-        ct_image *image = generate("turbo/wide", &p, NULL, threads[i]);
+        ct_image *image = generate(run, &p, NULL, threads[i]);
         size_t size;
         unsigned char *bytes = test_read_file(p.trace_path, &size);
         if (first) {
@@ -213,18 +252,27 @@ static void test_threads_change_nothing(void **state)
     test_folder_remove(&folder);
 }
 
-/* Our bf16 mode rounds less than the reference's (sums stay in float32), so its error against
- * float32 must be at most 1.2 times that of the reference's own bf16 run. */
-static void test_bf16_bound(void **state)
+static void test_threads_change_nothing(void **state)
 {
     (void)state;
-    weights *truth = open_run("turbo/wide"), *rounded = open_run("turbo/wide_bf16"), *ours = NULL;
+    check_threads("turbo/wide");
+    check_threads("klein/wide");
+    check_threads("klein/three_references");
+}
+
+/* Our bf16 mode rounds less than the reference's (sums stay in float32), so its error against
+ * float32 must be at most 1.2 times that of the reference's own bf16 run. */
+static void check_bf16_bound(const char *run)
+{
+    char name[128];
+    snprintf(name, sizeof name, "%s_bf16", run);
+    weights *truth = open_run(run), *rounded = open_run(name), *ours = NULL;
     test_folder folder;
     test_folder_create(&folder);
     ct_generate_params p = run_params(truth);
     p.precision = CT_PRECISION_BF16;
     p.trace_path = test_path(&folder, "trace.safetensors");
-    ct_image *image = generate("turbo/wide", &p, NULL, 2);
+    ct_image *image = generate(run, &p, NULL, 2);
     ct_error error;
     test_ok(weights_open_file(&ours, &mem_default, p.trace_path, &error), &error);
     static const char *const names[][2] = {{"latents", "bf16.latents"}, {"image", "bf16.image"}};
@@ -246,7 +294,14 @@ static void test_bf16_bound(void **state)
     test_folder_remove(&folder);
 }
 
-/* ---- The encoder, which no pipeline of this version calls ------------------------------------ */
+static void test_bf16_bound(void **state)
+{
+    (void)state;
+    check_bf16_bound("turbo/wide");
+    check_bf16_bound("klein/wide");
+}
+
+/* ---- The encoder ------------------------------------------------------------------------------ */
 
 typedef struct encode_check {
     const weights *truth;

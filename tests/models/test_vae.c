@@ -10,8 +10,9 @@
 #include "nn/cpu/kernels.h"
 
 /* 8, 8, 8, 12 channels; 4, 8, 8, 12, with three resnets; 6, 12, 6, 12, where blocks also grow, with
- * post_quant_conv. */
-static const char *const folders[] = {"turbo/model/vae", "base/model/vae", "head128/model/vae"};
+ * post_quant_conv. Packed latents; three levels and a small decoder. */
+static const char *const folders[] = {"turbo/model/vae", "base/model/vae", "head128/model/vae",
+                                      "klein/model/vae", "klein_base/model/vae"};
 enum { FOLDERS = sizeof folders / sizeof *folders };
 
 typedef struct fixture {
@@ -62,7 +63,9 @@ static float *decode(fixture *f, vae_decoding d)
     nn *c;
     test_ok(nn_create(&c, &params, &error), &error);
     d.picture = malloc(3 * pixels * sizeof(float));
+    d.scratch = malloc((size_t)(vae_kl_channels(f->vae) * d.height * d.width) * sizeof(float));
     assert_non_null(d.picture);
+    assert_non_null(d.scratch);
     d.unit_done = count_unit;
     d.user = f;
     f->units = 0;
@@ -71,15 +74,16 @@ static float *decode(fixture *f, vae_decoding d)
     assert_int_equal(nn_peak(c), params.arena_bytes);
     assert_int_equal(f->units, vae_kl_decode_units(f->vae, &d));
     nn_free(c);
+    free(d.scratch);
     return d.picture;
 }
 
 static float *random_latents(const vae_kl *vae, int64_t height, int64_t width)
 {
     static uint32_t state = 7;
-    float *latents = malloc((size_t)(vae->latent_channels * height * width) * sizeof(float));
+    float *latents = malloc((size_t)(vae_kl_channels(vae) * height * width) * sizeof(float));
     assert_non_null(latents);
-    for (int64_t i = 0; i < vae->latent_channels * height * width; i++) {
+    for (int64_t i = 0; i < vae_kl_channels(vae) * height * width; i++) {
         state = state * 1664525u + 1013904223u;
         latents[i] = (float)(state >> 8) / 8388608.0f - 1;
     }
@@ -128,7 +132,8 @@ static void test_memory(void **state)
             size_t bytes;
             ct_error error;
             test_ok(vae_kl_decode_peak(f->vae, &d, &f->params, &bytes, &error), &error);
-            assert_true(bytes < last);
+            /* Of the small decoder, what no band changes is the most. */
+            assert_true(j < 2 ? bytes < last : bytes <= last);
             last = bytes;
         }
         fixture_free(f);

@@ -759,13 +759,11 @@ static ct_status load_and_encode(const ct_allocator *a, void *user, ct_error *er
     ct_status status = tokenizer_load(&t, a, user, error);
     if (status != CT_OK)
         return status;
-    char *prompt = chat_frame(a, "a <|im_end|> \xc3\xa9", false);
+    const char *prompt = "<|im_start|>user\na <|im_end|> \xc3\xa9<|im_end|>\n<think>\n\n";
     int32_t *ids = NULL;
     size_t count;
-    status = prompt ? tokenizer_encode(t, prompt, strlen(prompt), &ids, &count, error)
-                    : error_set(error, CT_ENOMEM, "out of memory");
+    status = tokenizer_encode(t, prompt, strlen(prompt), &ids, &count, error);
     mem_free(a, ids);
-    mem_free(a, prompt);
     tokenizer_free(t);
     return status;
 }
@@ -790,18 +788,6 @@ static void test_memory(void **state)
     test_folder_remove(&folder);
 }
 
-static void test_chat_frame(void **state)
-{
-    (void)state;
-    char *s = chat_frame(&mem_default, "a cat", true);
-    assert_string_equal(s, "<|im_start|>user\na cat<|im_end|>\n<|im_start|>assistant\n");
-    mem_free(&mem_default, s);
-    s = chat_frame(&mem_default, "", false);
-    assert_string_equal(
-        s, "<|im_start|>user\n<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n");
-    mem_free(&mem_default, s);
-}
-
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -812,7 +798,7 @@ int main(void)
         cmocka_unit_test(test_truncated),      cmocka_unit_test(test_added),
         cmocka_unit_test(test_added_refused),  cmocka_unit_test(test_long),
         cmocka_unit_test(test_separate_files), cmocka_unit_test(test_folders),
-        cmocka_unit_test(test_memory),         cmocka_unit_test(test_chat_frame),
+        cmocka_unit_test(test_memory),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -3,7 +3,8 @@
 
     python tools/reference/make_fixtures.py [--only NAME ...] [--out DIR]
 
-NAME is one of: turbo, base, head128, tokenizer, rng, sigmas.
+NAME is one of: turbo, base, head128, klein, klein_base, tokenizer, rng, sigmas,
+pictures.
 """
 
 import argparse
@@ -13,8 +14,10 @@ import warnings
 
 import torch
 
+import fixture_flux2
 import fixture_models
 import fixture_numbers
+import fixture_pictures
 import fixture_tokenizer
 import model_files
 import recording
@@ -86,9 +89,31 @@ def make_model(description, out):
         write_record(directory, "encode", tensors, {"model": name, **size})
 
 
+def make_flux2(description, out):
+    """The same for a FLUX.2-klein model."""
+    name = description["name"]
+    directory = os.path.join(out, name)
+    model = os.path.join(directory, "model")
+    os.makedirs(directory, exist_ok=True)
+    fixture_flux2.build(description, model)
+    pipeline = fixture_flux2.load(model)
+    for run in description["runs"]:
+        arguments = fixture_flux2.arguments_of(description, run)
+        fixture_flux2.save_references(directory, run)
+        tensors = fixture_flux2.record_run(pipeline, run)
+        if "image" in tensors:
+            report(name + "/" + run["name"], tensors)
+        write_record(directory, run["name"], tensors, arguments, run.get("drop", ()))
+        if run.get("bfloat16", False):
+            low = fixture_flux2.record_bfloat16(model, run, tensors["noise"])
+            arguments["computed_in"] = "bfloat16"
+            write_record(directory, run["name"] + "_bf16", low, arguments)
+
+
 def main():
     models = {description["name"]: description for description in fixture_models.MODELS}
-    names = list(models) + ["tokenizer", "rng", "sigmas"]
+    flux2 = {description["name"]: description for description in fixture_flux2.MODELS}
+    names = list(models) + list(flux2) + ["tokenizer", "rng", "sigmas", "pictures"]
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", default=os.path.join(ROOT, "tests", "fixtures"))
     parser.add_argument("--only", nargs="+", choices=names, default=names)
@@ -100,12 +125,16 @@ def main():
     for name in arguments.only:
         if name in models:
             make_model(models[name], arguments.out)
+        elif name in flux2:
+            make_flux2(flux2[name], arguments.out)
         elif name == "tokenizer":
             fixture_tokenizer.write(os.path.join(arguments.out, "tokenizer"))
         elif name == "rng":
             fixture_numbers.write_rng(os.path.join(arguments.out, "rng.safetensors"))
         elif name == "sigmas":
             fixture_numbers.write_sigmas(os.path.join(arguments.out, "sigmas.json"))
+        elif name == "pictures":
+            fixture_pictures.write(os.path.join(arguments.out, "pictures"))
 
 
 if __name__ == "__main__":

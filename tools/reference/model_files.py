@@ -46,7 +46,7 @@ def _fan_in(shape):
     return result
 
 
-def _random_tensor(name, shape, seed):
+def random_tensor(name, shape, seed):
     """Values for one parameter; they depend on its name and the seed only."""
     rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
     normal = rng.standard_normal(shape)
@@ -84,14 +84,14 @@ def fill_random(model, seed, small_stream=None):
     scale, parts = SMALL_STREAMS[small_stream] if small_stream else (1.0, [])
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            values = _random_tensor(name, tuple(parameter.shape), seed)
+            values = random_tensor(name, tuple(parameter.shape), seed)
             if any(part in name for part in parts):
                 values = scale * values
             parameter.copy_(values)
     return model.eval()
 
 
-def _small_stream(description, part):
+def small_stream(description, part):
     return part if part in description.get("small_streams", []) else None
 
 
@@ -100,7 +100,7 @@ def _read_json(path):
         return json.load(file)
 
 
-def _write_json(path, value):
+def write_json(path, value):
     with open(path, "w", encoding="utf-8", newline="\n") as file:
         json.dump(value, file, indent=2, sort_keys=True)
         file.write("\n")
@@ -108,7 +108,7 @@ def _write_json(path, value):
 
 def _save_transformer(description, directory, seed):
     model = ZImageTransformer2DModel(**description["transformer"])
-    fill_random(model, seed, _small_stream(description, "transformer"))
+    fill_random(model, seed, small_stream(description, "transformer"))
     model.to(DTYPES[description["transformer_dtype"]])
     for prefix, dtype in description.get("transformer_mixed", {}).items():
         model.get_submodule(prefix).to(DTYPES[dtype])
@@ -131,10 +131,10 @@ def _published_style_config(path, dtype):
     config.pop("dtype", None)
     config["torch_dtype"] = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}[dtype]
     config.pop("layer_types", None)
-    _write_json(path, config)
+    write_json(path, config)
 
 
-def _save_text_encoder(description, directory, seed):
+def save_text_encoder(description, directory, seed):
     settings = dict(description["text_encoder"])
     rope_theta = settings.pop("rope_theta")
     config = Qwen3Config(
@@ -151,7 +151,7 @@ def _save_text_encoder(description, directory, seed):
     model = Qwen3Model(config) if bare else Qwen3ForCausalLM(config)
     # The seed depends on the name without the prefix of the language model, so
     # both kinds of file hold the same numbers.
-    small = _small_stream(description, "text_encoder")
+    small = small_stream(description, "text_encoder")
     fill_random(model if bare else model.model, seed, small)
     dtype = description["text_encoder_dtype"]
     model.to(DTYPES[dtype])
@@ -178,7 +178,7 @@ def _save_vae(description, directory, seed):
         force_upcast=True,
         **settings,
     )
-    fill_random(model, seed, _small_stream(description, "vae"))
+    fill_random(model, seed, small_stream(description, "vae"))
     model.to(DTYPES[description["vae_dtype"]])
     model.save_pretrained(directory)
 
@@ -198,11 +198,11 @@ def build(description, directory, tokenizer=None):
         return os.path.join(directory, name)
 
     _save_transformer(description, part("transformer"), seed)
-    _save_text_encoder(description, part("text_encoder"), seed + 1)
+    save_text_encoder(description, part("text_encoder"), seed + 1)
     _save_vae(description, part("vae"), seed + 2)
     FlowMatchEulerDiscreteScheduler(**description["scheduler"]).save_pretrained(part("scheduler"))
     tokenizer_files.save(tokenizer, part("tokenizer"), **description.get("tokenizer_layout", {}))
-    _write_json(
+    write_json(
         part("model_index.json"),
         {
             "_class_name": "ZImagePipeline",

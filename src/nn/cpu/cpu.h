@@ -38,7 +38,7 @@ void cpu_rms_norm(nn *c, const nn_tensor *out, const nn_tensor *x, const nn_weig
 void cpu_add_rms_norm(nn *c, const nn_tensor *x, const nn_tensor *y, const nn_weight *w, float eps,
                       const nn_tensor *gate, const nn_next_norm *next);
 void cpu_layer_norm(nn *c, const nn_tensor *out, const nn_tensor *x, float eps,
-                    const nn_tensor *scale);
+                    const nn_tensor *scale, const nn_tensor *shift);
 void cpu_head_norm_rope(nn *c, const nn_tensor *x, int heads, const nn_weight *w, float eps,
                         const nn_tensor *cosine, const nn_tensor *sine, nn_rope_pairs pairs);
 void cpu_group_sums(nn *c, const nn_tensor *sums, int64_t first, const nn_tensor *x);

@@ -67,7 +67,9 @@ typedef struct cpu_kernels {
                      float eps);
     void (*add_rms_norm)(float *x, const float *y, const float *w, const float *gate, int64_t n,
                          float eps);
-    void (*layer_norm)(float *out, const float *x, const float *scale, int64_t n, float eps);
+    /* shift may be NULL. */
+    void (*layer_norm)(float *out, const float *x, const float *scale, const float *shift,
+                       int64_t n, float eps);
     /* (x[a], x[b]) times cosine + i sine, for the pairs of one head of n features. */
     void (*rope)(float *x, const float *cosine, const float *sine, int64_t n, nn_rope_pairs pairs);
 

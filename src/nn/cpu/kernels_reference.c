@@ -184,7 +184,8 @@ static void add_rms_norm(float *x, const float *y, const float *w, const float *
         x[i] += (float)((double)y[i] * factor * (double)w[i] * (gate ? (double)gate[i] : 1));
 }
 
-static void layer_norm(float *out, const float *x, const float *scale, int64_t n, float eps)
+static void layer_norm(float *out, const float *x, const float *scale, const float *shift,
+                       int64_t n, float eps)
 {
     double mean = 0, variance = 0;
     for (int64_t i = 0; i < n; i++)
@@ -194,7 +195,8 @@ static void layer_norm(float *out, const float *x, const float *scale, int64_t n
         variance += ((double)x[i] - mean) * ((double)x[i] - mean);
     double factor = 1 / sqrt(variance / (double)n + (double)eps);
     for (int64_t i = 0; i < n; i++)
-        out[i] = (float)(((double)x[i] - mean) * factor * (double)scale[i]);
+        out[i] = (float)(((double)x[i] - mean) * factor * (double)scale[i] +
+                         (shift ? (double)shift[i] : 0));
 }
 
 static void rope(float *x, const float *cosine, const float *sine, int64_t n, nn_rope_pairs pairs)

@@ -414,7 +414,8 @@ static void add_rms_norm(float *x, const float *y, const float *w, const float *
             x[i] += y[i] * factor * w[i];
 }
 
-static void layer_norm(float *out, const float *x, const float *scale, int64_t n, float eps)
+static void layer_norm(float *out, const float *x, const float *scale, const float *shift,
+                       int64_t n, float eps)
 {
     vf sum = splat(0);
     int64_t i = 0;
@@ -425,8 +426,12 @@ static void layer_norm(float *out, const float *x, const float *scale, int64_t n
         total += (double)x[i];
     float mean = (float)(total / (double)n);
     float factor = (float)(1 / sqrt(sum_of_squares(x, n, mean) / (double)n + (double)eps));
-    for (i = 0; i < n; i++)
-        out[i] = (x[i] - mean) * factor * scale[i];
+    if (shift)
+        for (i = 0; i < n; i++)
+            out[i] = (x[i] - mean) * factor * scale[i] + shift[i];
+    else
+        for (i = 0; i < n; i++)
+            out[i] = (x[i] - mean) * factor * scale[i];
 }
 
 static void rope(float *x, const float *cosine, const float *sine, int64_t n, nn_rope_pairs pairs)

@@ -9,7 +9,7 @@
 typedef struct row_norm {
     const cpu_kernels *kernels;
     float *out;
-    const float *x, *w, *scale;
+    const float *x, *w, *scale, *shift;
     int64_t rows, n;
     float eps;
     void (*row)(const struct row_norm *r, int64_t at);
@@ -36,11 +36,12 @@ static void add_rms_row(const row_norm *r, int64_t at)
 
 static void layer_row(const row_norm *r, int64_t at)
 {
-    r->kernels->layer_norm(r->out + at, r->x + at, r->scale, r->n, r->eps);
+    r->kernels->layer_norm(r->out + at, r->x + at, r->scale, r->shift, r->n, r->eps);
 }
 
 static void run_rows(nn *c, const nn_tensor *out, const nn_tensor *x, const nn_weight *w, float eps,
-                     const nn_tensor *scale, void (*row)(const row_norm *, int64_t))
+                     const nn_tensor *scale, const nn_tensor *shift,
+                     void (*row)(const row_norm *, int64_t))
 {
     size_t mark = nn_mark(c);
     row_norm r = {c->params.kernels,
@@ -48,6 +49,7 @@ static void run_rows(nn *c, const nn_tensor *out, const nn_tensor *x, const nn_w
                   x->data,
                   w ? cpu_floats(c, w) : NULL,
                   scale ? scale->data : NULL,
+                  shift ? shift->data : NULL,
                   x->n[0],
                   x->n[1],
                   eps,
@@ -60,7 +62,8 @@ static void run_rows(nn *c, const nn_tensor *out, const nn_tensor *x, const nn_w
 typedef struct panel_norm {
     product p;
     operand to;
-    const float *x, *w, *scale;
+    const float *x, *w, *scale, *shift;
+    bool layer; /* or RMS */
     int64_t rows;
     float eps;
     char *scratch;
@@ -76,20 +79,27 @@ static void panel_task(void *user, int64_t index, int worker)
     int64_t count = min64(mr, r->rows - index * mr);
     for (int i = 0; i < mr; i++)
         rows[i] = normed + min64(i, count - 1) * r->p.k;
-    for (int64_t i = 0; i < count; i++)
-        r->p.kernels->rms_norm(normed + i * r->p.k, r->x + (index * mr + i) * r->p.k, r->w,
-                               r->scale, r->p.k, r->eps);
+    for (int64_t i = 0; i < count; i++) {
+        const float *x = r->x + (index * mr + i) * r->p.k;
+        if (r->layer)
+            r->p.kernels->layer_norm(normed + i * r->p.k, x, r->scale, r->shift, r->p.k, r->eps);
+        else
+            r->p.kernels->rms_norm(normed + i * r->p.k, x, r->w, r->scale, r->p.k, r->eps);
+    }
     operand_store_rows(&r->p, &r->to, index, rows, (char *)(normed + mr * r->p.k));
 }
 
-static void rms_norm_operand(nn *c, const nn_tensor *out, const nn_tensor *x, const nn_weight *w,
-                             float eps, const nn_tensor *scale)
+/* w NULL: a layer norm, otherwise RMS without shift. */
+static void norm_operand(nn *c, const nn_tensor *out, const nn_tensor *x, const nn_weight *w,
+                         float eps, const nn_tensor *scale, const nn_tensor *shift)
 {
     size_t mark = nn_mark(c);
     panel_norm r = {.p = product_choose(c, x->n[1], NULL),
                     .x = x->data,
-                    .w = cpu_floats(c, w),
+                    .w = w ? cpu_floats(c, w) : NULL,
                     .scale = scale ? scale->data : NULL,
+                    .shift = shift ? shift->data : NULL,
+                    .layer = !w,
                     .rows = x->n[0],
                     .eps = eps};
     r.to = operand_at(&r.p, r.rows, out->data);
@@ -103,23 +113,26 @@ void cpu_rms_norm(nn *c, const nn_tensor *out, const nn_tensor *x, const nn_weig
                   const nn_tensor *scale)
 {
     if (out->operand)
-        rms_norm_operand(c, out, x, w, eps, scale);
+        norm_operand(c, out, x, w, eps, scale, NULL);
     else
-        run_rows(c, out, x, w, eps, scale, rms_row);
+        run_rows(c, out, x, w, eps, scale, NULL, rms_row);
 }
 
 void cpu_add_rms_norm(nn *c, const nn_tensor *x, const nn_tensor *y, const nn_weight *w, float eps,
                       const nn_tensor *gate, const nn_next_norm *next)
 {
-    run_rows(c, x, y, w, eps, gate, add_rms_row);
+    run_rows(c, x, y, w, eps, gate, NULL, add_rms_row);
     if (next)
         cpu_rms_norm(c, next->out, x, next->w, (float)next->eps, next->scale);
 }
 
 void cpu_layer_norm(nn *c, const nn_tensor *out, const nn_tensor *x, float eps,
-                    const nn_tensor *scale)
+                    const nn_tensor *scale, const nn_tensor *shift)
 {
-    run_rows(c, out, x, NULL, eps, scale, layer_row);
+    if (out->operand)
+        norm_operand(c, out, x, NULL, eps, scale, shift);
+    else
+        run_rows(c, out, x, NULL, eps, scale, shift, layer_row);
 }
 
 typedef struct head_norm {

@@ -157,7 +157,7 @@ void cuda_rms_norm(nn *c, const nn_tensor *out, const nn_tensor *x, const nn_wei
 void cuda_add_rms_norm(nn *c, const nn_tensor *x, const nn_tensor *y, const nn_weight *w, float eps,
                        const nn_tensor *gate, const nn_next_norm *next);
 void cuda_layer_norm(nn *c, const nn_tensor *out, const nn_tensor *x, float eps,
-                     const nn_tensor *scale);
+                     const nn_tensor *scale, const nn_tensor *shift);
 void cuda_head_norm_rope(nn *c, const nn_tensor *x, int heads, const nn_weight *w, float eps,
                          const nn_tensor *cosine, const nn_tensor *sine, nn_rope_pairs pairs);
 void cuda_silu(nn *c, const nn_tensor *out, const nn_tensor *x);

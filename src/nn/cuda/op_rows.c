@@ -171,14 +171,15 @@ void cuda_add_rms_norm(nn *c, const nn_tensor *x, const nn_tensor *y, const nn_w
 }
 
 void cuda_layer_norm(nn *c, const nn_tensor *out, const nn_tensor *x, float eps,
-                     const nn_tensor *scale)
+                     const nn_tensor *scale, const nn_tensor *shift)
 {
     matrix to = matrix_of(c, out), from = matrix_of(c, x);
     cu_address factors = floats_at(c, scale, "layer_norm");
+    cu_address summands = floats_at(c, shift, "layer_norm");
     int columns = (int)x->n[1];
     CUDA_LAUNCH(c, layer_norm, cuda_work_type(c), row_grid(x->n[0], x->n[1]), &to.at, &to.kind,
-                &to.stride, &to.scales, &from.at, &from.kind, &from.stride, &factors, &eps,
-                &columns);
+                &to.stride, &to.scales, &from.at, &from.kind, &from.stride, &factors, &summands,
+                &eps, &columns);
 }
 
 void cuda_head_norm_rope(nn *c, const nn_tensor *x, int heads, const nn_weight *w, float eps,

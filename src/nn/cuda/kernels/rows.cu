@@ -152,8 +152,8 @@ extern "C" __global__ void __launch_bounds__(1024)
         add_rms_row(sum, KIND_WORK, row, KIND_WORK, &by, &to, has_next, &next_by, n);
 }
 
-DEVICE void layer_row(const row_target *to, const void *x, int kind, const float *scale, float eps,
-                      int n)
+DEVICE void layer_row(const row_target *to, const void *x, int kind, const float *scale,
+                      const float *shift, float eps, int n)
 {
     float v[HELD];
     held_load(v, kind, x, 0, n);
@@ -163,11 +163,13 @@ DEVICE void layer_row(const row_target *to, const void *x, int kind, const float
         v[i] = held_at(0, i / 4) < n ? v[i] - mean : 0.0f;
     const rms_factors by = {scale, (const float *)0, eps};
     held_rms_norm(v, &by, n);
+    if (shift)
+        held_add(v, KIND_FLOAT, shift, 0, n);
     held_store_row(to->kind, to->row, to->factor, n, v);
 }
 
 DEVICE void layer_row_any(const row_target *to, const void *x, int kind, const float *scale,
-                          float eps, int n)
+                          const float *shift, float eps, int n)
 {
     const float mean = any_sum(n, [=](int i) { return load1(kind, x, i); }) / (float)n;
     const float squares = any_sum(n, [=](int i) {
@@ -175,26 +177,29 @@ DEVICE void layer_row_any(const row_target *to, const void *x, int kind, const f
         return v * v;
     });
     const float factor = rms_factor(squares, n, eps);
-    any_store_row(to->kind, to->row, to->factor, n,
-                  [=](int i) { return (load1(kind, x, i) - mean) * factor * factor_at(scale, i); });
+    any_store_row(to->kind, to->row, to->factor, n, [=](int i) {
+        return (load1(kind, x, i) - mean) * factor * factor_at(scale, i) +
+               (shift ? shift[i] : 0.0f);
+    });
 }
 
-/* out = (x - mean) / sqrt(mean((x - mean)^2) + eps) * scale; scale may be null. out and x may be
- * the same memory, if they are of the same kind. */
+/* out = (x - mean) / sqrt(mean((x - mean)^2) + eps) * scale + shift; scale and shift may be null. out
+ * and x may be the same memory, if they are of the same kind. */
 extern "C" __global__ void __launch_bounds__(1024)
     layer_norm(void *out, int out_kind, long long out_stride, float *out_factors, const void *x,
-               int x_kind, long long x_stride, const float *scale, float eps, int n)
+               int x_kind, long long x_stride, const float *scale, const float *shift, float eps,
+               int n)
 {
     const row_target to = target_at(out, out_kind, out_stride, out_factors);
     const void *row = number_at(x_kind, x, blockIdx.x * x_stride);
     const bool vector = in_groups(x, x_stride, n) && in_groups(out, out_stride, n) &&
-                        is_aligned(scale, 16) && n <= held_span();
+                        is_aligned(scale, 16) && is_aligned(shift, 16) && n <= held_span();
     if (!vector)
-        layer_row_any(&to, row, x_kind, scale, eps, n);
+        layer_row_any(&to, row, x_kind, scale, shift, eps, n);
     else if (x_kind == KIND_FLOAT)
-        layer_row(&to, row, KIND_FLOAT, scale, eps, n);
+        layer_row(&to, row, KIND_FLOAT, scale, shift, eps, n);
     else
-        layer_row(&to, row, KIND_WORK, scale, eps, n);
+        layer_row(&to, row, KIND_WORK, scale, shift, eps, n);
 }
 
 /* ---- Heads --------------------------------------------------------------------------------------

@@ -1,0 +1,123 @@
+/* A family of models: which networks it is made of, and how they work together on a prompt. The
+ * pipeline knows models only through this table; registry.c lists its rows.
+ *
+ * To add a family: the networks in models/, a file here that ends in one `const family`, and a line
+ * in registry.c. Functions get the family_model that load has filled, and run on an nn like the
+ * networks themselves: the first failure sticks there, and they must do the same calls in a dry
+ * run. */
+#ifndef FAMILIES_FAMILY_H
+#define FAMILIES_FAMILY_H
+
+#include "core/strbuf.h"
+#include "io/json.h"
+#include "io/weights.h"
+#include "models/bind.h"
+#include "models/vae.h"
+#include "nn/nn.h"
+
+enum { PART_TEXT_ENCODER, PART_TRANSFORMER, PART_VAE, PART_COUNT };
+
+typedef struct family family;
+
+/* The networks of an open model, and what the pipeline must know about them. Filled by load. */
+typedef struct family_model {
+    const family *family;
+    void *text_encoder, *transformer, *vae; /* of the types that the family knows */
+    const weights *weights[PART_COUNT];
+
+    int64_t channels;          /* of latents */
+    int factor;                /* pixels of the picture on a side of a latent pixel */
+    int patch;                 /* latent pixels on a side of an image token */
+    int64_t feature_width;     /* numbers for each token of a prompt */
+    int64_t vocab;             /* of the text encoder */
+    int64_t max_prompt_tokens; /* that all networks have room for */
+    int64_t max_side[2];       /* latent pixels: rows, columns */
+    int64_t sample_side;       /* pixels of the usual picture, which is a square */
+    int encode_units;          /* that encode reports */
+    int heads;                 /* of the transformer */
+    const nn_weight *typical;  /* of the transformer's large weights; NULL: there is none */
+    bool distilled;            /* made for few steps without guidance */
+    bool guidance_ignored;     /* guidance has no effect with these weights */
+} family_model;
+
+/* A picture that the new one is made from, as latents [channels, height, width]. */
+typedef struct family_reference {
+    const float *latents;
+    int64_t height, width;
+} family_reference;
+
+/* What the transformer is given besides the latents. */
+typedef struct family_input {
+    const float *features; /* [count, feature_width] */
+    int64_t count;
+    int64_t height, width; /* of the latents */
+    const family_reference *references;
+    int reference_count;
+} family_input;
+
+struct family {
+    const char *name;                /* "Z-Image" */
+    const char *pipeline;            /* _class_name in model_index.json */
+    const char *classes[PART_COUNT]; /* of the parts, as their configurations have them */
+    const char *const *evidence;     /* names of tensors that only this transformer has, one for
+                                          * each layout of names; NULL ends the list */
+
+    /* What stands around a prompt. Prompts have at most max_prompt_tokens tokens with it, their
+     * tail is cut off; padded: shorter ones are filled up with pad_token. */
+    const char *before, *after;
+    int max_prompt_tokens;
+    bool padded;
+    const char *pad_token;
+    const char *const *added_tokens; /* that before and after are made of; NULL ends the list */
+
+    double usual_shift;  /* of a model without a scheduler's configuration */
+    double guidance_off; /* guidance that is off, where the usual scale is 1 */
+    bool negated;        /* the transformer estimates the negative of the velocity */
+    /* Pictures that a new one can be made from; 0: none. Their sides and shape; larger ones are
+     * made smaller to this area, in pixels. */
+    int max_references, min_reference_side, max_reference_aspect, reference_area;
+
+    /* Opens the parts. folders: of the parts. index: model_index.json, NULL if there is none. What
+     * was opened before a failure is left for free. */
+    ct_status (*load)(family_model *m, const load_options *options,
+                      const char *const folders[PART_COUNT], const config *index, ct_error *error);
+    void (*free)(family_model *m);
+    /* Whether the parts belong together; directory is for messages. */
+    ct_status (*check)(const family_model *m, const char *directory, ct_error *error);
+    /* The dimensions of a part in one line. */
+    void (*describe)(const family_model *m, int part, strbuf *out);
+    /* Variant and the defaults of steps and guidance. shift is that of the scheduler. */
+    void (*choose_defaults)(const family_model *m, double shift, ct_model_info *info);
+    /* The logarithm of the time shift for so many image tokens and steps. NULL: what the
+     * scheduler's configuration says. */
+    double (*mu)(int64_t tokens, int steps);
+
+    /* Tokens to features [count, feature_width], made in the arena. Behind the first `words` tokens
+     * there is only padding. */
+    nn_tensor (*encode)(nn *c, const family_model *m, const int32_t *ids, int64_t count,
+                        int64_t words, void (*unit_done)(void *user, int unit), void *user);
+
+    /* The transformer: once for a schedule, for each step, once for a prompt, for each evaluation.
+     * schedule and condition are memory of these sizes, kept from call to call. sigmas and times
+     * [steps]: 1 and 0 at pure noise. */
+    size_t schedule_bytes, condition_bytes;
+    void (*prepare_schedule)(nn *c, const family_model *m, void *schedule, const float *sigmas,
+                             const float *times, int64_t steps);
+    void (*set_step)(nn *c, const family_model *m, const void *schedule, int64_t step);
+    void (*prepare_condition)(nn *c, const family_model *m, void *condition,
+                              const family_input *input);
+    void (*forward)(nn *c, const family_model *m, const void *schedule, const void *condition,
+                    const nn_tensor *latents, const nn_tensor *output);
+
+    void (*decode)(nn *c, const family_model *m, const vae_decoding *d);
+    int (*decode_units)(const family_model *m, const vae_decoding *d);
+    /* The bytes of activations that decode takes at most, under params. */
+    ct_status (*decode_peak)(const family_model *m, const vae_decoding *d, const nn_params *params,
+                             size_t *bytes, ct_error *error);
+    /* A picture [3, height, width] in -1..1 to latents as the transformer has them; scratch: memory
+     * for twice as many numbers. NULL without max_references. */
+    void (*encode_picture)(nn *c, const family_model *m, const float *picture, int64_t height,
+                           int64_t width, float *scratch, float *latents);
+};
+
+#endif

@@ -1,0 +1,70 @@
+#include "families/registry.h"
+
+#include "io/names.h"
+
+#include <stdio.h>
+#include <string.h>
+
+extern const family family_flux2_klein, family_zimage;
+
+static const family *const families[] = {&family_zimage, &family_flux2_klein};
+enum { FAMILIES = sizeof families / sizeof *families };
+
+/* Pipelines of diffusers that this version cannot run but knows, and a tensor that tells them. */
+static const struct {
+    const char *pipeline, *evidence;
+} planned[] = {
+    {"Flux2Pipeline", NULL},
+    {"QwenImagePipeline", "txt_norm.weight"},
+    {"QwenImageEditPipeline", NULL},
+    {"QwenImageEditPlusPipeline", NULL},
+};
+enum { PLANNED = sizeof planned / sizeof *planned };
+
+/* "ZImagePipeline and Flux2KleinPipeline" */
+static void list_supported(char *out, size_t size)
+{
+    size_t at = 0;
+    for (int i = 0; i < FAMILIES && at < size; i++) {
+        const char *between = i == 0 ? "" : i + 1 < FAMILIES ? ", " : " and ";
+        const int n = snprintf(out + at, size - at, "%s%s", between, families[i]->pipeline);
+        at += n > 0 ? (size_t)n : 0;
+    }
+}
+
+ct_status registry_find(const family **out, const char *pipeline, const char *source,
+                        ct_error *error)
+{
+    *out = NULL;
+    for (int i = 0; i < FAMILIES; i++)
+        if (!strcmp(pipeline, families[i]->pipeline)) {
+            *out = families[i];
+            return CT_OK;
+        }
+    const char *why = "is unknown";
+    for (int i = 0; i < PLANNED; i++)
+        if (!strcmp(pipeline, planned[i].pipeline))
+            why = "is not supported yet";
+    char names[256];
+    list_supported(names, sizeof names);
+    return error_set(error, CT_EUNSUPPORTED, "%s: the pipeline %s %s; this version runs %s", source,
+                     pipeline, why, names);
+}
+
+ct_status registry_recognize(const family **out, const weights *w, ct_error *error)
+{
+    *out = NULL;
+    for (int i = 0; i < FAMILIES; i++)
+        for (const char *const *name = families[i]->evidence; *name; name++)
+            if (names_find(w, *name)) {
+                *out = families[i];
+                return CT_OK;
+            }
+    for (int i = 0; i < PLANNED; i++)
+        if (planned[i].evidence && names_find(w, planned[i].evidence))
+            return registry_find(out, planned[i].pipeline, weights_source(w), error);
+    return error_set(error, CT_EUNSUPPORTED,
+                     "%s: there is no model_index.json, and the names of the tensors belong to no "
+                     "model that is known",
+                     weights_source(w));
+}

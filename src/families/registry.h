@@ -1,0 +1,13 @@
+/* The families that this program knows. */
+#ifndef FAMILIES_REGISTRY_H
+#define FAMILIES_REGISTRY_H
+
+#include "families/family.h"
+
+/* By the class of the pipeline in model_index.json; source says where the name is from. */
+ct_status registry_find(const family **out, const char *pipeline, const char *source,
+                        ct_error *error);
+/* By the tensors of a transformer. */
+ct_status registry_recognize(const family **out, const weights *w, ct_error *error);
+
+#endif

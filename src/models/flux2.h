@@ -1,0 +1,88 @@
+/* The FLUX.2 transformer: text and image tokens first in two streams with attention over both, then
+ * in one. FLUX.2-klein has no embedding of the guidance.
+ *
+ * What depends on the schedule alone (modulation of all steps) or on prompt, size and references
+ * alone (their embedded tokens, rotation angles) is computed once for a picture. */
+#ifndef MODELS_FLUX2_H
+#define MODELS_FLUX2_H
+
+#include "io/weights.h"
+#include "models/bind.h"
+#include "nn/nn.h"
+
+#define FLUX2_AXES 4 /* position of a token: picture, row, column, word */
+
+/* What a double block has for each of its streams. */
+typedef struct flux2_stream {
+    nn_weight q, k, v, out, norm_q, norm_k;
+    nn_weight gate, up,
+        down; /* of the feed-forward network; gate and up are halves of one tensor */
+} flux2_stream;
+
+typedef struct flux2_double {
+    flux2_stream image, text;
+} flux2_double;
+
+typedef struct flux2_single {
+    nn_weight q, k, v, gate, up; /* parts of one tensor */
+    nn_weight norm_q, norm_k;
+    nn_weight out; /* [dim, dim + ffn_dim]: of the attention and of gate times up */
+} flux2_single;
+
+typedef struct flux2 {
+    const ct_allocator *allocator;
+    weights *weights;
+    int64_t dim, ffn_dim, head_dim, channels, text_dim, time_channels;
+    int heads, doubles, singles;
+    double eps, theta;
+    int64_t axes_dims[FLUX2_AXES];
+
+    nn_weight time1, time2;
+    nn_weight image_modulation, text_modulation, single_modulation, final_modulation;
+    nn_weight x_embedder, context_embedder, final;
+    flux2_double *double_block;
+    flux2_single *single_block;
+} flux2;
+
+ct_status flux2_load(flux2 **out, const load_options *options, const char *directory,
+                     ct_error *error);
+void flux2_free(flux2 *m); /* NULL is allowed */
+
+/* Modulation at every step, the same for all blocks of a kind. */
+typedef struct flux2_schedule {
+    int64_t steps;
+    nn_tensor values; /* [parts, steps, dim], see flux2.c */
+    nn_tensor now;    /* [parts, dim]: of the present step */
+} flux2_schedule;
+
+/* sigmas [steps]: 1 at pure noise. */
+flux2_schedule flux2_prepare_schedule(nn *c, const flux2 *m, const float *sigmas, int64_t steps);
+
+/* What follows is evaluated at this step. */
+void flux2_set_step(nn *c, const flux2_schedule *schedule, int64_t step);
+
+/* Latents [channels, height, width] of a picture that the new one is made from. */
+typedef struct flux2_reference {
+    const float *latents;
+    int64_t height, width;
+} flux2_reference;
+
+/* Embedded text and references, and the positions of all tokens. */
+typedef struct flux2_condition {
+    nn_tensor text;         /* [tokens of text, dim] */
+    nn_tensor references;   /* [tokens of all references, dim]; none: rank 0 */
+    nn_tensor cosine, sine; /* [all tokens, head_dim / 2]: text, image, references */
+    int64_t rows, columns;  /* of image tokens */
+} flux2_condition;
+
+/* features [length, text_dim]; height and width in latent pixels. */
+flux2_condition flux2_prepare_condition(nn *c, const flux2 *m, const float *features,
+                                        int64_t length, int64_t height, int64_t width,
+                                        const flux2_reference *references, int count);
+
+/* One evaluation: latents [channels, height, width] to the velocity, of the same shape. */
+void flux2_forward(nn *c, const flux2 *m, const flux2_schedule *schedule,
+                   const flux2_condition *condition, const nn_tensor *latents,
+                   const nn_tensor *output);
+
+#endif

@@ -1,0 +1,236 @@
+#include "pipeline/reference.h"
+
+#include "core/mem.h"
+#include "io/resample.h"
+#include "pipeline/job.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+#define MAX_SIDE 16384
+
+/* ---- Checks ---------------------------------------------------------------------------------- */
+
+static ct_status check_count(const ct_model *m, const ct_generate_params *p, ct_error *error)
+{
+    const int most = m->parts.family->max_references;
+    if (p->reference_count == 0)
+        return p->keep_size ? error_set(error, CT_EINVAL, "keep_size needs a reference picture")
+                            : CT_OK;
+    if (most == 0)
+        return error_set(error, CT_EUNSUPPORTED,
+                         "%s makes pictures from text alone; leave out the reference pictures",
+                         m->info.family);
+    if (p->reference_count < 0 || p->reference_count > most || !p->references)
+        return error_set(error, CT_EINVAL, "there are %d reference pictures; %s takes 1 to %d",
+                         p->reference_count, m->info.family, most);
+    if (p->keep_size && (p->width || p->height))
+        return error_set(error, CT_EINVAL,
+                         "keep_size takes the size of the first reference picture; leave out width "
+                         "and height");
+    return CT_OK;
+}
+
+static ct_status check_sides(const ct_model *m, int number, int width, int height, ct_error *error)
+{
+    const family *f = m->parts.family;
+    const int longer = width > height ? width : height, shorter = width < height ? width : height;
+    if (longer > MAX_SIDE)
+        return error_set(error, CT_EINVAL,
+                         "reference %d has %d x %d pixels; a side may have at most %d", number,
+                         width, height, MAX_SIDE);
+    if (shorter < f->min_reference_side)
+        return error_set(
+            error, CT_EINVAL,
+            "reference %d has %d x %d pixels, which is too small: both sides must have "
+            "at least %d",
+            number, width, height, f->min_reference_side);
+    if ((double)longer / shorter > f->max_reference_aspect)
+        return error_set(
+            error, CT_EINVAL,
+            "reference %d has %d x %d pixels; one side may be at most %d times as long "
+            "as the other",
+            number, width, height, f->max_reference_aspect);
+    return CT_OK;
+}
+
+/* ---- Sizes ----------------------------------------------------------------------------------- */
+
+/* Part of a picture that begins at left, top. Where it ends outside, the last pixels go on. */
+static ct_status take_part(const ct_allocator *a, reference *r, const uint8_t *rgb, int width,
+                           int height, int left, int top, ct_error *error)
+{
+    const size_t bytes = (size_t)r->width * (size_t)r->height * 3;
+    r->pixels = mem_alloc(a, bytes);
+    if (!r->pixels)
+        return error_memory(error, bytes, "a reference picture");
+    for (int y = 0; y < r->height; y++) {
+        const int row = top + y < height ? top + y : height - 1;
+        for (int x = 0; x < r->width; x++) {
+            const int column = left + x < width ? left + x : width - 1;
+            memcpy(r->pixels + 3 * ((size_t)y * (size_t)r->width + (size_t)x),
+                   rgb + 3 * ((size_t)row * (size_t)width + (size_t)column), 3);
+        }
+    }
+    return CT_OK;
+}
+
+/* As the reference does: larger pictures shrink to an area, keeping their shape; then the middle is
+ * taken, so that the sides are multiples. To keep the size nothing is lost: a picture grows to the
+ * right and below. */
+static ct_status prepare(ct_job *job, reference *r, const ct_image *image, bool keep_size,
+                         ct_error *error)
+{
+    const ct_model *m = job->model;
+    const int multiple = m->info.size_multiple, area = m->parts.family->reference_area;
+    const uint8_t *rgb = image->pixels;
+    int width = image->width, height = image->height;
+    if (keep_size) {
+        r->width = (width + multiple - 1) / multiple * multiple;
+        r->height = (height + multiple - 1) / multiple * multiple;
+        return take_part(job->allocator, r, rgb, width, height, 0, 0, error);
+    }
+    uint8_t *small = NULL;
+    if ((int64_t)width * height > area) {
+        const double scale = sqrt((double)area / ((double)width * height));
+        width = (int)(image->width * scale);
+        height = (int)(image->height * scale);
+        ct_status status = resample_lanczos(job->allocator, rgb, image->width, image->height, width,
+                                            height, &small, error);
+        if (status != CT_OK)
+            return status;
+        rgb = small;
+    }
+    r->width = width / multiple * multiple;
+    r->height = height / multiple * multiple;
+    ct_status status = take_part(job->allocator, r, rgb, width, height, (width - r->width) / 2,
+                                 (height - r->height) / 2, error);
+    mem_free(job->allocator, small);
+    return status;
+}
+
+static void take_hash(reference *r)
+{
+    fingerprint f;
+    fingerprint_begin(&f);
+    fingerprint_add(&f, r->pixels, (size_t)r->width * (size_t)r->height * 3);
+    fingerprint_hex(&f, r->hash);
+}
+
+ct_status references_prepare(ct_job *job, const ct_generate_params *p, ct_error *error)
+{
+    ct_status status = check_count(job->model, p, error);
+    for (int i = 0; status == CT_OK && i < p->reference_count; i++) {
+        const ct_image *image = p->references[i];
+        if (!image)
+            return error_set(error, CT_EINVAL, "reference %d is NULL", i + 1);
+        status = check_sides(job->model, i + 1, image->width, image->height, error);
+        if (status == CT_OK)
+            status = prepare(job, &job->reference[i], image, p->keep_size, error);
+        if (status == CT_OK)
+            take_hash(&job->reference[i]);
+        job->references = i + 1;
+    }
+    if (status == CT_OK && p->keep_size) {
+        job->keep_width = p->references[0]->width;
+        job->keep_height = p->references[0]->height;
+    }
+    return status;
+}
+
+void references_free(ct_job *job)
+{
+    for (int i = 0; i < job->references; i++) {
+        mem_free(job->allocator, job->reference[i].pixels);
+        mem_free(job->allocator, job->reference[i].latents);
+    }
+    job->references = 0;
+}
+
+/* ---- Encoding -------------------------------------------------------------------------------- */
+
+static size_t latent_count(const ct_job *job, const reference *r)
+{
+    const family_model *m = &job->model->parts;
+    return (size_t)m->channels * (size_t)(r->width / m->factor) * (size_t)(r->height / m->factor);
+}
+
+/* Numbers that encoding needs: a picture in float32, then twice its latents. */
+static size_t encoding_count(const ct_job *job, const reference *r)
+{
+    return 3 * (size_t)r->width * (size_t)r->height + 2 * latent_count(job, r);
+}
+
+uint64_t references_bytes(const ct_job *job)
+{
+    uint64_t bytes = 0;
+    for (int i = 0; i < job->references; i++) {
+        const reference *r = &job->reference[i];
+        bytes += 3 * (uint64_t)r->width * (uint64_t)r->height;
+        bytes += latent_count(job, r) * sizeof(float);
+    }
+    return bytes;
+}
+
+uint64_t references_encoding_bytes(const ct_job *job)
+{
+    uint64_t most = 0;
+    for (int i = 0; i < job->references; i++) {
+        const uint64_t bytes = encoding_count(job, &job->reference[i]) * sizeof(float);
+        most = bytes > most ? bytes : most;
+    }
+    return most;
+}
+
+/* Bytes to planes in -1..1, in the reference's order of operations. */
+static void to_planes(float *planes, const reference *r)
+{
+    const size_t pixels = (size_t)r->width * (size_t)r->height;
+    for (size_t i = 0; i < pixels; i++)
+        for (size_t c = 0; c < 3; c++)
+            planes[c * pixels + i] = 2.0f * ((float)r->pixels[3 * i + c] / 255.0f) - 1.0f;
+}
+
+static void encode(ct_job *job, nn *c, reference *r)
+{
+    const family_model *m = &job->model->parts;
+    if (nn_is_dry(c)) {
+        m->family->encode_picture(c, m, NULL, r->height, r->width, NULL, NULL);
+        return;
+    }
+    float *latents = mem_array(job->allocator, latent_count(job, r), sizeof *latents);
+    float *planes = mem_array(job->allocator, encoding_count(job, r), sizeof *planes);
+    if (!latents || !planes) {
+        nn_fail(c, CT_ENOMEM, "out of memory: %zu bytes for a reference picture",
+                encoding_count(job, r) * sizeof *planes);
+    } else {
+        to_planes(planes, r);
+        m->family->encode_picture(c, m, planes, r->height, r->width,
+                                  planes + 3 * (size_t)r->width * (size_t)r->height, latents);
+    }
+    mem_free(job->allocator, planes);
+    if (nn_stopped(c))
+        mem_free(job->allocator, latents);
+    else
+        r->latents = latents;
+}
+
+void references_encode(ct_job *job, nn *c, void (*unit_done)(void *user, int unit), void *user)
+{
+    const family_model *m = &job->model->parts;
+    for (int i = 0; i < job->references && !nn_stopped(c); i++) {
+        reference *r = &job->reference[i];
+        if (!r->latents) {
+            residency_begin(&job->residency, SECTION_REFERENCES);
+            encode(job, c, r);
+            unit_done(user, i);
+        }
+        if (!r->latents)
+            continue;
+        char name[48];
+        const int64_t shape[] = {m->channels, r->height / m->factor, r->width / m->factor};
+        snprintf(name, sizeof name, "reference.%d.latents", i);
+        trace_floats(&job->trace, name, 3, shape, r->latents);
+    }
+}
