@@ -164,7 +164,7 @@ void cuda_add_rms_norm(nn *c, const nn_tensor *x, const nn_tensor *y, const nn_w
         next_scale = floats_at(c, next->scale, "add_rms_norm");
         next_eps = (float)next->eps;
     }
-    CUDA_LAUNCH(c, add_rms_norm, cuda_work_type(c), row_grid(x->n[0], x->n[1]), &sum.at, &sum.kind,
+    CUDA_LAUNCH(c, add_rms_norm, cuda_work_type(c), row_grid(x->n[0], x->n[1]), &sum.at,
                 &sum.stride, &from.at, &from.kind, &from.stride, &weight, &gates, &eps, &columns,
                 &then.at, &then.kind, &then.stride, &then.scales, &next_weight, &next_scale,
                 &next_eps);

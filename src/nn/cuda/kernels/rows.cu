@@ -89,24 +89,24 @@ extern "C" __global__ void __launch_bounds__(1024)
         rms_row(&to, row, KIND_WORK, &by, n);
 }
 
-DEVICE void add_rms_row(void *x, int x_kind, const void *y, int y_kind, const rms_factors *by,
+DEVICE void add_rms_row(float *x, const void *y, int y_kind, const rms_factors *by,
                         const row_target *next, bool has_next, const rms_factors *next_by, int n)
 {
     float v[HELD], sum[HELD];
     held_load(v, y_kind, y, 0, n);
-    held_load(sum, x_kind, x, 0, n);
+    held_load(sum, KIND_FLOAT, x, 0, n);
     held_rms_norm(v, by, n);
 #pragma unroll
     for (int i = 0; i < HELD; i++)
         sum[i] += v[i];
-    held_store(x_kind, x, 0, n, sum);
+    held_store(KIND_FLOAT, x, 0, n, sum);
     if (has_next) {
         held_rms_norm(sum, next_by, n);
         held_store_row(next->kind, next->row, next->factor, n, sum);
     }
 }
 
-DEVICE void add_rms_row_any(void *x, int x_kind, const void *y, int y_kind, const rms_factors *by,
+DEVICE void add_rms_row_any(float *x, const void *y, int y_kind, const rms_factors *by,
                             const row_target *next, bool has_next, const rms_factors *next_by,
                             int n)
 {
@@ -115,41 +115,36 @@ DEVICE void add_rms_row_any(void *x, int x_kind, const void *y, int y_kind, cons
         return v * v;
     });
     const float factor = rms_factor(squares, n, by->eps);
-    any_store_row(x_kind, x, (float *)0, n, [=](int i) {
-        return load1(x_kind, x, i) +
-               load1(y_kind, y, i) * factor * factor_at(by->w, i) * factor_at(by->scale, i);
+    any_store_row(KIND_FLOAT, x, (float *)0, n, [=](int i) {
+        return x[i] + load1(y_kind, y, i) * factor * factor_at(by->w, i) * factor_at(by->scale, i);
     });
     if (has_next)
-        rms_row_any(next, x, x_kind, next_by, n);
+        rms_row_any(next, x, KIND_FLOAT, next_by, n);
 }
 
 /* x += gate * rms_norm(y, w, eps); then next = rms_norm(x, next_w, next_eps) * next_scale. w, gate,
  * next (and then the rest of it), next_w and next_scale may be null. */
 extern "C" __global__ void __launch_bounds__(1024)
-    add_rms_norm(void *x, int x_kind, long long x_stride, const void *y, int y_kind,
-                 long long y_stride, const float *w, const float *gate, float eps, int n,
-                 void *next, int next_kind, long long next_stride, float *next_factors,
-                 const float *next_w, const float *next_scale, float next_eps)
+    add_rms_norm(float *x, long long x_stride, const void *y, int y_kind, long long y_stride,
+                 const float *w, const float *gate, float eps, int n, void *next, int next_kind,
+                 long long next_stride, float *next_factors, const float *next_w,
+                 const float *next_scale, float next_eps)
 {
     const rms_factors by = {w, gate, eps}, next_by = {next_w, next_scale, next_eps};
     const row_target to = target_at(next, next_kind, next_stride, next_factors);
     const bool has_next = next != 0;
-    void *sum = number_at(x_kind, x, blockIdx.x * x_stride);
+    float *sum = x + blockIdx.x * x_stride;
     const void *row = number_at(y_kind, y, blockIdx.x * y_stride);
     const bool vector = in_groups(x, x_stride, n) && in_groups(y, y_stride, n) &&
                         (!has_next || in_groups(next, next_stride, n)) && is_aligned(w, 16) &&
                         is_aligned(gate, 16) && is_aligned(next_w, 16) &&
                         is_aligned(next_scale, 16) && n <= held_span();
     if (!vector)
-        add_rms_row_any(sum, x_kind, row, y_kind, &by, &to, has_next, &next_by, n);
-    else if (x_kind == KIND_FLOAT && y_kind == KIND_FLOAT)
-        add_rms_row(sum, KIND_FLOAT, row, KIND_FLOAT, &by, &to, has_next, &next_by, n);
-    else if (x_kind == KIND_FLOAT)
-        add_rms_row(sum, KIND_FLOAT, row, KIND_WORK, &by, &to, has_next, &next_by, n);
+        add_rms_row_any(sum, row, y_kind, &by, &to, has_next, &next_by, n);
     else if (y_kind == KIND_FLOAT)
-        add_rms_row(sum, KIND_WORK, row, KIND_FLOAT, &by, &to, has_next, &next_by, n);
+        add_rms_row(sum, row, KIND_FLOAT, &by, &to, has_next, &next_by, n);
     else
-        add_rms_row(sum, KIND_WORK, row, KIND_WORK, &by, &to, has_next, &next_by, n);
+        add_rms_row(sum, row, KIND_WORK, &by, &to, has_next, &next_by, n);
 }
 
 DEVICE void layer_row(const row_target *to, const void *x, int kind, const float *scale,
