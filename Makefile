@@ -58,10 +58,12 @@ build-arm/build.ninja:
 	@meson setup build-arm --cross-file tools/aarch64-linux.ini -Dkernels_only=true $(MESON_FLAGS)
 
 deps:
-	@sh tools/deps.sh
+	@sh tools/deps.sh nvrtc
 
-# Without the tests, which nobody waits for here.
-demo: deps $(BUILD)/build.ninja
+# Without the tests, which nobody waits for here, and what they alone need.
+demo:
+	@sh tools/deps.sh
+	@$(MAKE) --no-print-directory $(BUILD)/build.ninja
 	@echo "build: the program, optimized, in $(BUILD)/"
 	@ninja -C $(BUILD) calotype
 	@echo "demo: \"$(DEMO_PROMPT)\" -> demo.png"

@@ -12,6 +12,7 @@
 #define QUANTIZE OPTION_FOR_QUANTIZE
 #define PLAN OPTION_FOR_PLAN
 #define BENCH OPTION_FOR_BENCH
+#define DEVICES OPTION_FOR_DEVICES
 #define SIDE_MAXIMUM 16384
 
 /* clang-format off */
@@ -128,7 +129,7 @@ const option_info option_table[OPTION_COUNT] = {
 
     [OPTION_THREADS] = {
         .name = "threads", .letter = 't', .kind = OPTION_KIND_INTEGER, .metavar = "N",
-        .group = OPTION_GROUP_MACHINE, .commands = GENERATE | QUANTIZE | PLAN | BENCH,
+        .group = OPTION_GROUP_MACHINE, .commands = GENERATE | QUANTIZE | PLAN | BENCH | DEVICES,
         .min = 1, .max = 1024,
         .help = "how many; the result does not depend on it",
         .fallback = "all processors",
@@ -145,7 +146,7 @@ const option_info option_table[OPTION_COUNT] = {
     },
     [OPTION_CPU] = {
         .name = "cpu", .kind = OPTION_KIND_TEXT, .metavar = "TIER",
-        .group = OPTION_GROUP_MACHINE, .commands = GENERATE | PLAN | BENCH,
+        .group = OPTION_GROUP_MACHINE, .commands = GENERATE | PLAN | BENCH | DEVICES,
         .help = "force the kernels for a kind of processor: baseline, avx2, avxvnni, avx512, "
                 "avx512vnni, avx512bf16, amx; on Arm baseline, dotprod, i8mm, bf16",
         .fallback = "the best for this one",
@@ -256,7 +257,7 @@ const option_info option_table[OPTION_COUNT] = {
     [OPTION_JSON] = {
         .name = "json", .kind = OPTION_KIND_FLAG,
         .group = OPTION_GROUP_REPORT,
-        .commands = GENERATE | QUANTIZE | PLAN | BENCH | OPTION_FOR_INFO,
+        .commands = GENERATE | QUANTIZE | PLAN | BENCH | OPTION_FOR_INFO | DEVICES,
         .help = "print JSON, one object on a line, and nothing else",
     },
     [OPTION_HELP] = {

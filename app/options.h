@@ -83,7 +83,8 @@ typedef enum option_group {
 #define OPTION_FOR_QUANTIZE 16u
 #define OPTION_FOR_PLAN 32u
 #define OPTION_FOR_BENCH 64u
-#define OPTION_FOR_ALL 127u
+#define OPTION_FOR_DEVICES 128u
+#define OPTION_FOR_ALL 255u
 
 typedef struct option_info {
     const char *name; /* of the long form, without the dashes */

@@ -5,11 +5,11 @@
 #include "cli/members.h"
 #include "core/clock.h"
 #include "core/mem.h"
+#include "core/processor.h"
 
 #include <inttypes.h>
 #include <string.h>
 #include <sys/resource.h>
-#include <sys/utsname.h>
 
 #define JSON_MAXIMUM ((size_t)1 << 20)
 #define NAME_SIZE 128
@@ -26,25 +26,6 @@ typedef struct measuring {
 } measuring;
 
 /* ---- The machine ----------------------------------------------------------------------------- */
-
-/* A line is "model name", a tab, a colon and the name. */
-static void find_processor(char out[NAME_SIZE])
-{
-    struct utsname system;
-    snprintf(out, NAME_SIZE, "%.64s", uname(&system) == 0 ? system.machine : "unknown");
-    FILE *file = fopen("/proc/cpuinfo", "r");
-    char line[256];
-    while (file && fgets(line, sizeof line, file)) {
-        const char *value = strchr(line, ':');
-        if (strncmp(line, "model name", 10) != 0 || !value)
-            continue;
-        value += 1 + strspn(value + 1, " \t");
-        snprintf(out, NAME_SIZE, "%.*s", (int)strcspn(value, "\n"), value);
-        break;
-    }
-    if (file)
-        fclose(file);
-}
 
 static void machine_json(measuring *m)
 {
@@ -357,7 +338,7 @@ int bench_run(const options *o, report *r)
         status = ct_context_create(&params, &m.context, &error);
     if (status != CT_OK)
         return report_error(r, &error);
-    find_processor(m.processor);
+    processor_name(m.processor, sizeof m.processor);
     members_open(&m.json, &m.text);
     machine_json(&m);
     status =

@@ -1,6 +1,7 @@
 #!/bin/sh
 # Installs what the build needs and this machine lacks. Does nothing, and needs no network, when all
-# is there. Arguments name further packages, such as clang; "arm" is what "make test-arm" needs.
+# is there. Arguments name further packages, such as clang; "arm" is what "make test-arm" needs, and
+# "nvrtc" the compiler of CUDA, with which the tests compile the kernels where there is no GPU.
 set -eu
 
 missing=
@@ -23,7 +24,16 @@ need_library jansson libjansson-dev
 need_library libpng libpng-dev
 need_library libxxhash libxxhash-dev
 need_library cmocka libcmocka-dev
+nvrtc_script=$(dirname "$0")/nvrtc.py
+want_nvrtc=
 for package in "$@"; do
+    if [ "$package" = nvrtc ]; then
+        if ! python3 "$nvrtc_script" check 2>/dev/null; then
+            want_nvrtc=yes
+            python3 -m pip --version >/dev/null 2>&1 || missing="$missing python3-pip"
+        fi
+        continue
+    fi
     if [ "$package" != arm ]; then
         need_program "$package" "$package"
         continue
@@ -34,7 +44,15 @@ for package in "$@"; do
     [ -e /usr/lib/aarch64-linux-gnu/pkgconfig/cmocka.pc ] || missing="$missing libcmocka-dev:arm64"
 done
 
+# Without it one test is skipped, so a machine without a network is no failure.
+fetch_nvrtc() {
+    [ -n "$want_nvrtc" ] || return 0
+    echo "deps: fetching NVRTC into build-deps/nvrtc"
+    python3 "$nvrtc_script" fetch || echo "deps: the test cuda_compile will be skipped" >&2
+}
+
 if [ -z "$missing" ]; then
+    fetch_nvrtc
     echo "deps: all there"
     exit 0
 fi
@@ -54,3 +72,4 @@ esac
 $root apt-get update -q
 # shellcheck disable=SC2086 # one word for each package
 $root env DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends $missing
+fetch_nvrtc

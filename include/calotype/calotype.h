@@ -154,6 +154,10 @@ typedef struct ct_context_params {
                              * "baseline", "avx2", "avx512" (x86-64), "baseline" (others) */
     ct_callbacks callbacks; /* used by everything made from this context */
     ct_allocator allocator; /* all NULL: malloc and free */
+    /* A folder for what is worth keeping from run to run: kernels compiled for a GPU, and what was
+     * measured there. Made when it is needed; one that cannot be written to is no failure. NULL:
+     * nothing is kept. */
+    const char *cache;
 } ct_context_params;
 
 CT_API void ct_context_params_init(ct_context_params *params);
@@ -168,6 +172,27 @@ CT_API void ct_context_free(ct_context **context);
 CT_API int ct_context_threads(const ct_context *context);
 /* The name of the kernels in use, such as "avx2". */
 CT_API const char *ct_context_cpu(const ct_context *context);
+
+/* ---- Devices --------------------------------------------------------------------------------- */
+
+typedef struct ct_device_info {
+    const char *id;        /* "cpu", "cuda:0"; "cuda" where CUDA as a whole cannot be used */
+    const char *name;      /* "NVIDIA H200" */
+    const char *summary;   /* what it is in one line; an empty string where nothing is known */
+    uint64_t memory_bytes; /* that it has; 0 where that is not known */
+    const char *problem;   /* why it cannot be used, and what helps; NULL: it can */
+    const char *note;      /* what it has to do without; NULL: nothing */
+} ct_device_info;
+
+typedef struct ct_device_list {
+    int count;
+    const ct_device_info *device;
+} ct_device_list;
+
+/* What there is to compute on: the CPU, with the threads and kernels of the context, then the GPUs.
+ * A GPU that cannot be used is no failure, but a problem in the list. */
+CT_API ct_status ct_devices(ct_context *context, ct_device_list **out, ct_error *error);
+CT_API void ct_devices_free(ct_device_list **list);
 
 /* ---- Model ----------------------------------------------------------------------------------- */
 

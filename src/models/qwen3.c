@@ -168,16 +168,17 @@ static void rope_table(nn *c, const qwen3 *m, int64_t count, nn_tensor *cosine, 
     int64_t half = m->head_dim / 2;
     *cosine = nn_new2(c, count, half);
     *sine = nn_new2(c, count, half);
-    if (nn_is_dry(c) || nn_stopped(c))
-        return;
-    for (int64_t k = 0; k < half; k++) {
+    float *cosines = nn_begin_write(c, cosine), *sines = nn_begin_write(c, sine);
+    for (int64_t k = 0; cosines && sines && k < half; k++) {
         float frequency = 1.0f / powf((float)m->theta, (float)(2 * k) / (float)m->head_dim);
         for (int64_t s = 0; s < count; s++) {
             float angle = (float)s * frequency;
-            cosine->data[s * half + k] = cosf(angle);
-            sine->data[s * half + k] = sinf(angle);
+            cosines[s * half + k] = cosf(angle);
+            sines[s * half + k] = sinf(angle);
         }
     }
+    nn_end_write(c, cosine);
+    nn_end_write(c, sine);
 }
 
 static void attention(nn *c, const qwen3 *m, const qwen3_layer *l, const nn_tensor *x,
@@ -186,14 +187,12 @@ static void attention(nn *c, const qwen3 *m, const qwen3_layer *l, const nn_tens
     size_t mark = nn_mark(c);
     int64_t s = x->n[0];
     nn_tensor h = nn_new_operand(c, s, m->hidden);
-    nn_tensor q = nn_new2(c, s, m->heads * m->head_dim);
-    nn_tensor k = nn_new2(c, s, m->kv_heads * m->head_dim);
-    nn_tensor v = nn_new2(c, s, m->kv_heads * m->head_dim);
-    nn_tensor a = nn_new2(c, s, m->heads * m->head_dim);
+    const int64_t width = m->heads * m->head_dim, kv_width = m->kv_heads * m->head_dim;
+    nn_tensor qkv = nn_new_work2(c, s, width + 2 * kv_width), a = nn_new_work2(c, s, width);
+    nn_tensor q = nn_columns(&qkv, 0, width), k = nn_columns(&qkv, width, kv_width);
+    nn_tensor v = nn_columns(&qkv, width + kv_width, kv_width);
     nn_rms_norm(c, &h, x, &l->input_norm, m->eps, NULL);
-    nn_linear(c, &q, &h, &l->q, NULL);
-    nn_linear(c, &k, &h, &l->k, NULL);
-    nn_linear(c, &v, &h, &l->v, NULL);
+    nn_linears(c, &qkv, &h, (const nn_weight *const[]){&l->q, &l->k, &l->v}, NULL, 3);
     nn_head_norm_rope(c, &q, m->heads, &l->q_norm, m->eps, cosine, sine, NN_ROPE_HALVES);
     nn_head_norm_rope(c, &k, m->kv_heads, &l->k_norm, m->eps, cosine, sine, NN_ROPE_HALVES);
     nn_attention(c, &a, &q, &k, &v, m->heads, m->kv_heads, true);
@@ -205,7 +204,7 @@ static void feed_forward(nn *c, const qwen3 *m, const qwen3_layer *l, const nn_t
 {
     size_t mark = nn_mark(c);
     nn_tensor h = nn_new_operand(c, x->n[0], m->hidden);
-    nn_tensor hidden = nn_new2(c, x->n[0], m->intermediate);
+    nn_tensor hidden = nn_new_work2(c, x->n[0], m->intermediate);
     nn_rms_norm(c, &h, x, &l->post_norm, m->eps, NULL);
     nn_linear(c, &hidden, &h, &l->gate, &(nn_epilogue){.activation = NN_SILU, .up = &l->up});
     nn_linear(c, x, &hidden, &l->down, &(nn_epilogue){.add = true});

@@ -285,7 +285,7 @@ static nn_tensor shortcut_in_place(nn *c, const vae_resnet *r, const nn_tensor *
         size_t mark = nn_mark(c);
         int64_t count = x->n[0] - row < ROWS ? x->n[0] - row : ROWS;
         nn_tensor from = nn_rows(x, row, count), to = nn_rows(&y, row, count);
-        nn_tensor part = nn_new3(c, count, x->n[1], r->out);
+        nn_tensor part = nn_new_work3(c, count, x->n[1], r->out);
         nn_conv2d(c, &part, &from, &r->shortcut, &r->shortcut_bias, NULL);
         nn_copy(c, &to, &part);
         nn_release(c, mark);
@@ -299,9 +299,9 @@ static nn_tensor resnet(nn *c, const vae_kl *m, const vae_resnet *r, size_t mark
     const bool grows = r->out > r->in;
     nn_tensor y = x;
     if (grows)
-        y = nn_new3(c, x.n[0], x.n[1], r->out);
+        y = nn_new_work3(c, x.n[0], x.n[1], r->out);
     size_t temporary = nn_mark(c);
-    nn_tensor h = nn_new3(c, x.n[0], x.n[1], r->out);
+    nn_tensor h = nn_new_work3(c, x.n[0], x.n[1], r->out);
     nn_tensor norm = norm_of(c, m, &x, &r->norm1, &r->norm1_bias);
     nn_conv2d(c, &h, &x, &r->conv1, &r->conv1_bias, &(nn_conv){.norm = &norm});
     norm = norm_of(c, m, &h, &r->norm2, &r->norm2_bias);
@@ -319,12 +319,12 @@ static void attention(nn *c, const vae_kl *m, const vae_attention *a, const nn_t
 {
     const int64_t pixels = x->n[0] * x->n[1], channels = x->n[2];
     size_t mark = nn_mark(c);
-    nn_tensor normed = nn_new3(c, x->n[0], x->n[1], channels);
+    nn_tensor normed = nn_new_work3(c, x->n[0], x->n[1], channels);
     nn_tensor norm = norm_of(c, m, x, &a->norm, &a->norm_bias);
     nn_apply_norm(c, &normed, x, &norm);
     nn_tensor h = nn_as2(c, &normed, pixels, channels), sum = nn_as2(c, x, pixels, channels);
-    nn_tensor q = nn_new2(c, pixels, channels), k = nn_new2(c, pixels, channels);
-    nn_tensor v = nn_new2(c, pixels, channels);
+    nn_tensor q = nn_new_work2(c, pixels, channels), k = nn_new_work2(c, pixels, channels);
+    nn_tensor v = nn_new_work2(c, pixels, channels);
     nn_linear(c, &q, &h, &a->q, &(nn_epilogue){.bias = &a->q_bias});
     nn_linear(c, &k, &h, &a->k, &(nn_epilogue){.bias = &a->k_bias});
     nn_linear(c, &v, &h, &a->v, &(nn_epilogue){.bias = &a->v_bias});
@@ -339,28 +339,6 @@ static nn_tensor mid_block(nn *c, const vae_kl *m, const vae_stack *s, size_t ma
     if (m->mid_attention)
         attention(c, m, &s->attention, &x);
     return resnet(c, m, &s->mid[1], mark, x);
-}
-
-/* Planes [channels, height, width] to a tensor [height, width, channels] of value * factor +
- * offset, and back. */
-static nn_tensor from_planes(nn *c, const float *planes, int64_t channels, int64_t height,
-                             int64_t width, float factor, float offset)
-{
-    nn_tensor t = nn_new3(c, height, width, channels);
-    if (!nn_is_dry(c) && !nn_stopped(c))
-        for (int64_t ch = 0; ch < channels; ch++)
-            for (int64_t i = 0; i < height * width; i++)
-                t.data[i * channels + ch] = planes[ch * height * width + i] * factor + offset;
-    return t;
-}
-
-static void to_planes(nn *c, const nn_tensor *t, float *planes)
-{
-    const int64_t pixels = t->n[0] * t->n[1], channels = t->n[2];
-    if (!nn_is_dry(c) && !nn_stopped(c))
-        for (int64_t i = 0; i < pixels; i++)
-            for (int64_t ch = 0; ch < channels; ch++)
-                planes[ch * pixels + i] = t->data[i * channels + ch];
 }
 
 /* ---- Strips ---------------------------------------------------------------------------------- */
@@ -399,7 +377,7 @@ typedef struct window {
 
 static window window_new(nn *c, int64_t rows, int64_t width, int64_t channels)
 {
-    return (window){.memory = nn_new3(c, rows, width, channels)};
+    return (window){.memory = nn_new_work3(c, rows, width, channels)};
 }
 
 static window window_of(const nn_tensor *t)
@@ -617,7 +595,7 @@ static nn_tensor up_block(nn *c, const strips *s, int i, size_t mark, nn_tensor 
     const vae_stack *stack = &s->m->decoder;
     const vae_block *k = &stack->block[i], *before = i ? k - 1 : NULL;
     if (s->rows) {
-        nn_tensor y = nn_new3(c, s->height, s->width, k->resnet[0].out);
+        nn_tensor y = nn_new_work3(c, s->height, s->width, k->resnet[0].out);
         source in = {&x, before ? &before->resize : NULL, before ? &before->resize_bias : NULL};
         first_resnet_strips(c, s, &k->resnet[0], &in, &y);
         y = nn_keep(c, mark, &y);
@@ -626,7 +604,7 @@ static nn_tensor up_block(nn *c, const strips *s, int i, size_t mark, nn_tensor 
         return y;
     }
     if (before) {
-        nn_tensor y = nn_new3(c, s->height, s->width, x.n[2]);
+        nn_tensor y = nn_new_work3(c, s->height, s->width, x.n[2]);
         nn_conv2d(c, &y, &x, &before->resize, &before->resize_bias, &(nn_conv){.upsample = true});
         x = nn_keep(c, mark, &y);
         nn_trace_tensor(c, &x, "vae.decoder.up_blocks.%d", i - 1);
@@ -640,7 +618,7 @@ static nn_tensor up_block(nn *c, const strips *s, int i, size_t mark, nn_tensor 
 /* Norm, SiLU, convolution. */
 static nn_tensor output(nn *c, const vae_kl *m, const vae_stack *s, const nn_tensor *x)
 {
-    nn_tensor y = nn_new3(c, x->n[0], x->n[1], s->conv_out.n[0]);
+    nn_tensor y = nn_new_work3(c, x->n[0], x->n[1], s->conv_out.n[0]);
     nn_tensor norm = norm_of(c, m, x, &s->norm_out, &s->norm_out_bias);
     nn_conv2d(c, &y, x, &s->conv_out, &s->conv_out_bias, &(nn_conv){.norm = &norm});
     return y;
@@ -649,19 +627,18 @@ static nn_tensor output(nn *c, const vae_kl *m, const vae_stack *s, const nn_ten
 void vae_kl_decode(nn *c, const vae_kl *m, const vae_decoding *d)
 {
     const vae_stack *s = &m->decoder;
-    const nn_precision precision = nn_set_precision(c, NN_F32);
     int unit = 0;
     strips part = {.m = m, .unit_done = d->unit_done, .user = d->user, .unit = &unit};
     size_t mark = nn_mark(c);
-    nn_tensor z = from_planes(c, d->latents, m->latent_channels, d->height, d->width,
-                              (float)(1 / m->scaling_factor), (float)m->shift_factor);
+    nn_tensor z = nn_new_work3(c, d->height, d->width, m->latent_channels);
+    nn_upload_planes(c, &z, d->latents, 1 / m->scaling_factor, m->shift_factor);
     if (nn_has(&m->post_quant)) {
-        nn_tensor y = nn_new3(c, d->height, d->width, m->latent_channels);
+        nn_tensor y = nn_new_work3(c, d->height, d->width, m->latent_channels);
         nn_conv2d(c, &y, &z, &m->post_quant, &m->post_quant_bias, NULL);
         z = nn_keep(c, mark, &y);
         nn_trace_tensor(c, &z, "vae.post_quant_conv");
     }
-    nn_tensor x = nn_new3(c, d->height, d->width, s->conv_in.n[0]);
+    nn_tensor x = nn_new_work3(c, d->height, d->width, s->conv_in.n[0]);
     nn_conv2d(c, &x, &z, &s->conv_in, &s->conv_in_bias, NULL);
     x = nn_keep(c, mark, &x);
     nn_trace_tensor(c, &x, "vae.decoder.conv_in");
@@ -677,10 +654,9 @@ void vae_kl_decode(nn *c, const vae_kl *m, const vae_decoding *d)
     nn_trace_tensor(c, &x, "vae.decoder.up_blocks.%d", m->blocks - 1);
     nn_tensor y = output(c, m, s, &x);
     nn_trace_tensor(c, &y, "vae.decoder.conv_out");
-    to_planes(c, &y, d->picture);
+    nn_download_planes(c, &y, d->picture);
     unit_done(c, &part);
     nn_release(c, mark);
-    nn_set_precision(c, precision);
 }
 
 ct_status vae_kl_decode_peak(const vae_kl *m, const vae_decoding *d, const nn_params *params,
@@ -706,10 +682,10 @@ void vae_kl_encode(nn *c, const vae_kl *m, const float *picture, int64_t height,
                    float *moments)
 {
     const vae_stack *s = &m->encoder;
-    const nn_precision precision = nn_set_precision(c, NN_F32);
     size_t mark = nn_mark(c);
-    nn_tensor in = from_planes(c, picture, 3, height, width, 1, 0);
-    nn_tensor x = nn_new3(c, height, width, s->conv_in.n[0]);
+    nn_tensor in = nn_new_work3(c, height, width, 3);
+    nn_upload_planes(c, &in, picture, 1, 0);
+    nn_tensor x = nn_new_work3(c, height, width, s->conv_in.n[0]);
     nn_conv2d(c, &x, &in, &s->conv_in, &s->conv_in_bias, NULL);
     x = nn_keep(c, mark, &x);
     nn_trace_tensor(c, &x, "vae.encoder.conv_in");
@@ -719,7 +695,7 @@ void vae_kl_encode(nn *c, const vae_kl *m, const float *picture, int64_t height,
             x = resnet(c, m, &k->resnet[j], mark, x);
         if (nn_has(&k->resize)) {
             nn_conv half = {.stride = 2, .pad_bottom_right = true};
-            nn_tensor y = nn_new3(c, x.n[0] / 2, x.n[1] / 2, x.n[2]);
+            nn_tensor y = nn_new_work3(c, x.n[0] / 2, x.n[1] / 2, x.n[2]);
             nn_conv2d(c, &y, &x, &k->resize, &k->resize_bias, &half);
             x = nn_keep(c, mark, &y);
         }
@@ -729,11 +705,10 @@ void vae_kl_encode(nn *c, const vae_kl *m, const float *picture, int64_t height,
     nn_trace_tensor(c, &x, "vae.encoder.mid_block");
     nn_tensor y = output(c, m, s, &x);
     if (nn_has(&m->quant)) {
-        nn_tensor q = nn_new3(c, y.n[0], y.n[1], y.n[2]);
+        nn_tensor q = nn_new_work3(c, y.n[0], y.n[1], y.n[2]);
         nn_conv2d(c, &q, &y, &m->quant, &m->quant_bias, NULL);
         y = q;
     }
-    to_planes(c, &y, moments);
+    nn_download_planes(c, &y, moments);
     nn_release(c, mark);
-    nn_set_precision(c, precision);
 }

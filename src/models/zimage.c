@@ -249,14 +249,11 @@ static int64_t modulated_blocks(const zimage *m)
     return m->refiners + m->layers;
 }
 
-static nn_tensor schedule_entry(const zimage_schedule *s, int64_t entry, int64_t first,
-                                int64_t steps)
+/* Of all steps: [steps, dim]. */
+static nn_tensor schedule_entry(nn *c, const zimage_schedule *s, int64_t entry)
 {
-    const nn_tensor *v = &s->values;
-    nn_tensor t = {.rank = 2, .n = {steps, v->n[2], 1, 1}, .stride = v->n[2]};
-    if (v->data)
-        t.data = v->data + (entry * s->steps + first) * v->n[2];
-    return t;
+    nn_tensor values = nn_rows(&s->values, entry, 1);
+    return nn_as2(c, &values, s->steps, s->values.n[2]);
 }
 
 /* t_embedder: sinusoids of t_scale * time, cosines first, then two linear layers. */
@@ -265,14 +262,15 @@ static nn_tensor embed_times(nn *c, const zimage *m, const float *times, int64_t
     nn_tensor embedding = nn_new2(c, steps, m->embed_dim);
     size_t mark = nn_mark(c);
     nn_tensor waves = nn_new2(c, steps, 2 * FREQUENCIES), hidden = nn_new2(c, steps, TIME_HIDDEN);
-    if (!nn_is_dry(c) && !nn_stopped(c))
-        for (int64_t s = 0; s < steps; s++)
-            for (int k = 0; k < FREQUENCIES; k++) {
-                float frequency = expf((float)-log(10000) * (float)k / FREQUENCIES);
-                float angle = times[s] * (float)m->t_scale * frequency;
-                waves.data[s * 2 * FREQUENCIES + k] = cosf(angle);
-                waves.data[s * 2 * FREQUENCIES + FREQUENCIES + k] = sinf(angle);
-            }
+    float *wave = nn_begin_write(c, &waves);
+    for (int64_t s = 0; wave && s < steps; s++, wave += 2 * FREQUENCIES)
+        for (int k = 0; k < FREQUENCIES; k++) {
+            float frequency = expf((float)-log(10000) * (float)k / FREQUENCIES);
+            float angle = times[s] * (float)m->t_scale * frequency;
+            wave[k] = cosf(angle);
+            wave[FREQUENCIES + k] = sinf(angle);
+        }
+    nn_end_write(c, &waves);
     nn_linear(c, &hidden, &waves, &m->t_mlp0,
               &(nn_epilogue){.bias = &m->t_mlp0_bias, .activation = NN_SILU});
     nn_linear(c, &embedding, &hidden, &m->t_mlp2, &(nn_epilogue){.bias = &m->t_mlp2_bias});
@@ -282,7 +280,8 @@ static nn_tensor embed_times(nn *c, const zimage *m, const float *times, int64_t
 
 zimage_schedule zimage_prepare_schedule(nn *c, const zimage *m, const float *times, int64_t steps)
 {
-    zimage_schedule s = {steps, nn_new3(c, 4 * modulated_blocks(m) + 1, steps, m->dim)};
+    const int64_t entries = 4 * modulated_blocks(m) + 1;
+    zimage_schedule s = {steps, nn_new3(c, entries, steps, m->dim), nn_new2(c, entries, m->dim)};
     size_t mark = nn_mark(c);
     nn_tensor embedding = embed_times(c, m, times, steps);
     for (int64_t i = 0; i < steps; i++) {
@@ -295,7 +294,7 @@ zimage_schedule zimage_prepare_schedule(nn *c, const zimage *m, const float *tim
         for (int i = 0; i < 4; i++) {
             nn_weight w = nn_weight_rows(&k->modulation, i * m->dim, m->dim);
             nn_weight bias = nn_weight_rows(&k->modulation_bias, i * m->dim, m->dim);
-            nn_tensor value = schedule_entry(&s, 4 * b + i, 0, steps);
+            nn_tensor value = schedule_entry(c, &s, 4 * b + i);
             nn_linear(c, &value, &embedding, &w, &(nn_epilogue){.bias = &bias});
             if (i == 0 || i == 2)
                 nn_add_scalar(c, &value, 1);
@@ -304,13 +303,18 @@ zimage_schedule zimage_prepare_schedule(nn *c, const zimage *m, const float *tim
         }
     }
     nn_block(c);
-    nn_tensor final = schedule_entry(&s, 4 * modulated_blocks(m), 0, steps);
+    nn_tensor final = schedule_entry(c, &s, entries - 1);
     nn_silu(c, &embedding, &embedding);
     nn_linear(c, &final, &embedding, &m->final_modulation,
               &(nn_epilogue){.bias = &m->final_modulation_bias});
     nn_add_scalar(c, &final, 1);
     nn_release(c, mark);
     return s;
+}
+
+void zimage_set_step(nn *c, const zimage_schedule *schedule, int64_t step)
+{
+    nn_take(c, &schedule->now, &schedule->values, step);
 }
 
 /* ---- A block ------------------------------------------------------------------------------------
@@ -330,34 +334,30 @@ static void block(nn *c, const zimage *m, const zimage_block *k, const nn_tensor
     const nn_weight *norm_k = m->qk_norm ? &k->norm_k : NULL;
     const int64_t s = x->n[0], d = m->dim;
     size_t mark = nn_mark(c);
-    nn_tensor h = nn_new2(c, s, d);
+    nn_tensor h = nn_new_work2(c, s, d);
     size_t inner = nn_mark(c);
 
-    nn_tensor input = nn_new_operand(c, s, d), qkv = nn_new2(c, s, 3 * d);
+    nn_tensor input = nn_new_operand(c, s, d), qkv = nn_new_work2(c, s, 3 * d);
     nn_tensor q = nn_columns(&qkv, 0, d), key = nn_columns(&qkv, d, d);
     nn_tensor v = nn_columns(&qkv, 2 * d, d);
     nn_rms_norm(c, &input, x, &k->attention_norm1, m->eps, scale_msa);
-    nn_linear(c, &q, &input, &k->q, NULL);
-    nn_linear(c, &key, &input, &k->k, NULL);
-    nn_linear(c, &v, &input, &k->v, NULL);
+    nn_linears(c, &qkv, &input, (const nn_weight *const[]){&k->q, &k->k, &k->v}, NULL, 3);
     /* The reference's attention class has its own eps for these, whatever norm_eps says. */
     nn_head_norm_rope(c, &q, m->heads, norm_q, 1e-5, cosine, sine, NN_ROPE_INTERLEAVED);
     nn_head_norm_rope(c, &key, m->heads, norm_k, 1e-5, cosine, sine, NN_ROPE_INTERLEAVED);
     nn_attention(c, &h, &q, &key, &v, m->heads, m->heads, false);
     nn_release(c, inner);
-    nn_tensor attended = nn_new2(c, s, d);
-    nn_linear(c, &attended, &h, &k->out, NULL);
-    nn_add_rms_norm(c, x, &attended, &k->attention_norm2, m->eps, gate_msa);
-    nn_release(c, inner);
-
-    nn_tensor hidden = nn_new2(c, s, m->ffn_dim);
-    size_t behind = nn_mark(c);
     input = nn_new_operand(c, s, d);
-    nn_rms_norm(c, &input, x, &k->ffn_norm1, m->eps, scale_mlp);
-    nn_linear(c, &hidden, &input, &k->w1, &(nn_epilogue){.activation = NN_SILU, .up = &k->w3});
+    size_t behind = nn_mark(c);
+    nn_tensor attended = nn_new_work2(c, s, d);
+    nn_linear(c, &attended, &h, &k->out, NULL);
+    nn_add_rms_norm(c, x, &attended, &k->attention_norm2, m->eps, gate_msa,
+                    &(nn_next_norm){&input, &k->ffn_norm1, m->eps, scale_mlp});
     nn_release(c, behind);
+    nn_tensor hidden = nn_new_work2(c, s, m->ffn_dim);
+    nn_linear(c, &hidden, &input, &k->w1, &(nn_epilogue){.activation = NN_SILU, .up = &k->w3});
     nn_linear(c, &h, &hidden, &k->w2, NULL);
-    nn_add_rms_norm(c, x, &h, &k->ffn_norm2, m->eps, gate_mlp);
+    nn_add_rms_norm(c, x, &h, &k->ffn_norm2, m->eps, gate_mlp, NULL);
     nn_release(c, mark);
 }
 
@@ -371,9 +371,8 @@ static void rope_table(nn *c, const zimage *m, zimage_caption *p, int64_t captio
     const int64_t half = m->head_dim / 2, total = p->image_length + caption_length;
     p->cosine = nn_new2(c, total, half);
     p->sine = nn_new2(c, total, half);
-    if (nn_is_dry(c) || nn_stopped(c))
-        return;
-    for (int64_t i = 0; i < total; i++) {
+    float *cosine = nn_begin_write(c, &p->cosine), *sine = nn_begin_write(c, &p->sine);
+    for (int64_t i = 0; cosine && sine && i < total; i++) {
         int64_t position[ZIMAGE_AXES] = {0, 0, 0};
         if (i >= p->image_length) {
             position[0] = 1 + i - p->image_length;
@@ -387,10 +386,12 @@ static void rope_table(nn *c, const zimage *m, zimage_caption *p, int64_t captio
             for (int64_t k = 0; k < m->axes_dims[axis]; k += 2, at++) {
                 double frequency = 1 / pow(m->theta, (double)k / (double)m->axes_dims[axis]);
                 float angle = (float)((double)position[axis] * frequency);
-                p->cosine.data[at] = cosf(angle);
-                p->sine.data[at] = sinf(angle);
+                cosine[at] = cosf(angle);
+                sine[at] = sinf(angle);
             }
     }
+    nn_end_write(c, &p->cosine);
+    nn_end_write(c, &p->sine);
 }
 
 zimage_caption zimage_prepare_caption(nn *c, const zimage *m, const float *features, int64_t length,
@@ -429,35 +430,14 @@ zimage_caption zimage_prepare_caption(nn *c, const zimage *m, const float *featu
 
 /* ---- One evaluation -------------------------------------------------------------------------- */
 
-/* Copies between latents [channels, height, width] and tokens with features [py, px, channel]. */
-static void patchify(const zimage *m, const zimage_caption *p, float *tokens, float *latents,
-                     bool to_tokens)
-{
-    const int64_t width = p->columns * PATCH, height = p->rows * PATCH;
-    for (int64_t y = 0; y < height; y++)
-        for (int64_t x = 0; x < width; x++) {
-            int64_t token = y / PATCH * p->columns + x / PATCH;
-            int64_t part = y % PATCH * PATCH + x % PATCH;
-            float *features = tokens + (token * PATCH * PATCH + part) * m->channels;
-            for (int64_t ch = 0; ch < m->channels; ch++) {
-                float *pixel = &latents[(ch * height + y) * width + x];
-                if (to_tokens)
-                    features[ch] = *pixel;
-                else
-                    *pixel = features[ch];
-            }
-        }
-}
-
 /* Latents to embedded image tokens, into the first rows of x; padding behind them. */
 static void embed_image(nn *c, const zimage *m, const zimage_caption *p, const nn_tensor *x,
-                        const float *latents)
+                        const nn_tensor *latents)
 {
     const int64_t tokens = p->rows * p->columns;
     size_t mark = nn_mark(c);
     nn_tensor patches = nn_new2(c, tokens, PATCH * PATCH * m->channels);
-    if (!nn_is_dry(c) && !nn_stopped(c))
-        patchify(m, p, patches.data, (float *)(uintptr_t)latents, true);
+    nn_patches(c, &patches, latents, PATCH);
     nn_tensor image = nn_rows(x, 0, tokens);
     nn_linear(c, &image, &patches, &m->x_embedder, &(nn_epilogue){.bias = &m->x_embedder_bias});
     if (p->image_length > tokens) {
@@ -467,8 +447,8 @@ static void embed_image(nn *c, const zimage *m, const zimage_caption *p, const n
     nn_release(c, mark);
 }
 
-void zimage_forward(nn *c, const zimage *m, const zimage_schedule *schedule, int64_t step,
-                    const zimage_caption *p, const float *latents, float *output)
+void zimage_forward(nn *c, const zimage *m, const zimage_schedule *schedule,
+                    const zimage_caption *p, const nn_tensor *latents, const nn_tensor *output)
 {
     const int64_t image_length = p->image_length, caption_length = p->tokens.n[0];
     size_t mark = nn_mark(c);
@@ -485,7 +465,7 @@ void zimage_forward(nn *c, const zimage *m, const zimage_schedule *schedule, int
     nn_trace_tensor(c, &image, "transformer.x_embedder");
     for (int64_t b = 0; b < modulated_blocks(m); b++) {
         for (int i = 0; i < 4; i++)
-            modulation[i] = schedule_entry(schedule, 4 * b + i, step, 1);
+            modulation[i] = nn_rows(&schedule->now, 4 * b + i, 1);
         nn_block(c);
         if (b < m->refiners) {
             block(c, m, &m->noise_refiner[b], &image, &cosine, &sine, modulation);
@@ -501,13 +481,12 @@ void zimage_forward(nn *c, const zimage *m, const zimage_schedule *schedule, int
     /* Only the image tokens are needed behind the last layer. */
     nn_block(c);
     const int64_t tokens = p->rows * p->columns;
-    nn_tensor scale = schedule_entry(schedule, 4 * modulated_blocks(m), step, 1);
+    nn_tensor scale = nn_rows(&schedule->now, 4 * modulated_blocks(m), 1);
     nn_tensor last = nn_rows(&x, 0, tokens);
     nn_tensor patches = nn_new2(c, tokens, PATCH * PATCH * m->channels);
     nn_layer_norm(c, &last, &last, 1e-6, &scale);
     nn_linear(c, &patches, &last, &m->final, &(nn_epilogue){.bias = &m->final_bias});
     nn_trace_tensor(c, &patches, "transformer.final_layer");
-    if (!nn_is_dry(c) && !nn_stopped(c))
-        patchify(m, p, patches.data, output, false);
+    nn_from_patches(c, output, &patches, PATCH);
     nn_release(c, mark);
 }

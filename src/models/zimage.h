@@ -46,10 +46,14 @@ int64_t zimage_max_caption(const zimage *m);
 typedef struct zimage_schedule {
     int64_t steps;
     nn_tensor values; /* [4 * modulated blocks + 1, steps, dim], see zimage.c */
+    nn_tensor now;    /* [4 * modulated blocks + 1, dim]: of the present step */
 } zimage_schedule;
 
 /* times [steps]: 1 - sigma, 0 at pure noise. */
 zimage_schedule zimage_prepare_schedule(nn *c, const zimage *m, const float *times, int64_t steps);
+
+/* What follows is evaluated at this step. */
+void zimage_set_step(nn *c, const zimage_schedule *schedule, int64_t step);
 
 /* A caption, refined, and the positions of image and caption tokens. */
 typedef struct zimage_caption {
@@ -65,7 +69,8 @@ zimage_caption zimage_prepare_caption(nn *c, const zimage *m, const float *featu
 
 /* One evaluation: latents [channels, height, width] to output of the same shape, an estimate of
  * clean picture minus noise (the negative of the velocity). */
-void zimage_forward(nn *c, const zimage *m, const zimage_schedule *schedule, int64_t step,
-                    const zimage_caption *caption, const float *latents, float *output);
+void zimage_forward(nn *c, const zimage *m, const zimage_schedule *schedule,
+                    const zimage_caption *caption, const nn_tensor *latents,
+                    const nn_tensor *output);
 
 #endif

@@ -10,6 +10,13 @@
 
 /* ---- The context ---------------------------------------------------------------------------- */
 
+/* Bytes of the arena that nobody may touch for now. */
+static void poison(nn *c, size_t from, size_t to)
+{
+    if (c->arena && c->device->host_memory && from < to)
+        mem_poison(c->arena + from, to - from);
+}
+
 ct_status nn_create(nn **out, const nn_params *params, ct_error *error)
 {
     *out = NULL;
@@ -17,19 +24,23 @@ ct_status nn_create(nn **out, const nn_params *params, ct_error *error)
     if (!c)
         return error_memory(error, sizeof *c, "the network context");
     c->params = *params;
-    c->device = &nn_cpu_device;
-    if (params->dry) {
-        c->capacity = SIZE_MAX;
-    } else {
-        c->capacity = params->arena_bytes;
-        c->arena = mem_alloc_aligned(params->allocator, params->arena_bytes);
-        if (!c->arena) {
-            mem_free(params->allocator, c);
-            return error_memory(error, params->arena_bytes,
-                                "activations (a smaller picture needs less)");
-        }
-        mem_poison(c->arena, c->capacity);
+    c->device = params->gpu ? &nn_cuda_device : &nn_cpu_device;
+    c->capacity = params->dry ? SIZE_MAX : params->arena_bytes;
+    ct_status status = c->device->open ? c->device->open(c, error) : CT_OK;
+    if (status == CT_OK && !params->dry) {
+        c->arena = c->device->host_memory ? mem_alloc_aligned(params->allocator, c->capacity)
+                                          : c->device->arena_alloc(c, c->capacity, error);
+        if (!c->arena)
+            status =
+                c->device->host_memory
+                    ? error_memory(error, c->capacity, "activations (a smaller picture needs less)")
+                    : CT_ENOMEM;
     }
+    if (status != CT_OK) {
+        nn_free(c);
+        return status;
+    }
+    poison(c, 0, c->capacity);
     *out = c;
     return CT_OK;
 }
@@ -38,9 +49,15 @@ void nn_free(nn *c)
 {
     if (!c)
         return;
-    if (c->arena)
-        mem_unpoison(c->arena, c->capacity);
-    mem_free_aligned(c->params.allocator, c->arena);
+    if (c->device->host_memory) {
+        if (c->arena)
+            mem_unpoison(c->arena, c->capacity);
+        mem_free_aligned(c->params.allocator, c->arena);
+    } else if (c->arena) {
+        c->device->arena_free(c);
+    }
+    if (c->device->close)
+        c->device->close(c);
     mem_free(c->params.allocator, c);
 }
 
@@ -48,6 +65,8 @@ void nn_reset(nn *c)
 {
     c->error = (ct_error){0};
     nn_release(c, 0);
+    if (c->device->reset && !c->params.dry)
+        c->device->reset(c);
 }
 
 ct_status nn_status(const nn *c, ct_error *error)
@@ -93,7 +112,7 @@ void nn_restart_peak(nn *c)
 
 void nn_trim(nn *c, size_t bytes)
 {
-    if (c->arena && bytes < c->capacity)
+    if (c->arena && c->device->host_memory && bytes < c->capacity)
         mem_discard(c->arena + bytes, c->capacity - bytes);
 }
 
@@ -112,8 +131,7 @@ size_t nn_mark(const nn *c)
 
 void nn_release(nn *c, size_t mark)
 {
-    if (c->arena && mark < c->used)
-        mem_poison(c->arena + mark, c->used - mark);
+    poison(c, mark, c->used);
     c->used = mark;
 }
 
@@ -121,9 +139,10 @@ void *nn_scratch(nn *c, size_t count, size_t size)
 {
     if (c->error.code != CT_OK)
         return NULL;
+    const size_t align = c->device->align;
     size_t bytes, end;
-    if (!size_mul(count, size, &bytes) || !size_add(bytes, MEM_PAD + MEM_ALIGN - 1, &bytes) ||
-        !size_add(c->used, bytes & ~(size_t)(MEM_ALIGN - 1), &end)) {
+    if (!size_mul(count, size, &bytes) || !size_add(bytes, MEM_PAD + align - 1, &bytes) ||
+        !size_add(c->used, bytes & ~(align - 1), &end)) {
         nn_fail(c, CT_ENOMEM, "a tensor of %zu times %zu bytes is too large", count, size);
         return NULL;
     }
@@ -133,7 +152,7 @@ void *nn_scratch(nn *c, size_t count, size_t size)
         return NULL;
     }
     char *at = c->arena ? c->arena + c->used : NULL;
-    if (at)
+    if (at && c->device->host_memory)
         mem_unpoison(at, count * size); /* what lies between two tensors stays forbidden */
     c->used = end;
     if (c->used > c->peak)
@@ -141,51 +160,67 @@ void *nn_scratch(nn *c, size_t count, size_t size)
     return at;
 }
 
-static nn_tensor new_tensor(nn *c, int rank, int64_t n0, int64_t n1, int64_t n2)
+static nn_tensor new_tensor(nn *c, dtype type, int rank, int64_t n0, int64_t n1, int64_t n2)
 {
-    nn_tensor t = {.rank = rank, .n = {n0, n1, n2, 1}, .stride = n1};
+    nn_tensor t = {.rank = rank, .n = {n0, n1, n2, 1}, .stride = n1, .type = type};
     size_t count = 1;
     for (int i = 0; i < rank; i++)
         if (t.n[i] < 1 || !size_mul(count, (size_t)t.n[i], &count)) {
             nn_fail(c, CT_EINTERNAL, "new tensor: size %" PRId64 " is not possible", t.n[i]);
             return t;
         }
-    t.data = nn_scratch(c, count, sizeof(float));
+    t.data = nn_scratch(c, count, nn_element(&t));
     return t;
+}
+
+static dtype work_type(const nn *c)
+{
+    return c->device->work_type ? c->device->work_type(c) : DTYPE_F32;
 }
 
 nn_tensor nn_new2(nn *c, int64_t n0, int64_t n1)
 {
-    return new_tensor(c, 2, n0, n1, 1);
+    return new_tensor(c, DTYPE_F32, 2, n0, n1, 1);
 }
 
 nn_tensor nn_new3(nn *c, int64_t n0, int64_t n1, int64_t n2)
 {
-    return new_tensor(c, 3, n0, n1, n2);
+    return new_tensor(c, DTYPE_F32, 3, n0, n1, n2);
+}
+
+nn_tensor nn_new_work2(nn *c, int64_t n0, int64_t n1)
+{
+    return new_tensor(c, work_type(c), 2, n0, n1, 1);
+}
+
+nn_tensor nn_new_work3(nn *c, int64_t n0, int64_t n1, int64_t n2)
+{
+    return new_tensor(c, work_type(c), 3, n0, n1, n2);
 }
 
 nn_tensor nn_keep(nn *c, size_t mark, const nn_tensor *t)
 {
     const size_t end = c->used;
     c->used = mark;
-    nn_tensor place = new_tensor(c, t->rank, t->n[0], t->n[1], t->n[2]);
+    nn_tensor place = new_tensor(c, t->type, t->rank, t->n[0], t->n[1], t->n[2]);
     if (c->error.code != CT_OK || !c->arena)
         return place;
-    memmove(place.data, t->data, (size_t)nn_count(t) * sizeof(float));
-    if (end > c->used)
-        mem_poison(c->arena + c->used, end - c->used);
+    if (place.data != t->data)
+        c->device->move(c, place.data, t->data, (size_t)nn_count(t) * nn_element(t));
+    poison(c, c->used, end);
     return place;
 }
 
 nn_tensor nn_new_sums(nn *c, int64_t rows, int groups)
 {
     /* Two doubles for each group. */
-    return new_tensor(c, 2, rows, 4 * (int64_t)groups, 1);
+    return new_tensor(c, DTYPE_F32, 2, rows, 4 * (int64_t)groups, 1);
 }
 
 nn_tensor nn_new_operand(nn *c, int64_t m, int64_t k)
 {
     nn_tensor t = {.rank = 2, .n = {m, k, 1, 1}, .stride = k, .operand = true};
+    t.type = work_type(c);
     t.data = nn_scratch(c, c->device->operand_bytes(c, m, k), 1);
     return t;
 }
@@ -194,6 +229,8 @@ nn_precision nn_set_precision(nn *c, nn_precision precision)
 {
     nn_precision before = c->params.precision;
     c->params.precision = precision;
+    if (c->device->set_precision && before != precision)
+        c->device->set_precision(c);
     return before;
 }
 
@@ -210,15 +247,15 @@ nn_tensor nn_rows(const nn_tensor *t, int64_t first, int64_t count)
     nn_tensor rows = *t;
     rows.n[0] = count;
     if (t->data)
-        rows.data = t->data + first * (t->rank == 2 ? t->stride : t->n[1] * t->n[2]);
+        rows.data = nn_at(t, first * (t->rank == 2 ? t->stride : t->n[1] * t->n[2]));
     return rows;
 }
 
 nn_tensor nn_columns(const nn_tensor *t, int64_t first, int64_t count)
 {
-    nn_tensor columns = {.rank = 2, .n = {t->n[0], count, 1, 1}, .stride = t->stride};
-    if (t->data)
-        columns.data = t->data + first;
+    nn_tensor columns = *t;
+    columns.n[1] = count;
+    columns.data = nn_at(t, first);
     return columns;
 }
 
@@ -227,7 +264,8 @@ nn_tensor nn_as2(nn *c, const nn_tensor *t, int64_t n0, int64_t n1)
     if (n0 * n1 != nn_count(t))
         nn_fail(c, CT_EINTERNAL, "as2: %" PRId64 " x %" PRId64 " is not the size of the tensor", n0,
                 n1);
-    return (nn_tensor){.rank = 2, .n = {n0, n1, 1, 1}, .stride = n1, .data = t->data};
+    return (nn_tensor){
+        .rank = 2, .n = {n0, n1, 1, 1}, .stride = n1, .type = t->type, .data = t->data};
 }
 
 nn_weight nn_weight_rows(const nn_weight *w, int64_t first, int64_t count)
@@ -335,12 +373,17 @@ static bool is_row(const nn_tensor *t, int64_t n)
 
 /* ---- Movement -------------------------------------------------------------------------------- */
 
+static bool is_float(const nn_tensor *t)
+{
+    return is_whole(t) && t->type == DTYPE_F32;
+}
+
 void nn_upload(nn *c, const nn_tensor *t, const float *data, int64_t count)
 {
-    if (require(c, count == nn_count(t) && is_whole(t), "upload", NULL,
+    if (require(c, count == nn_count(t) && is_float(t), "upload", NULL,
                 "as many numbers as the tensor has") &&
         !c->params.dry)
-        memcpy(t->data, data, (size_t)count * sizeof(float));
+        c->device->upload(c, t, data);
 }
 
 void nn_download(nn *c, const nn_tensor *t, float *data, int64_t count)
@@ -348,27 +391,106 @@ void nn_download(nn *c, const nn_tensor *t, float *data, int64_t count)
     if (require(c, count == nn_count(t) && is_whole(t), "download", NULL,
                 "as many numbers as the tensor has") &&
         !c->params.dry)
-        memcpy(data, t->data, (size_t)count * sizeof(float));
+        c->device->download(c, t, data);
+}
+
+float *nn_begin_write(nn *c, const nn_tensor *t)
+{
+    if (!require(c, is_float(t), "begin_write", NULL, "a tensor of float32") || c->params.dry)
+        return NULL;
+    return c->device->begin_write ? c->device->begin_write(c, t) : t->data;
+}
+
+void nn_end_write(nn *c, const nn_tensor *t)
+{
+    if (c->device->end_write && !c->params.dry)
+        c->device->end_write(c, t);
+}
+
+void nn_download_begin(nn *c, int slot, const nn_tensor *t)
+{
+    if (!require(c, is_float(t) && slot >= 0 && slot < 2, "download_begin", NULL,
+                 "a tensor of float32, slot 0 or 1") ||
+        c->params.dry)
+        return;
+    c->slot[slot] = *t;
+    if (c->device->download_begin)
+        c->device->download_begin(c, slot, t);
+}
+
+void nn_download_end(nn *c, int slot, float *data, int64_t count)
+{
+    if (!require(c, slot >= 0 && slot < 2 && (c->params.dry || nn_count(&c->slot[slot]) == count),
+                 "download_end", NULL, "what download_begin was given") ||
+        c->params.dry)
+        return;
+    if (c->device->download_end)
+        c->device->download_end(c, slot, data, count);
+    else
+        memcpy(data, c->slot[slot].data, (size_t)count * sizeof(float));
+}
+
+int nn_lag(const nn *c)
+{
+    return c->params.dry ? 0 : c->device->lag;
+}
+
+bool nn_repeat_begin(nn *c, int slot)
+{
+    return c->device->repeat_begin && !c->params.dry && !nn_stopped(c)
+               ? c->device->repeat_begin(c, slot)
+               : true;
+}
+
+void nn_repeat_end(nn *c)
+{
+    if (c->device->repeat_end && !c->params.dry)
+        c->device->repeat_end(c);
 }
 
 void nn_copy(nn *c, const nn_tensor *out, const nn_tensor *x)
 {
-    if (require(c, nn_count(out) == nn_count(x) && is_whole(out) && is_whole(x), "copy", NULL,
-                "equal sizes") &&
+    if (require(
+            c, nn_count(out) == nn_count(x) && is_whole(out) && is_whole(x) && out->type == x->type,
+            "copy", NULL, "equal sizes and types") &&
         !c->params.dry && out->data != x->data)
-        memmove(out->data, x->data, (size_t)nn_count(x) * sizeof(float));
+        c->device->move(c, out->data, x->data, (size_t)nn_count(x) * nn_element(x));
+}
+
+void nn_take(nn *c, const nn_tensor *out, const nn_tensor *x, int64_t index)
+{
+    bool fits = x->rank == 3 && is_matrix(out, x->n[0], x->n[2]) && is_float(out) && is_float(x) &&
+                index >= 0 && index < x->n[1];
+    if (require(c, fits, "take", NULL, "out [E, D], x [E, S, D], an index below S") &&
+        !c->params.dry)
+        c->device->take(c, out, x, index);
 }
 
 void nn_trace_tensor(nn *c, const nn_tensor *t, const char *format, ...)
 {
-    if (!c->params.trace || c->params.dry || c->error.code != CT_OK)
+    const nn_trace *trace = c->params.trace;
+    if (!trace || c->params.dry || c->error.code != CT_OK || !trace->active(trace->user))
         return;
     char name[256];
     va_list args;
     va_start(args, format);
     vsnprintf(name, sizeof name, format, args);
     va_end(args);
-    c->params.trace->tensor(c->params.trace->user, name, t);
+    if (c->device->host_memory) {
+        trace->tensor(trace->user, name, t);
+        return;
+    }
+    nn_tensor copy = *t;
+    copy.type = DTYPE_F32;
+    copy.data = mem_array(c->params.allocator, (size_t)nn_count(t), sizeof(float));
+    if (!copy.data) {
+        nn_fail(c, CT_ENOMEM, "out of memory: a copy of %s", name);
+        return;
+    }
+    nn_download(c, t, copy.data, nn_count(t));
+    if (c->error.code == CT_OK)
+        trace->tensor(trace->user, name, &copy);
+    mem_free(c->params.allocator, copy.data);
 }
 
 /* ---- Operations ------------------------------------------------------------------------------ */
@@ -417,6 +539,32 @@ void nn_linear(nn *c, const nn_tensor *out, const nn_tensor *x, const nn_weight 
     }
 }
 
+void nn_linears(nn *c, const nn_tensor *out, const nn_tensor *x, const nn_weight *const *w,
+                const nn_weight *const *bias, int count)
+{
+    static const nn_weight *const none[4] = {0};
+    int64_t columns = 0;
+    bool fits = count >= 1 && count <= 4 && x->rank == 2 && out->rank == 2 && !out->operand &&
+                out->n[0] == x->n[0];
+    bias = bias ? bias : none;
+    for (int i = 0; fits && i < count; i++) {
+        fits = nn_has(w[i]) && w[i]->rank == 2 && w[i]->n[1] == x->n[1] &&
+               (!bias[i] || is_vector(bias[i], w[i]->n[0])) && w[i]->sensitive == w[0]->sensitive &&
+               w[i]->outliers == w[0]->outliers &&
+               !(x->operand && (w[i]->sensitive || w[i]->outliers));
+        columns += fits ? w[i]->n[0] : 0;
+    }
+    if (!require(c, fits && columns == out->n[1], "linears", count > 0 ? w[0] : NULL,
+                 "out [M, N0 + N1 + ...], x [M, K], w[i] [Ni, K]"))
+        return;
+    for (int i = 0; i < count; i++) {
+        reads_weight(c, w[i]);
+        if (bias[i])
+            reads_weight(c, bias[i]);
+    }
+    c->device->linears(c, out, x, w, bias, count);
+}
+
 void nn_rms_norm(nn *c, const nn_tensor *out, const nn_tensor *x, const nn_weight *w, double eps,
                  const nn_tensor *scale)
 {
@@ -427,12 +575,18 @@ void nn_rms_norm(nn *c, const nn_tensor *out, const nn_tensor *x, const nn_weigh
 }
 
 void nn_add_rms_norm(nn *c, const nn_tensor *x, const nn_tensor *y, const nn_weight *w, double eps,
-                     const nn_tensor *gate)
+                     const nn_tensor *gate, const nn_next_norm *next)
 {
     bool fits = x->rank == 2 && same_shape(x, y) && is_vector(w, x->n[1]) &&
-                is_row(gate, x->n[1]) && is_whole(x) && is_whole(y);
-    if (require(c, fits, "add_rms_norm", w, "x and y [M, D], w [D], gate [D]"))
-        c->device->add_rms_norm(c, x, y, w, (float)eps, gate);
+                is_row(gate, x->n[1]) && is_float(x) && is_whole(y);
+    if (next)
+        fits = fits && same_shape(next->out, x) && is_vector(next->w, x->n[1]) &&
+               is_row(next->scale, x->n[1]);
+    if (require(c, fits, "add_rms_norm", w, "x and y [M, D], w [D], gate [D]")) {
+        if (next)
+            reads_weight(c, next->w);
+        c->device->add_rms_norm(c, x, y, w, (float)eps, gate, next);
+    }
 }
 
 void nn_layer_norm(nn *c, const nn_tensor *out, const nn_tensor *x, double eps,
@@ -483,6 +637,56 @@ void nn_add_scalar(nn *c, const nn_tensor *x, double value)
 {
     if (require(c, is_whole(x), "add_scalar", NULL, "no gaps"))
         c->device->add_scalar(c, x, (float)value);
+}
+
+void nn_add_scaled(nn *c, const nn_tensor *x, const nn_tensor *y, double factor)
+{
+    if (require(c, same_shape(x, y) && is_float(x) && is_float(y), "add_scaled", NULL,
+                "equal shapes of float32"))
+        c->device->add_scaled(c, x, y, (float)factor);
+}
+
+void nn_guide(nn *c, const nn_tensor *positive, const nn_tensor *negative, double guidance,
+              bool normalize)
+{
+    if (require(c, same_shape(positive, negative) && is_float(positive) && is_float(negative),
+                "guide", NULL, "equal shapes of float32"))
+        c->device->guide(c, positive, negative, (float)guidance, normalize);
+}
+
+static bool are_patches(const nn_tensor *tokens, const nn_tensor *planes, int patch)
+{
+    return planes->rank == 3 && is_float(planes) && is_whole(tokens) && patch > 0 &&
+           planes->n[1] % patch == 0 && planes->n[2] % patch == 0 &&
+           is_matrix(tokens, planes->n[1] / patch * (planes->n[2] / patch),
+                     planes->n[0] * patch * patch);
+}
+
+void nn_patches(nn *c, const nn_tensor *tokens, const nn_tensor *planes, int patch)
+{
+    if (require(c, are_patches(tokens, planes, patch), "patches", NULL,
+                "planes [C, H, W], tokens [H/p * W/p, p * p * C]"))
+        c->device->patches(c, tokens, planes, patch, true);
+}
+
+void nn_from_patches(nn *c, const nn_tensor *planes, const nn_tensor *tokens, int patch)
+{
+    if (require(c, are_patches(tokens, planes, patch), "from_patches", NULL,
+                "planes [C, H, W], tokens [H/p * W/p, p * p * C]"))
+        c->device->patches(c, tokens, planes, patch, false);
+}
+
+void nn_upload_planes(nn *c, const nn_tensor *picture, const float *planes, double factor,
+                      double offset)
+{
+    if (require(c, picture->rank == 3, "upload_planes", NULL, "picture [H, W, C]"))
+        c->device->upload_planes(c, picture, planes, (float)factor, (float)offset);
+}
+
+void nn_download_planes(nn *c, const nn_tensor *picture, float *planes)
+{
+    if (require(c, picture->rank == 3, "download_planes", NULL, "picture [H, W, C]"))
+        c->device->download_planes(c, picture, planes);
 }
 
 void nn_conv2d(nn *c, const nn_tensor *out, const nn_tensor *x, const nn_weight *w,

@@ -10,7 +10,14 @@
  * A dry run (nn_init with dry = true) executes the same calls without touching data: it validates
  * every shape and finds the peak of memory, which is then allocated once for the real run.
  *
- * All activations are float32, row-major. A picture inside a network is [height, width, channels].
+ * Tensors are row-major. nn_new2 and nn_new3 make float32: the stream that layers add to, tables,
+ * modulation. What lies between two products is made by nn_new_work2 and nn_new_work3 and has the
+ * type that the device computes fastest with: float32 on the CPU, 16 bits on a GPU unless the
+ * precision is NN_F32. Operations take either. A picture inside a network is
+ * [height, width, channels].
+ *
+ * Tensors lie in the memory of the device, which may work later than it is told to: only
+ * nn_download and nn_download_end wait for it.
  */
 #ifndef NN_NN_H
 #define NN_NN_H
@@ -28,7 +35,8 @@ typedef struct nn_tensor {
     int64_t n[NN_MAX_RANK];
     int64_t stride; /* of a matrix */
     bool operand;   /* not numbers but what products read: nn_new_operand */
-    float *data;    /* NULL in a dry run; models do not look at it */
+    dtype type;     /* of the numbers; on the CPU always DTYPE_F32 */
+    float *data;    /* in the device's memory, NULL in a dry run; models do not look at it */
 } nn_tensor;
 
 /* A weight as the file has it: row-major, at any alignment. It is read in place and converted while
@@ -64,15 +72,17 @@ nn_weight nn_weight_rows(const nn_weight *w, int64_t first, int64_t count);
 /* Receives named tensors while a network runs; used for traces. */
 typedef struct nn_trace {
     void *user;
-    void (*tensor)(void *user, const char *name, const nn_tensor *value);
+    bool (*active)(void *user); /* whether tensors are wanted now */
+    void (*tensor)(void *user, const char *name, const nn_tensor *value); /* on the CPU */
 } nn_trace;
 
 /* How products (linear, attention) are computed; everything else is float32. */
 typedef enum nn_precision {
     NN_F32,
     NN_BF16, /* operands rounded to bfloat16, sums in float32 */
-    NN_INT8  /* linear: rows of activations and of weights as 8-bit integers with a scale for each
+    NN_INT8, /* linear: rows of activations and of weights as 8-bit integers with a scale for each
               * row, sums exact; weights marked sensitive, and attention: as NN_BF16 */
+    NN_FP8   /* likewise in e4m3, sums in float32: GPUs only */
 } nn_precision;
 
 /* How weights come and go while a network runs. A model knows nothing of it but where its blocks
@@ -89,6 +99,8 @@ typedef struct nn_params {
     const ct_allocator *allocator;
     pool *threads;
     const struct cpu_kernels *kernels;
+    struct cuda_gpu *gpu;           /* where to compute; NULL: on the CPU */
+    struct cuda_store *gpu_weights; /* of the model, on that GPU */
     bool dry;
     nn_precision precision;
     size_t arena_bytes;            /* for a real run: what the dry run found */
@@ -129,6 +141,9 @@ void nn_release(nn *c, size_t mark);
 nn_tensor nn_keep(nn *c, size_t mark, const nn_tensor *t);
 nn_tensor nn_new2(nn *c, int64_t n0, int64_t n1);
 nn_tensor nn_new3(nn *c, int64_t n0, int64_t n1, int64_t n2);
+/* Of the device's type under the present precision. */
+nn_tensor nn_new_work2(nn *c, int64_t n0, int64_t n1);
+nn_tensor nn_new_work3(nn *c, int64_t n0, int64_t n1, int64_t n2);
 /* A matrix [M, K] in the form in which the products of this precision read it, for several linear
  * layers (their weights without marks) on the same input. Written by nn_rms_norm and nn_prepare,
  * read by nn_linear. */
@@ -145,11 +160,33 @@ nn_tensor nn_columns(const nn_tensor *t, int64_t first, int64_t count);
 nn_tensor nn_as2(nn *c, const nn_tensor *t, int64_t n0, int64_t n1);
 int64_t nn_count(const nn_tensor *t);
 
-/* Host memory to a tensor and back; count must be that of the tensor. */
+/* Host memory to a tensor (of float32) and back; count must be that of the tensor. */
 void nn_upload(nn *c, const nn_tensor *t, const float *data, int64_t count);
 void nn_download(nn *c, const nn_tensor *t, float *data, int64_t count);
+/* Host memory in which a tensor of float32 without gaps is to be written, nn_count numbers; NULL in
+ * a dry run and after a failure, when there is nothing to write. nn_end_write must follow before
+ * the tensor is used. At most 4 at once. */
+float *nn_begin_write(nn *c, const nn_tensor *t);
+void nn_end_write(nn *c, const nn_tensor *t);
+/* A download that does not hold up a device which works in the background: begin takes the tensor
+ * as it will be when the device gets there, end waits for that. Two may be under way: slot 0 or 1. */
+void nn_download_begin(nn *c, int slot, const nn_tensor *t);
+void nn_download_end(nn *c, int slot, float *data, int64_t count);
+/* How many downloads should be begun before the first is ended, so that the device always has work:
+ * 0 on the CPU, which works at once; else 1. */
+int nn_lag(const nn *c);
+
+/* Calls that are the same every time, tensors and their memory included, stand between
+ * `if (nn_repeat_begin(c, slot))` and nn_repeat_end inside of that: a device may record them and
+ * play them back, and then begin returns false. What differs from time to time must be data that is
+ * written before. slot: 0 or 1, for two sets of calls. Nothing is remembered over nn_reset. */
+bool nn_repeat_begin(nn *c, int slot);
+void nn_repeat_end(nn *c);
+
 /* out = x, same number of elements; the two may overlap. */
 void nn_copy(nn *c, const nn_tensor *out, const nn_tensor *x);
+/* out [E, D] = x[:, index, :], x [E, S, D]. */
+void nn_take(nn *c, const nn_tensor *out, const nn_tensor *x, int64_t index);
 /* Hands the tensor to the trace, if there is one. */
 void nn_trace_tensor(nn *c, const nn_tensor *t, const char *format, ...) CORE_PRINTF(3, 4);
 
@@ -180,14 +217,27 @@ typedef struct nn_epilogue {
 void nn_linear(nn *c, const nn_tensor *out, const nn_tensor *x, const nn_weight *w,
                const nn_epilogue *epilogue);
 
+/* out [M, N0 + N1 + ...] = x w[i]^T + bias[i], side by side: layers on the same input, which may be
+ * one product. bias may be NULL, or some of its entries. At most 4. */
+void nn_linears(nn *c, const nn_tensor *out, const nn_tensor *x, const nn_weight *const *w,
+                const nn_weight *const *bias, int count);
+
 /* out [M, D] = x / sqrt(mean(x^2) + eps) * w, then times scale [D] if that is given. In place. out
  * may be an operand. */
 void nn_rms_norm(nn *c, const nn_tensor *out, const nn_tensor *x, const nn_weight *w, double eps,
                  const nn_tensor *scale);
 
-/* x [M, D] += gate [D] * rms_norm(y, w, eps); without gate: factor 1. */
+/* The norm that follows: out [M, D] = rms_norm(x, w, eps), times scale. out may be an operand. */
+typedef struct nn_next_norm {
+    const nn_tensor *out;
+    const nn_weight *w;
+    double eps;
+    const nn_tensor *scale; /* [D]; may be NULL */
+} nn_next_norm;
+
+/* x [M, D] += gate [D] * rms_norm(y, w, eps); without gate: factor 1. Then next, unless NULL. */
 void nn_add_rms_norm(nn *c, const nn_tensor *x, const nn_tensor *y, const nn_weight *w, double eps,
-                     const nn_tensor *gate);
+                     const nn_tensor *gate, const nn_next_norm *next);
 
 /* out [M, D] = (x - mean) / sqrt(var + eps) * scale [D]. In place. */
 void nn_layer_norm(nn *c, const nn_tensor *out, const nn_tensor *x, double eps,
@@ -217,6 +267,21 @@ void nn_tanh(nn *c, const nn_tensor *x);
 /* x = x + value. */
 void nn_add_scalar(nn *c, const nn_tensor *x, double value);
 
+/* x = x + factor * y, float32. */
+void nn_add_scaled(nn *c, const nn_tensor *x, const nn_tensor *y, double factor);
+/* positive = p + g * (p - n) in place, float32; normalize: not longer (L2) than p. */
+void nn_guide(nn *c, const nn_tensor *positive, const nn_tensor *negative, double guidance,
+              bool normalize);
+
+/* planes [C, H, W] to tokens [H/patch * W/patch, patch * patch * C] with features [py, px, channel],
+ * and back. planes are float32. */
+void nn_patches(nn *c, const nn_tensor *tokens, const nn_tensor *planes, int patch);
+void nn_from_patches(nn *c, const nn_tensor *planes, const nn_tensor *tokens, int patch);
+/* picture [H, W, C] = planes [C, H, W] of the host * factor + offset, and planes = picture. */
+void nn_upload_planes(nn *c, const nn_tensor *picture, const float *planes, double factor,
+                      double offset);
+void nn_download_planes(nn *c, const nn_tensor *picture, float *planes);
+
 typedef struct nn_conv {
     int stride;            /* 1 or 2; 0 counts as 1 */
     bool pad_bottom_right; /* zeros only below and to the right (stride 2 of the VAE encoder);
@@ -233,7 +298,7 @@ typedef struct nn_conv {
 } nn_conv;
 
 /* out [Ho, Wo, O] = convolution of x [H, W, I] with w [O, I, k, k] (k = 1 or 3) plus bias [O].
- * Always in float32. */
+ * On the CPU always in float32. */
 void nn_conv2d(nn *c, const nn_tensor *out, const nn_tensor *x, const nn_weight *w,
                const nn_weight *bias, const nn_conv *params);
 

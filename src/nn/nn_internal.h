@@ -8,16 +8,40 @@
  * takes the scratch memory that the real run will take. */
 typedef struct nn_device {
     const char *name;
+    bool host_memory; /* the arena is memory of the host */
+    size_t align;     /* of every tensor */
+    int lag;          /* nn_lag */
+    /* Memory and movement. What a CPU does not need may be NULL. */
+    ct_status (*open)(nn *c, ct_error *error);
+    void (*close)(nn *c);
+    void (*reset)(nn *c); /* before a run, on the thread that will run */
+    char *(*arena_alloc)(nn *c, size_t bytes, ct_error *error);
+    void (*arena_free)(nn *c);
+    void (*set_precision)(nn *c);
+    dtype (*work_type)(const nn *c);
+    void (*upload)(nn *c, const nn_tensor *t, const float *data);
+    void (*download)(nn *c, const nn_tensor *t, float *data);
+    float *(*begin_write)(nn *c, const nn_tensor *t);
+    void (*end_write)(nn *c, const nn_tensor *t);
+    void (*download_begin)(nn *c, int slot, const nn_tensor *t);
+    void (*download_end)(nn *c, int slot, float *data, int64_t count);
+    bool (*repeat_begin)(nn *c, int slot);
+    void (*repeat_end)(nn *c);
+    void (*move)(nn *c, void *to, const void *from, size_t bytes); /* may overlap */
+    void (*take)(nn *c, const nn_tensor *out, const nn_tensor *x, int64_t index);
+    /* Operations. */
     void (*embed)(nn *c, const nn_tensor *out, const nn_weight *w, const int32_t *ids);
     void (*fill_rows)(nn *c, const nn_tensor *out, const nn_weight *w);
     size_t (*operand_bytes)(const nn *c, int64_t m, int64_t k);
     void (*prepare)(nn *c, const nn_tensor *out, const nn_tensor *x);
     void (*linear)(nn *c, const nn_tensor *out, const nn_tensor *x, const nn_weight *w,
                    const nn_epilogue *epilogue);
+    void (*linears)(nn *c, const nn_tensor *out, const nn_tensor *x, const nn_weight *const *w,
+                    const nn_weight *const *bias, int count); /* bias not NULL */
     void (*rms_norm)(nn *c, const nn_tensor *out, const nn_tensor *x, const nn_weight *w, float eps,
                      const nn_tensor *scale);
     void (*add_rms_norm)(nn *c, const nn_tensor *x, const nn_tensor *y, const nn_weight *w,
-                         float eps, const nn_tensor *gate);
+                         float eps, const nn_tensor *gate, const nn_next_norm *next);
     void (*layer_norm)(nn *c, const nn_tensor *out, const nn_tensor *x, float eps,
                        const nn_tensor *scale);
     void (*head_norm_rope)(nn *c, const nn_tensor *x, int heads, const nn_weight *w, float eps,
@@ -27,6 +51,14 @@ typedef struct nn_device {
     void (*silu)(nn *c, const nn_tensor *out, const nn_tensor *x);
     void (*tanh)(nn *c, const nn_tensor *x);
     void (*add_scalar)(nn *c, const nn_tensor *x, float value);
+    void (*add_scaled)(nn *c, const nn_tensor *x, const nn_tensor *y, float factor);
+    void (*guide)(nn *c, const nn_tensor *positive, const nn_tensor *negative, float guidance,
+                  bool normalize);
+    void (*patches)(nn *c, const nn_tensor *tokens, const nn_tensor *planes, int patch,
+                    bool to_tokens);
+    void (*upload_planes)(nn *c, const nn_tensor *picture, const float *planes, float factor,
+                          float offset);
+    void (*download_planes)(nn *c, const nn_tensor *picture, float *planes);
     void (*conv2d)(nn *c, const nn_tensor *out, const nn_tensor *x, const nn_weight *w,
                    const nn_weight *bias, const nn_conv *params);
     void (*group_sums)(nn *c, const nn_tensor *sums, int64_t first, const nn_tensor *x);
@@ -35,15 +67,28 @@ typedef struct nn_device {
     void (*apply_norm)(nn *c, const nn_tensor *out, const nn_tensor *x, const nn_tensor *norm);
 } nn_device;
 
-extern const nn_device nn_cpu_device;
+extern const nn_device nn_cpu_device, nn_cuda_device;
 
 struct nn {
     nn_params params;
     const nn_device *device;
+    void *device_state;
     char *arena; /* NULL in a dry run */
     size_t capacity, used, peak;
-    ct_error error; /* sticky */
+    nn_tensor slot[2]; /* of a host_memory device: what nn_download_begin was given */
+    ct_error error;    /* sticky */
 };
+
+static inline size_t nn_element(const nn_tensor *t)
+{
+    return t->type == DTYPE_F32 ? 4 : 2;
+}
+
+/* Where number `offset` of a tensor is. */
+static inline float *nn_at(const nn_tensor *t, int64_t offset)
+{
+    return t->data ? (float *)(void *)((char *)t->data + (size_t)offset * nn_element(t)) : NULL;
+}
 
 /* Memory from the arena, aligned; NULL in a dry run, and after a failure (nn_stopped tells). */
 void *nn_scratch(nn *c, size_t count, size_t size);

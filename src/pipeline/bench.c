@@ -375,7 +375,7 @@ static void run_rms_norm(nn *c, work *w)
 
 static void run_add_rms_norm(nn *c, work *w)
 {
-    nn_add_rms_norm(c, &w->x, &w->y, &w->vector, 1e-5, NULL);
+    nn_add_rms_norm(c, &w->x, &w->y, &w->vector, 1e-5, NULL, NULL);
 }
 
 /* Cosines and sines are any numbers here. */

@@ -4,6 +4,7 @@
 
 #include <stdarg.h>
 #include <stdio.h>
+#include <string.h>
 
 #define STRING2(x) #x
 #define STRING(x) STRING2(x)
@@ -42,6 +43,8 @@ ct_status ct_context_create(const ct_context_params *params, ct_context **out, c
     c->allocator = allocator;
     c->callbacks = p.callbacks;
     ct_status status = cpu_kernels_choose(&c->kernels, p.cpu, error);
+    if (status == CT_OK && p.cache && !(c->cache = mem_strdup(&c->allocator, p.cache)))
+        status = error_memory(error, strlen(p.cache), "the name of the cache");
     if (status == CT_OK)
         status = pool_create(&c->threads, &c->allocator, p.threads, error);
     if (status != CT_OK) {
@@ -58,6 +61,7 @@ void ct_context_free(ct_context **context)
         return;
     ct_allocator allocator = (*context)->allocator;
     pool_free((*context)->threads);
+    mem_free(&allocator, (*context)->cache);
     mem_free(&allocator, *context);
     *context = NULL;
 }

@@ -17,6 +17,7 @@ struct ct_context {
     ct_callbacks callbacks;
     pool *threads;
     cpu_kernels kernels;
+    char *cache; /* a folder, or NULL */
 };
 
 struct ct_model {

@@ -279,7 +279,7 @@ vae_decoding job_decoding(const ct_job *job)
 size_t job_plane_bytes(const ct_job *job)
 {
     size_t pixels = (size_t)job->info.width * (size_t)job->info.height;
-    return (3 * (size_t)job->latent_count + 3 * pixels) * sizeof(float);
+    return (2 * (size_t)job->latent_count + 3 * pixels) * sizeof(float);
 }
 
 /* All memory that the run will need. */
@@ -288,9 +288,8 @@ static ct_status take_memory(ct_job *job, ct_error *error)
     job->latents = mem_alloc(job->allocator, job_plane_bytes(job));
     if (!job->latents)
         return error_memory(error, job_plane_bytes(job), "the latents and the picture");
-    job->guided = job->latents + job->latent_count;
-    job->other = job->guided + job->latent_count;
-    job->picture = job->other + job->latent_count;
+    job->scratch = job->latents + job->latent_count;
+    job->picture = job->scratch + job->latent_count;
     nn_params params = job_network(job);
     for (int i = 0; i < 3; i++)
         if (job->arena[i] > params.arena_bytes)

@@ -27,7 +27,7 @@ struct ct_job {
     prompt positive, negative;
     int64_t latent_height, latent_width, latent_count;
     float *sigmas, *times;           /* [steps + 1], [steps]: 1 - sigma */
-    float *latents, *guided, *other; /* each [latent_count] */
+    float *latents, *scratch;        /* each [latent_count] */
     float *picture;                  /* [3, height, width] */
     nn *network;                     /* with the memory that the dry run asked for */
     residency residency;             /* of the weights */

@@ -59,7 +59,7 @@ static void describe_stages(const ct_job *job, ct_memory_plan *plan)
     const uint64_t features = (uint64_t)(job->positive.count + job->negative.count) *
                               (uint64_t)job->model->text_encoder->hidden * sizeof(float);
     const uint64_t pixels = (uint64_t)job->info.width * (uint64_t)job->info.height;
-    const uint64_t latents = 3 * (uint64_t)job->latent_count * sizeof(float);
+    const uint64_t latents = 2 * (uint64_t)job->latent_count * sizeof(float);
     static const residency_section sections[3][2] = {
         [CT_STAGE_ENCODE] = {SECTION_ENCODE, SECTION_ENCODE},
         [CT_STAGE_DENOISE] = {SECTION_PREPARE, SECTION_EVALUATE},

@@ -3,7 +3,6 @@
 #include "core/mem.h"
 #include "pipeline/job.h"
 #include "pipeline/recipe.h"
-#include "sampling/guidance.h"
 #include "sampling/rng.h"
 
 #include <inttypes.h>
@@ -160,69 +159,112 @@ static void draw_noise(ct_job *job, nn *c, uint64_t seed)
 
 /* ---- Steps ----------------------------------------------------------------------------------- */
 
-/* The velocity of one step in job->guided: the network estimates its negative. */
-static void evaluate(ct_job *job, nn *c, const zimage_schedule *schedule, int step,
-                     const zimage_caption *positive, const zimage_caption *negative)
+/* What a loop over the steps needs; all of it in the network's memory. */
+typedef struct denoising {
+    zimage_schedule schedule;
+    zimage_caption positive, negative; /* negative: where guidance is on */
+    nn_tensor latents, output, other;  /* [channels, height, width] */
+} denoising;
+
+static void trace_output(ct_job *job, nn *c, const char *name, int step, const nn_tensor *output)
 {
-    const zimage *m = job->model->transformer;
-    char name[48];
-    job->trace.active = step == 0;
-    residency_begin(&job->residency, SECTION_EVALUATE);
-    zimage_forward(c, m, schedule, step, positive, job->latents, job->guided);
-    job->trace.active = false;
-    if (negative) {
-        residency_begin(&job->residency, SECTION_EVALUATE);
-        zimage_forward(c, m, schedule, step, negative, job->latents, job->other);
-    }
-    if (nn_is_dry(c) || nn_stopped(c))
+    if (nn_is_dry(c) || !job->trace.writer)
         return;
-    snprintf(name, sizeof name, "step.%02d.model_output", step);
-    trace_latents(job, name, job->guided);
-    if (negative) {
-        snprintf(name, sizeof name, "step.%02d.negative_output", step);
-        trace_latents(job, name, job->other);
-        guidance_combine(job->guided, job->other, job->latent_count, job->info.guidance,
-                         job->cfg_normalization);
-    }
-    for (int64_t i = 0; i < job->latent_count; i++)
-        job->guided[i] = -job->guided[i];
+    char text[48];
+    snprintf(text, sizeof text, "step.%02d.%s", step, name);
+    nn_download(c, output, job->scratch, job->latent_count);
+    if (!nn_stopped(c))
+        trace_latents(job, text, job->scratch);
 }
 
-static void denoise(ct_job *job, nn *c)
+/* The network's estimate, guided, in d->output. A device may record these calls: those with and
+ * those without guidance are two different recordings. */
+static void evaluate(ct_job *job, nn *c, const denoising *d, bool guided)
 {
     const zimage *m = job->model->transformer;
-    const int steps = job->info.steps;
-    const bool guided = job->info.guidance > 0;
+    residency_begin(&job->residency, SECTION_EVALUATE);
+    zimage_forward(c, m, &d->schedule, &d->positive, &d->latents, &d->output);
+    if (!guided)
+        return;
+    job->trace.active = false;
+    residency_begin(&job->residency, SECTION_EVALUATE);
+    zimage_forward(c, m, &d->schedule, &d->negative, &d->latents, &d->other);
+}
+
+static void run_step(ct_job *job, nn *c, const denoising *d, int step)
+{
+    const bool guided = job_guides(job, step), traced = job->trace.writer != NULL;
+    zimage_set_step(c, &d->schedule, step);
+    job->trace.active = step == 0;
+    if (traced || nn_repeat_begin(c, guided)) {
+        evaluate(job, c, d, guided);
+        if (!traced)
+            nn_repeat_end(c);
+    }
+    job->trace.active = false;
+    trace_output(job, c, "model_output", step, &d->output);
+    if (guided) {
+        trace_output(job, c, "negative_output", step, &d->other);
+        nn_guide(c, &d->output, &d->other, job->info.guidance, job->cfg_normalization);
+    }
+    /* x += (sigma' - sigma) * velocity, and the network estimates the negative velocity. */
+    nn_add_scaled(c, &d->latents, &d->output, job->sigmas[step] - job->sigmas[step + 1]);
+}
+
+static void end_step(ct_job *job, nn *c, int step)
+{
+    nn_download_end(c, step & 1, job->latents, job->latent_count);
+    if (nn_is_dry(c) || nn_stopped(c))
+        return;
+    char name[48];
+    snprintf(name, sizeof name, "step.%02d.latents", step);
+    trace_latents(job, name, job->latents);
+    const ct_latents preview = {job->latents, (int)job->model->transformer->channels,
+                                (int)job->latent_height, (int)job->latent_width};
+    report(job, c, CT_STAGE_DENOISE, step + 1, job->info.steps, &preview);
+}
+
+static denoising prepare(ct_job *job, nn *c)
+{
+    const zimage *m = job->model->transformer;
+    const int64_t height = job->latent_height, width = job->latent_width;
+    denoising d = {.schedule = zimage_prepare_schedule(c, m, job->times, job->info.steps)};
+    d.positive =
+        zimage_prepare_caption(c, m, job->positive.features, job->positive.count, height, width);
+    job->trace.active = false;
+    d.latents = nn_new3(c, m->channels, height, width);
+    d.output = nn_new3(c, m->channels, height, width);
+    if (job->info.guidance > 0) {
+        d.negative = zimage_prepare_caption(c, m, job->negative.features, job->negative.count,
+                                            height, width);
+        d.other = nn_new3(c, m->channels, height, width);
+    }
+    nn_upload(c, &d.latents, job->latents, job->latent_count);
+    return d;
+}
+
+/* The end of a step is waited for when the next one is already with the device. */
+static void denoise(ct_job *job, nn *c)
+{
+    const int steps = job->info.steps, lag = nn_lag(c);
     size_t mark = nn_mark(c);
     report(job, c, CT_STAGE_DENOISE, 0, steps, NULL);
     begin_stage(job, c, CT_STAGE_DENOISE);
     residency_begin(&job->residency, SECTION_PREPARE);
     job->trace.active = true;
-    zimage_schedule schedule = zimage_prepare_schedule(c, m, job->times, steps);
-    zimage_caption positive = zimage_prepare_caption(
-        c, m, job->positive.features, job->positive.count, job->latent_height, job->latent_width);
-    job->trace.active = false;
-    zimage_caption negative = {0};
-    if (guided)
-        negative = zimage_prepare_caption(c, m, job->negative.features, job->negative.count,
-                                          job->latent_height, job->latent_width);
-    for (int step = 0; step < steps && !nn_stopped(c); step++) {
-        evaluate(job, c, &schedule, step, &positive, job_guides(job, step) ? &negative : NULL);
+    denoising d = prepare(job, c);
+    for (int step = 0; step < steps + lag && !nn_stopped(c); step++) {
+        if (step < steps) {
+            run_step(job, c, &d, step);
+            nn_download_begin(c, step & 1, &d.latents);
+        }
+        if (step >= lag)
+            end_step(job, c, step - lag);
         if (nn_is_dry(c))
             break; /* every step takes the same memory */
-        if (nn_stopped(c))
-            break;
-        flow_match_step(job->latents, job->guided, job->latent_count, job->sigmas[step],
-                        job->sigmas[step + 1]);
-        char name[48];
-        snprintf(name, sizeof name, "step.%02d.latents", step);
-        trace_latents(job, name, job->latents);
-        const ct_latents preview = {job->latents, (int)m->channels, (int)job->latent_height,
-                                    (int)job->latent_width};
-        report(job, c, CT_STAGE_DENOISE, step + 1, steps, &preview);
     }
     nn_release(c, mark);
-    end_stage(job, c, CT_STAGE_DENOISE, m->weights);
+    end_stage(job, c, CT_STAGE_DENOISE, job->model->transformer->weights);
 }
 
 /* ---- Picture --------------------------------------------------------------------------------- */

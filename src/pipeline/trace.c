@@ -9,12 +9,16 @@ static void add(trace *t, const char *name, dtype type, int rank, const int64_t 
         t->status = safetensors_writer_add(t->writer, name, type, rank, shape, data, &t->error);
 }
 
+static bool trace_active(void *user)
+{
+    const trace *t = user;
+    return t->active && t->writer && t->status == CT_OK;
+}
+
 /* Pictures inside a network are [height, width, channels]; the reference has channels first. */
 static void trace_tensor(void *user, const char *name, const nn_tensor *value)
 {
     trace *t = user;
-    if (!t->active || !t->writer || t->status != CT_OK)
-        return;
     if (value->rank != 3) {
         add(t, name, DTYPE_F32, value->rank, value->n, value->data);
         return;
@@ -36,7 +40,7 @@ ct_status trace_open(trace *t, const ct_allocator *a, const char *path, bool mod
                      ct_error *error)
 {
     *t = (trace){.allocator = a, .modules = modules};
-    t->hook = (nn_trace){t, trace_tensor};
+    t->hook = (nn_trace){t, trace_active, trace_tensor};
     return path ? safetensors_writer_open(&t->writer, a, path, error) : CT_OK;
 }
 

@@ -111,10 +111,3 @@ void flow_match_sigmas(const flow_match *f, int steps, double length, float *sig
     }
     sigmas[steps] = 0;
 }
-
-void flow_match_step(float *x, const float *velocity, int64_t n, float sigma, float sigma_next)
-{
-    float dt = sigma_next - sigma;
-    for (int64_t i = 0; i < n; i++)
-        x[i] += dt * velocity[i];
-}

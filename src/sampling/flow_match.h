@@ -21,7 +21,4 @@ ct_status flow_match_read(flow_match *f, const ct_allocator *a, const char *dire
  * explicit ladder linspace(1, 1/steps, steps). length: image tokens, for dynamic shifting. */
 void flow_match_sigmas(const flow_match *f, int steps, double length, float *sigmas);
 
-/* x += (sigma_next - sigma) * velocity. */
-void flow_match_step(float *x, const float *velocity, int64_t n, float sigma, float sigma_next);
-
 #endif

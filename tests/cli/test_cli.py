@@ -108,7 +108,8 @@ class Folder(unittest.TestCase):
 
 
 class Help(unittest.TestCase):
-    COMMANDS = ("generate", "plan", "quantize", "info", "bench", "completions", "help")
+    COMMANDS = ("generate", "plan", "quantize", "info", "devices", "bench", "completions",
+                "help")
 
     def test_nothing(self):
         result = run()
@@ -369,6 +370,53 @@ class Events(Folder):
         event = json.loads(result.stdout)
         self.assertEqual(event["event"], "error")
         self.assertLess(event["code"], 0)
+
+
+class Devices(unittest.TestCase):
+    """With the driver of tests/gpu/fake_driver.c, so that every machine says the same."""
+
+    def devices(self, *args, **changes):
+        return run("devices", *args,
+                   env=environment(LD_LIBRARY_PATH=os.environ["FAKE_CUDA"], **changes))
+
+    def listed(self, **changes):
+        result = self.devices("--json", **changes)
+        self.assertEqual((result.returncode, result.stderr), (0, ""))
+        self.assertEqual(result.stdout.count("\n"), 1)
+        return json.loads(result.stdout)["devices"]
+
+    def test_json(self):
+        devices = self.listed(FAKE_CUDA_GPUS="2")
+        self.assertEqual([d["id"] for d in devices], ["cpu", "cuda:0", "cuda:1"])
+        self.assertEqual(devices[2]["name"], "Fake GPU 1")
+        self.assertEqual(devices[2]["memory_bytes"], 141 << 30)
+        self.assertIn("9.0", devices[2]["summary"])
+        self.assertTrue(devices[0]["usable"])
+        self.assertIsNone(devices[0]["problem"])
+        self.assertIn("baseline", self.listed(CALOTYPE_CPU="baseline")[0]["summary"])
+
+    def test_problem(self):
+        device = self.listed(FAKE_CUDA_INIT="100")[1]
+        self.assertEqual((device["id"], device["usable"], device["memory_bytes"]),
+                         ("cuda", False, None))
+        self.assertIn("finds no GPU", device["problem"])
+        device = self.listed(FAKE_CUDA_ARCH="52")[1]
+        self.assertEqual((device["id"], device["usable"]), ("cuda:0", False))
+        self.assertIn("5.2", device["problem"])
+
+    def test_human(self):
+        result = self.devices(FAKE_CUDA_ARCH="52")
+        self.assertEqual((result.returncode, result.stderr), (0, ""))
+        for part in ("cpu ", "thread", "cuda:0 ", "Fake GPU 0", "141 GiB",
+                     "cannot be used: its compute capability"):
+            self.assertIn(part, result.stdout)
+        self.assertEqual(run("devices").returncode, 0)
+
+    def test_mistakes(self):
+        for args in (["more"], ["--steps", "3"], ["--cpu", "abacus"]):
+            result = self.devices(*args)
+            self.assertEqual(result.returncode, 2, args)
+            self.assertEqual(result.stdout, "")
 
 
 class Info(Folder):

@@ -10,7 +10,6 @@
 #include "io/json.h"
 #include "io/weights.h"
 #include "sampling/flow_match.h"
-#include "sampling/guidance.h"
 #include "sampling/rng.h"
 
 /* Names are "seed42.n17" or, for several draws from one generator, "seed42.n3.then16.then1"; the
@@ -146,29 +145,11 @@ static void test_scheduler_config(void **state)
 #undef CLASS
 }
 
-static void test_guidance(void **state)
-{
-    (void)state;
-    float p[] = {3, 0, 4}; /* norm 5 */
-    const float n[] = {1, 0, 0};
-    guidance_combine(p, n, 3, 2, false);
-    assert_true(p[0] == 7 && p[1] == 0 && p[2] == 12);
-    float q[] = {3, 0, 4};
-    guidance_combine(q, n, 3, 2, true);
-    double norm = sqrt((double)(q[0] * q[0] + q[2] * q[2]));
-    assert_true(fabs(norm - 5) < 1e-5 && fabsf(q[0] / q[2] - 7.0f / 12.0f) < 1e-6f);
-    float r[] = {3, 0, 4};
-    const float half[] = {6, 0, 8};
-    guidance_combine(r, half, 3, 0.5, true); /* shorter than before: left alone */
-    assert_true(r[0] == 1.5f && r[2] == 2);
-}
-
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_torch_randn),   cmocka_unit_test(test_sigmas),
         cmocka_unit_test(test_dynamic_shift), cmocka_unit_test(test_scheduler_config),
-        cmocka_unit_test(test_guidance),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

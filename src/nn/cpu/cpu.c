@@ -1,6 +1,8 @@
 /* The CPU device: its operation table, and the operations on single numbers and rows. */
 #include "nn/cpu/operand.h"
 
+#include "core/mem.h"
+
 #include <math.h>
 #include <string.h>
 
@@ -96,11 +98,18 @@ static void cpu_add_scalar(nn *c, const nn_tensor *x, float value)
 
 const nn_device nn_cpu_device = {
     .name = "cpu",
+    .host_memory = true,
+    .align = MEM_ALIGN,
+    .upload = cpu_upload,
+    .download = cpu_download,
+    .move = cpu_move,
+    .take = cpu_take,
     .embed = cpu_embed,
     .fill_rows = cpu_fill_rows,
     .operand_bytes = cpu_operand_bytes,
     .prepare = cpu_prepare,
     .linear = cpu_linear,
+    .linears = cpu_linears,
     .rms_norm = cpu_rms_norm,
     .add_rms_norm = cpu_add_rms_norm,
     .layer_norm = cpu_layer_norm,
@@ -109,6 +118,11 @@ const nn_device nn_cpu_device = {
     .silu = cpu_silu,
     .tanh = cpu_tanh,
     .add_scalar = cpu_add_scalar,
+    .add_scaled = cpu_add_scaled,
+    .guide = cpu_guide,
+    .patches = cpu_patches,
+    .upload_planes = cpu_upload_planes,
+    .download_planes = cpu_download_planes,
     .conv2d = cpu_conv2d,
     .group_sums = cpu_group_sums,
     .group_factors = cpu_group_factors,

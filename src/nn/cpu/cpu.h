@@ -15,6 +15,20 @@ size_t cpu_operand_bytes(const nn *c, int64_t m, int64_t k);
 void cpu_prepare(nn *c, const nn_tensor *out, const nn_tensor *x);
 void cpu_linear(nn *c, const nn_tensor *out, const nn_tensor *x, const nn_weight *w,
                 const nn_epilogue *epilogue);
+void cpu_linears(nn *c, const nn_tensor *out, const nn_tensor *x, const nn_weight *const *w,
+                 const nn_weight *const *bias, int count);
+void cpu_upload(nn *c, const nn_tensor *t, const float *data);
+void cpu_download(nn *c, const nn_tensor *t, float *data);
+void cpu_move(nn *c, void *to, const void *from, size_t bytes);
+void cpu_take(nn *c, const nn_tensor *out, const nn_tensor *x, int64_t index);
+void cpu_add_scaled(nn *c, const nn_tensor *x, const nn_tensor *y, float factor);
+void cpu_guide(nn *c, const nn_tensor *positive, const nn_tensor *negative, float guidance,
+               bool normalize);
+void cpu_patches(nn *c, const nn_tensor *tokens, const nn_tensor *planes, int patch,
+                 bool to_tokens);
+void cpu_upload_planes(nn *c, const nn_tensor *picture, const float *planes, float factor,
+                       float offset);
+void cpu_download_planes(nn *c, const nn_tensor *picture, float *planes);
 void cpu_conv2d(nn *c, const nn_tensor *out, const nn_tensor *x, const nn_weight *w,
                 const nn_weight *bias, const nn_conv *params);
 void cpu_attention(nn *c, const nn_tensor *out, const nn_tensor *q, const nn_tensor *k,
@@ -22,7 +36,7 @@ void cpu_attention(nn *c, const nn_tensor *out, const nn_tensor *q, const nn_ten
 void cpu_rms_norm(nn *c, const nn_tensor *out, const nn_tensor *x, const nn_weight *w, float eps,
                   const nn_tensor *scale);
 void cpu_add_rms_norm(nn *c, const nn_tensor *x, const nn_tensor *y, const nn_weight *w, float eps,
-                      const nn_tensor *gate);
+                      const nn_tensor *gate, const nn_next_norm *next);
 void cpu_layer_norm(nn *c, const nn_tensor *out, const nn_tensor *x, float eps,
                     const nn_tensor *scale);
 void cpu_head_norm_rope(nn *c, const nn_tensor *x, int heads, const nn_weight *w, float eps,

@@ -284,3 +284,21 @@ void cpu_linear(nn *c, const nn_tensor *out, const nn_tensor *x, const nn_weight
     cpu_run(c, l.blocks_n * ceil_div(l.m, l.block_m), linear_task, &l);
     nn_release(c, mark);
 }
+
+void cpu_linears(nn *c, const nn_tensor *out, const nn_tensor *x, const nn_weight *const *w,
+                 const nn_weight *const *bias, int count)
+{
+    size_t mark = nn_mark(c);
+    nn_tensor input = *x;
+    if (!x->operand && count > 1 && !w[0]->sensitive && !w[0]->outliers) {
+        input = nn_new_operand(c, x->n[0], x->n[1]);
+        cpu_prepare(c, &input, x);
+    }
+    int64_t first = 0;
+    for (int i = 0; i < count; i++) {
+        nn_tensor part = nn_columns(out, first, w[i]->n[0]);
+        cpu_linear(c, &part, &input, w[i], &(nn_epilogue){.bias = bias[i]});
+        first += w[i]->n[0];
+    }
+    nn_release(c, mark);
+}

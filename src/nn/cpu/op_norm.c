@@ -109,9 +109,11 @@ void cpu_rms_norm(nn *c, const nn_tensor *out, const nn_tensor *x, const nn_weig
 }
 
 void cpu_add_rms_norm(nn *c, const nn_tensor *x, const nn_tensor *y, const nn_weight *w, float eps,
-                      const nn_tensor *gate)
+                      const nn_tensor *gate, const nn_next_norm *next)
 {
     run_rows(c, x, y, w, eps, gate, add_rms_row);
+    if (next)
+        cpu_rms_norm(c, next->out, x, next->w, (float)next->eps, next->scale);
 }
 
 void cpu_layer_norm(nn *c, const nn_tensor *out, const nn_tensor *x, float eps,

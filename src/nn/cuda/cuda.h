@@ -79,6 +79,9 @@ void cuda_launch(nn *c, cuda_kernel kernel, dtype type, cuda_grid grid, void **p
 /* Makes a failure of a library stick. */
 void cuda_fail(nn *c, const ct_error *error);
 
+/* Numbers of the host in memory of the device that stays valid until the stream has read it; 0 in a
+ * dry run. Takes the same scratch in a dry run. */
+cu_address cuda_upload_ints(nn *c, const int32_t *values, int64_t count);
 /* Memory of the arena, in a dry run too (then 0): nn_scratch for the device. */
 cu_address cuda_scratch(nn *c, size_t bytes);
 
@@ -97,6 +100,10 @@ cu_address cuda_conv_weight(nn *c, const nn_weight *w);
  * unpacked into the arena. */
 cu_address cuda_matrices(nn *c, const nn_weight *const *w, int count, dtype *type,
                          cu_address *scales);
+
+/* ---- Movement: cuda.c */
+void cuda_upload(nn *c, const nn_tensor *t, const float *data);
+void cuda_download(nn *c, const nn_tensor *t, float *data); /* any type of tensor */
 
 /* ---- Operations, by file --------------------------------------------------------------------- */
 
@@ -123,14 +130,15 @@ void cuda_convert(nn *c, dtype type, cu_address out, cuda_kind out_kind, int64_t
 /* op_planes.c */
 void cuda_patches(nn *c, const nn_tensor *tokens, const nn_tensor *planes, int patch,
                   bool to_tokens);
-void cuda_planes(nn *c, const nn_tensor *picture, const nn_tensor *planes, float factor,
-                 float offset, bool to_picture);
+void cuda_upload_planes(nn *c, const nn_tensor *picture, const float *planes, float factor,
+                        float offset); /* by cuda_upload and the planes kernel */
+void cuda_download_planes(nn *c, const nn_tensor *picture, float *planes);
 void cuda_add_scaled(nn *c, const nn_tensor *x, const nn_tensor *y, float factor);
 void cuda_guide(nn *c, const nn_tensor *positive, const nn_tensor *negative, float guidance,
                 bool normalize);
 void cuda_group_sums(nn *c, const nn_tensor *sums, int64_t first, const nn_tensor *x);
 void cuda_group_factors(nn *c, const nn_tensor *norm, const nn_tensor *sums, int64_t width,
-                        const nn_weight *w, const nn_weight *b, float eps);
+                        const nn_weight *w, const nn_weight *b, double eps);
 void cuda_apply_norm(nn *c, const nn_tensor *out, const nn_tensor *x, const nn_tensor *norm);
 
 /* op_conv.c */

@@ -48,7 +48,7 @@ typedef struct cu_copy_2d {
     F(context_retain, "cuDevicePrimaryCtxRetain", (cu_context * context, cu_device device))        \
     F(context_release, "cuDevicePrimaryCtxRelease_v2", (cu_device device))                         \
     F(context_set, "cuCtxSetCurrent", (cu_context context))                                        \
-    F(memory_info, "cuMemGetInfo_v2", (size_t * free_bytes, size_t *total_bytes))                  \
+    F(memory_info, "cuMemGetInfo_v2", (size_t * free_bytes, size_t * total_bytes))                 \
     F(mem_alloc, "cuMemAlloc_v2", (cu_address * address, size_t bytes))                            \
     F(mem_free, "cuMemFree_v2", (cu_address address))                                              \
     F(host_alloc, "cuMemHostAlloc", (void **memory, size_t bytes, unsigned flags))                 \

@@ -18,7 +18,7 @@ typedef struct cuda_gpu_params {
 /* Finds the driver, the GPU, cuBLASLt and, where it is there, cuDNN. Kernels are loaded when they are
  * first needed. CT_ENOTFOUND or CT_EDEVICE with what is missing. Thread-safe from then on. */
 ct_status cuda_gpu_open(cuda_gpu **out, const cuda_gpu_params *params, ct_error *error);
-void cuda_gpu_close(cuda_gpu *g); /* NULL is allowed */
+void cuda_gpu_close(cuda_gpu *g);                  /* NULL is allowed */
 const char *cuda_gpu_name(const cuda_gpu *g);      /* "NVIDIA H200" */
 const char *cuda_gpu_libraries(const cuda_gpu *g); /* "CUDA 13.0, cuBLASLt 13.1.0, cuDNN 9.19.0" */
 /* Whether products can be computed so, in operands of 16 or 8 bits. */

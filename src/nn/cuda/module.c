@@ -194,6 +194,25 @@ static ct_status load_modules(cuda_kernels *out, const cuda_driver *d, const loa
     return CT_OK;
 }
 
+static void end_loading(loading *l)
+{
+    for (int i = 0; i < CUDA_MODULES; i++) {
+        mem_free(l->allocator, l->job[i].code);
+        mem_free(l->allocator, l->job[i].path);
+    }
+}
+
+bool cuda_kernels_cached(const cuda_driver *d, const cuda_target *target, const char *folder,
+                         const ct_allocator *a)
+{
+    if (!folder || !nvrtc_target_valid(target))
+        return false;
+    loading l = {.allocator = a, .target = target};
+    const bool cached = look_up(&l, d, folder, NULL) == CT_OK && l.missing_count == 0;
+    end_loading(&l);
+    return cached;
+}
+
 ct_status cuda_kernels_load(cuda_kernels *out, const cuda_driver *d, const cuda_target *target,
                             const char *folder, const ct_allocator *a, ct_error *error)
 {
@@ -208,10 +227,7 @@ ct_status cuda_kernels_load(cuda_kernels *out, const cuda_driver *d, const cuda_
         status = compile_missing(&l, d, error);
     if (status == CT_OK)
         status = load_modules(out, d, &l, error);
-    for (int i = 0; i < CUDA_MODULES; i++) {
-        mem_free(a, l.job[i].code);
-        mem_free(a, l.job[i].path);
-    }
+    end_loading(&l);
     if (status != CT_OK)
         cuda_kernels_unload(out, d);
     return status;

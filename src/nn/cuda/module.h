@@ -47,6 +47,9 @@ ct_status cuda_compile(cuda_compiler *c, int file, const cuda_target *target, vo
  * written to is no failure. Two processes may do this at once. */
 ct_status cuda_kernels_load(cuda_kernels *out, const cuda_driver *d, const cuda_target *target,
                             const char *folder, const ct_allocator *a, ct_error *error);
+/* Whether all of them are in the cache, so that no compiler is needed. */
+bool cuda_kernels_cached(const cuda_driver *d, const cuda_target *target, const char *folder,
+                         const ct_allocator *a);
 void cuda_kernels_unload(cuda_kernels *k, const cuda_driver *d); /* also of a zeroed one */
 
 #endif

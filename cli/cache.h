@@ -1,0 +1,12 @@
+/* Where this user's programs keep what can be made again. */
+#ifndef CLI_CACHE_H
+#define CLI_CACHE_H
+
+#include <stddef.h>
+
+/* $CALOTYPE_CACHE, else $XDG_CACHE_HOME/calotype, else $HOME/.cache/calotype: out, or NULL where
+ * none of them is set or CALOTYPE_CACHE is empty. Relative folders are not taken from the last two:
+ * the XDG specification says that they count as unset. */
+const char *cache_folder(char *out, size_t size);
+
+#endif
