@@ -349,7 +349,7 @@ static ct_status check_options(const options *o, ct_error *error)
 {
     static const option_id others[] = {OPTION_WHAT, OPTION_ROWS, OPTION_SECONDS};
     static const option_id models[] = {OPTION_WIDTH,      OPTION_HEIGHT, OPTION_PRECISION,
-                                       OPTION_DEQUANTIZE, OPTION_DEVICE, OPTION_BATCH_COUNT,
+                                       OPTION_DEQUANTIZE, OPTION_BATCH_COUNT,
                                        OPTION_STEPS};
     const bool model = o->value[OPTION_MODEL].given;
     for (size_t i = 0; model && i < sizeof others / sizeof *others; i++)

@@ -309,8 +309,8 @@ static void decode(ct_job *job, nn *c)
     end_stage(job, c, CT_STAGE_DECODE, m->weights[PART_VAE]);
 }
 
-/* The text encoder is small work, so 8 bits would gain little there. On the CPU the VAE is computed in
- * float32 (its convolutions gain more from fewer products than from shorter numbers). */
+/* The text encoder is small work, so 8 bits would gain little there. On the CPU the VAE is computed
+ * in float32 (its convolutions gain more from fewer products than from shorter numbers). */
 void job_execute(ct_job *job, nn *c, uint64_t seed)
 {
     const ct_precision precision = job->info.precision;

@@ -1,9 +1,9 @@
-/* Every operation on a GPU beside the CPU in float32, on random shapes; recordings; memory. Prints a
- * line for each case and goes on after a failure, so that one run tells everything. Skipped where
+/* Every operation on a GPU beside the CPU in float32, on random shapes; recordings; memory. Prints
+ * a line for each case and goes on after a failure, so that one run tells everything. Skipped where
  * there is no GPU that can be used.
  *
- * Numbers are rounded to bfloat16 before either device sees them, so what differs is how products are
- * computed: BOUND says how far, by precision. */
+ * Numbers are rounded to bfloat16 before either device sees them, so what differs is how products
+ * are computed: BOUND says how far, by precision. */
 #include "test_support.h"
 
 #include <math.h>

@@ -301,7 +301,8 @@ static void test_bf16_bound(void **state)
     check_bf16_bound("klein/wide");
 }
 
-/* ---- The encoder ------------------------------------------------------------------------------ */
+/* ---- The encoder ------------------------------------------------------------------------------
+ * */
 
 typedef struct encode_check {
     const weights *truth;

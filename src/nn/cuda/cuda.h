@@ -12,7 +12,8 @@
 
 #define CUDA_WORKSPACE ((size_t)64 << 20) /* of cuBLASLt */
 
-/* How numbers lie in memory, as kernels are told: KIND_ in kernels/common.cuh has the same values. */
+/* How numbers lie in memory, as kernels are told: KIND_ in kernels/common.cuh has the
+ * same values. */
 typedef enum cuda_kind {
     CUDA_FLOAT,
     CUDA_WORK, /* the storage type T that the kernel was compiled for */
@@ -33,7 +34,8 @@ struct cuda_gpu {
     struct cuda_gpu_shared *shared; /* kernels by type, and the lock over them: gpu.c */
 };
 
-/* The storage type of activations where precision is not NN_F32: BF16, or F16 on GPUs without it. */
+/* The storage type of activations where precision is not NN_F32: BF16, or F16 on GPUs without
+ * it. */
 dtype cuda_gpu_half(const cuda_gpu *g);
 /* The kernels for a storage type; NULL with an error. Thread-safe. */
 const cuda_kernels *cuda_gpu_kernels(cuda_gpu *g, dtype type, ct_error *error);
@@ -107,8 +109,8 @@ cu_address cuda_upload_ints(nn *c, const int32_t *values, int64_t count);
 /* Memory of the arena, in a dry run too (then 0): nn_scratch for the device. */
 cu_address cuda_scratch(nn *c, size_t bytes);
 
-/* ---- Weights: the store's copy on the GPU, uploaded by the first who asks. 0 in a dry run, after a
- * failure, and for no weight. */
+/* ---- Weights: the store's copy on the GPU, uploaded by the first who asks. 0 in a dry run, after
+ * a failure, and for no weight. */
 
 /* As float32, a vector or a matrix row. */
 cu_address cuda_floats(nn *c, const nn_weight *w);
@@ -135,9 +137,9 @@ ct_status cuda_store_get(nn *c, const cuda_request *request, cuda_weight *out, c
 /* Low-bit groups of a matrix as numbers of `type` at `to`. */
 void cuda_unpack(nn *c, const nn_weight *w, const cuda_weight *packed, dtype type, cu_address to);
 
-/* Matrices [N, K] of the same K below each other as one, in the form that products of this precision
- * read: work type, or e4m3 or int8 with *scales [N]. Low-bit groups that stay packed on the GPU are
- * unpacked into the arena. */
+/* Matrices [N, K] of the same K below each other as one, in the form that products of this
+ * precision read: work type, or e4m3 or int8 with *scales [N]. Low-bit groups that stay packed on
+ * the GPU are unpacked into the arena. */
 cu_address cuda_matrices(nn *c, const nn_weight *const *w, int count, dtype *type,
                          cu_address *scales);
 
@@ -183,8 +185,8 @@ void cuda_group_factors(nn *c, const nn_tensor *norm, const nn_tensor *sums, int
                         const nn_weight *w, const nn_weight *b, double eps);
 void cuda_apply_norm(nn *c, const nn_tensor *out, const nn_tensor *x, const nn_tensor *norm);
 
-/* The pixels under a convolution's kernel as rows of a matrix, or a padded, doubled or normed copy of a
- * picture: kernel `gather` (kernels/planes.cu), which says what the parameters are. */
+/* The pixels under a convolution's kernel as rows of a matrix, or a padded, doubled or normed copy
+ * of a picture: kernel `gather` (kernels/planes.cu), which says what the parameters are. */
 typedef struct cuda_gathering {
     cu_address out, x, norm; /* norm 0: none */
     int out_kind, x_kind;    /* CUDA_FLOAT or CUDA_WORK */

@@ -1,6 +1,6 @@
-/* Weights on the GPU. The file stays mapped in the host's memory; a weight is read from there when an
- * operation first needs it, through pinned memory that all threads fill, and changed into the form
- * that kernels read while it lies on the GPU.
+/* Weights on the GPU. The file stays mapped in the host's memory; a weight is read from there when
+ * an operation first needs it, through pinned memory that all threads fill, and changed into the
+ * form that kernels read while it lies on the GPU.
  *
  * A weight is known by its address in the host's memory and the form of the copy. */
 #include "core/mem.h"
