@@ -286,15 +286,21 @@ nn_tensor qwen3_forward(nn *c, const qwen3 *m, const int32_t *ids, int64_t count
     nn_trace_tensor(c, &sine, "text_encoder.rope.sin");
     nn_embed(c, &x, &m->embed, ids, count);
     nn_trace_tensor(c, &x, "text_encoder.embed_tokens");
+    const int64_t key[] = {NN_PLACE_ENCODE, count, words};
+    const bool run = nn_repeat_begin(c, key, 3);
     for (int i = 0; i < m->used_layers && !nn_stopped(c); i++) {
-        nn_block(c);
-        attention(c, m, &m->layer[i], &x, words, &cosine, &sine);
-        feed_forward(c, m, &m->layer[i], &x);
-        nn_trace_tensor(c, &x, "text_encoder.layers.%d", i);
-        tap(c, m, &features, &x, i + 1);
+        if (run) {
+            nn_block(c);
+            attention(c, m, &m->layer[i], &x, words, &cosine, &sine);
+            feed_forward(c, m, &m->layer[i], &x);
+            nn_trace_tensor(c, &x, "text_encoder.layers.%d", i);
+            tap(c, m, &features, &x, i + 1);
+        }
         if (layer_done)
             layer_done(user, i);
     }
+    if (run)
+        nn_repeat_end(c);
     nn_release(c, mark);
     return features;
 }

@@ -8,6 +8,9 @@
 #include <stdio.h>
 #include <string.h>
 
+/* What an arena may have too much for a run, besides a quarter. */
+#define SPARE_BYTES ((size_t)64 << 20)
+
 /* ---- The context ---------------------------------------------------------------------------- */
 
 /* Bytes of the arena that nobody may touch for now. */
@@ -59,6 +62,19 @@ void nn_free(nn *c)
     if (c->device->close)
         c->device->close(c);
     mem_free(c->params.allocator, c);
+}
+
+bool nn_reuse(nn *c, const nn_params *params)
+{
+    const size_t wanted = params->arena_bytes;
+    if (params->dry || !c->arena || params->gpu != c->params.gpu ||
+        params->gpu_weights != c->params.gpu_weights || params->allocator != c->params.allocator ||
+        wanted > c->capacity || c->capacity - wanted > wanted / 4 + SPARE_BYTES)
+        return false;
+    c->params = *params;
+    nn_reset(c);
+    c->peak = 0;
+    return true;
 }
 
 void nn_reset(nn *c)
@@ -435,11 +451,19 @@ int nn_lag(const nn *c)
     return c->params.dry ? 0 : c->device->lag;
 }
 
-bool nn_repeat_begin(nn *c, int slot)
+bool nn_repeat_begin(nn *c, const int64_t *key, int count)
 {
-    return c->device->repeat_begin && !c->params.dry && !nn_stopped(c)
-               ? c->device->repeat_begin(c, slot)
-               : true;
+    const nn_trace *trace = c->params.trace;
+    if (!c->device->repeat_begin || c->params.dry || nn_stopped(c) ||
+        (trace && trace->active(trace->user)))
+        return true;
+    uint64_t hash = 0xcbf29ce484222325u; /* FNV-1a, a number at a time */
+    for (int i = -2; i < count; i++) {
+        hash ^= i == -2 ? c->used : i == -1 ? (uint64_t)c->params.precision : (uint64_t)key[i];
+        hash *= 0x100000001b3u;
+        hash ^= hash >> 29;
+    }
+    return c->device->repeat_begin(c, hash);
 }
 
 void nn_repeat_end(nn *c)

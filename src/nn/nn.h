@@ -114,6 +114,10 @@ typedef struct nn nn;
 
 ct_status nn_create(nn **out, const nn_params *params, ct_error *error);
 void nn_free(nn *c); /* NULL is allowed */
+/* Takes an nn for another run as if it were created with params, with the memory, and the recordings,
+ * that it has. False where that does not do: another device, or memory that is too small or far too
+ * large. */
+bool nn_reuse(nn *c, const nn_params *params);
 
 /* Forgets the failure and all tensors, for the next run. */
 void nn_reset(nn *c);
@@ -178,10 +182,14 @@ void nn_download_end(nn *c, int slot, float *data, int64_t count);
 int nn_lag(const nn *c);
 
 /* Calls that are the same every time, tensors and their memory included, stand between
- * `if (nn_repeat_begin(c, slot))` and nn_repeat_end inside of that: a device may record them and
- * play them back, and then begin returns false. What differs from time to time must be data that is
- * written before. slot: 0 or 1, for two sets of calls. Nothing is remembered over nn_reset. */
-bool nn_repeat_begin(nn *c, int slot);
+ * `if (nn_repeat_begin(c, key, count))` and nn_repeat_end inside of that: a device may record them
+ * and play them back, and then begin returns false. What differs from time to time must be data
+ * that is written before; what is made inside is not seen outside. The key is all that tells one
+ * set of calls from others: a number for the place in the code, shapes, and whatever decides what
+ * else is in memory. Precision and memory in use are added to it. Recordings last as long as c,
+ * over nn_reset and nn_reuse. */
+bool nn_repeat_begin(nn *c, const int64_t *key, int count);
+enum { NN_PLACE_ENCODE = 1, NN_PLACE_EVALUATE, NN_PLACE_DECODE }; /* first numbers of keys */
 void nn_repeat_end(nn *c);
 
 /* out = x, same number of elements; the two may overlap. */

@@ -25,7 +25,7 @@ typedef struct nn_device {
     void (*end_write)(nn *c, const nn_tensor *t);
     void (*download_begin)(nn *c, int slot, const nn_tensor *t);
     void (*download_end)(nn *c, int slot, float *data, int64_t count);
-    bool (*repeat_begin)(nn *c, int slot);
+    bool (*repeat_begin)(nn *c, uint64_t key);
     void (*repeat_end)(nn *c);
     void (*move)(nn *c, void *to, const void *from, size_t bytes); /* may overlap */
     void (*take)(nn *c, const nn_tensor *out, const nn_tensor *x, int64_t index);

@@ -28,6 +28,7 @@ struct ct_model {
     family_model parts;
     flow_match scheduler;
     cuda_store *gpu_weights; /* where the context has a GPU */
+    _Atomic(nn *) spare;     /* the network of a finished job, for the next; NULL: none */
     ct_model_info info;
     ct_component_info components[PART_COUNT];
     char hash[FINGERPRINT_DIGITS + 1];

@@ -7,6 +7,7 @@
 #include "core/strbuf.h"
 
 #include <inttypes.h>
+#include <stdatomic.h>
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
@@ -110,7 +111,7 @@ const char *ct_precision_name(ct_precision precision)
 {
     static const char *const names[] = {"auto", "fp32", "bf16", "int8", "fp8"};
     return precision >= CT_PRECISION_AUTO && precision <= CT_PRECISION_FP8 ? names[precision]
-                                                                            : NULL;
+                                                                           : NULL;
 }
 
 /* On a GPU bfloat16, as the reference; else bfloat16 where it is faster and the weights have no
@@ -135,8 +136,7 @@ static ct_status check_precision(const ct_context *c, ct_precision precision, ct
         return error_set(error, CT_EUNSUPPORTED,
                          "%s cannot multiply matrices in %s, or its cuBLASLt is too old for it; "
                          "choose %s or bf16",
-                         cuda_gpu_name(c->gpu), ct_precision_name(precision),
-                         fp8 ? "int8" : "fp8");
+                         cuda_gpu_name(c->gpu), ct_precision_name(precision), fp8 ? "int8" : "fp8");
     return CT_OK;
 }
 
@@ -362,6 +362,11 @@ static ct_status take_memory(ct_job *job, ct_error *error)
         if (job->arena[i] > params.arena_bytes)
             params.arena_bytes = job->arena[i];
     residency_read_ahead(&job->residency);
+    job->network = atomic_exchange(&job->model->spare, NULL);
+    if (job->network && nn_reuse(job->network, &params))
+        return CT_OK;
+    nn_free(job->network);
+    job->network = NULL;
     return nn_create(&job->network, &params, error);
 }
 
@@ -453,6 +458,17 @@ ct_status ct_job_create(ct_model *model, const ct_generate_params *params, ct_jo
     return CT_OK;
 }
 
+/* On a GPU a network has memory, a stream and recordings that the next job can use. */
+static void keep_network(ct_model *m, nn *network)
+{
+    if (!m->context->gpu || !network) {
+        nn_free(network);
+        return;
+    }
+    nn *before = atomic_exchange(&m->spare, network);
+    nn_free(before);
+}
+
 static void free_prompt(const ct_allocator *a, prompt *p)
 {
     mem_free(a, p->text);
@@ -469,7 +485,7 @@ void ct_job_free(ct_job **job)
     const ct_allocator *a = j->allocator;
     residency_free(&j->residency);
     references_free(j);
-    nn_free(j->network);
+    keep_network(j->model, j->network);
     free_prompt(a, &j->positive);
     free_prompt(a, &j->negative);
     mem_free(a, j->schedule);

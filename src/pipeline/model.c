@@ -406,6 +406,7 @@ void ct_model_free(ct_model **model)
         mem_free(a, m->components[i].summary);
         mem_free(a, m->components[i].paths);
     }
+    nn_free(m->spare);
     cuda_store_free(m->gpu_weights);
     tokenizer_free(m->tokenizer);
     if (m->parts.family)

@@ -192,16 +192,32 @@ static void evaluate(ct_job *job, nn *c, const denoising *d, bool guided)
     m->family->forward(c, m, job->schedule, job->negative.condition, &d->latents, &d->other);
 }
 
+/* All that the calls of an evaluation, and the memory in front of them, depend on. */
+#define KEY (7 + 2 * MAX_REFERENCES)
+
+static int evaluation_key(const ct_job *job, bool guided, int64_t *key)
+{
+    const int64_t own[7] = {NN_PLACE_EVALUATE, guided ? 2 : job->guides, job->latent_height,
+                            job->latent_width, job->positive.count,      job->negative.count,
+                            job->info.steps};
+    memcpy(key, own, sizeof own);
+    for (int i = 0; i < job->references; i++) {
+        key[7 + 2 * i] = job->reference[i].height;
+        key[8 + 2 * i] = job->reference[i].width;
+    }
+    return 7 + 2 * job->references;
+}
+
 static void run_step(ct_job *job, nn *c, const denoising *d, int step)
 {
     const family_model *m = &job->model->parts;
-    const bool guided = job_guides(job, step), traced = job->trace.writer != NULL;
+    const bool guided = job_guides(job, step);
     m->family->set_step(c, m, job->schedule, step);
     job->trace.active = step == 0;
-    if (traced || nn_repeat_begin(c, guided)) {
+    int64_t key[KEY];
+    if (nn_repeat_begin(c, key, evaluation_key(job, guided, key))) {
         evaluate(job, c, d, guided);
-        if (!traced)
-            nn_repeat_end(c);
+        nn_repeat_end(c);
     }
     job->trace.active = false;
     trace_output(job, c, "model_output", step, &d->output);

@@ -6,11 +6,15 @@
 
 #define WRITES 4 /* nn_begin_write at once */
 #define SLOTS 2
+#define RECORDINGS 8
 
 /* Calls that are the same every time: run, then recorded, then played back. */
 typedef struct recording {
+    uint64_t key; /* 0: free */
     enum { NEW, RAN, RECORDED } state;
     cu_graph_exec exec;
+    int64_t weights; /* cuda_store_drops: whether weights have gone since */
+    int64_t used;    /* when, in order of use */
 } recording;
 
 /* A download under way. */
@@ -26,7 +30,8 @@ struct cuda_private {
         float *host;
     } write[WRITES];
     slot slots[SLOTS];
-    recording recordings[SLOTS];
+    recording recordings[RECORDINGS];
+    int64_t uses;
     recording *current; /* being recorded */
 };
 
@@ -103,9 +108,10 @@ static void cuda_close(nn *c)
         d->context_set(s->gpu->context);
         if (s->stream)
             d->stream_wait(s->stream);
-        for (int i = 0; i < SLOTS; i++) {
+        for (int i = 0; i < RECORDINGS; i++)
             if (p->recordings[i].exec)
                 d->graph_exec_destroy(p->recordings[i].exec);
+        for (int i = 0; i < SLOTS; i++) {
             if (p->slots[i].done)
                 d->event_destroy(p->slots[i].done);
             if (p->slots[i].pinned)
@@ -347,10 +353,47 @@ static void cuda_take(nn *c, const nn_tensor *out, const nn_tensor *x, int64_t i
 
 /* ---- Calls that repeat ----------------------------------------------------------------------- */
 
-static bool cuda_repeat_begin(nn *c, int index)
+static void forget(nn *c, recording *r)
 {
     cuda_state *s = cuda_of(c);
-    recording *r = &s->private->recordings[index];
+    if (r->exec) {
+        s->driver->stream_wait(s->stream);
+        s->driver->graph_exec_destroy(r->exec);
+    }
+    *r = (recording){.key = 0};
+}
+
+/* The recording of a key, or the one whose last use is the longest ago, emptied. */
+static recording *recording_of(nn *c, uint64_t key)
+{
+    cuda_state *s = cuda_of(c);
+    const int64_t drops = cuda_store_drops(s->store);
+    recording *all = s->private->recordings, *oldest = all;
+    recording *r = NULL;
+    for (int i = 0; i < RECORDINGS && !r; i++) {
+        if (all[i].key == key)
+            r = &all[i];
+        if (all[i].used < oldest->used)
+            oldest = &all[i];
+    }
+    if (r && r->weights != drops)
+        forget(c, r);
+    if (!r) {
+        r = oldest;
+        forget(c, r);
+    }
+    r->key = key;
+    r->weights = drops;
+    r->used = ++s->private->uses;
+    return r;
+}
+
+static bool cuda_repeat_begin(nn *c, uint64_t key)
+{
+    cuda_state *s = cuda_of(c);
+    if (!s->store)
+        return true;
+    recording *r = recording_of(c, key ? key : 1);
     if (r->state == RECORDED) {
         check(c, s->driver->graph_launch(r->exec, s->stream), "a recording");
         return false;

@@ -35,6 +35,8 @@ void cuda_store_free(cuda_store *s); /* NULL is allowed */
 /* Gives back the memory of all weights that lie in these bytes of the host. No job may be using
  * them. */
 void cuda_store_drop(cuda_store *s, const void *begin, size_t bytes);
+/* How often weights have been dropped: what was recorded before that must not be played back. */
+int64_t cuda_store_drops(cuda_store *s);
 /* Bytes of the GPU's memory that it holds. */
 size_t cuda_store_bytes(cuda_store *s);
 

@@ -126,7 +126,8 @@ static void multiply(nn *c, const product *p, int64_t first, int64_t m, cu_addre
                             .add = add,
                             .bias = bias != 0,
                             .bias_type = DTYPE_F32,
-                            .scaled = p->type == DTYPE_F8_E4M3};
+                            .scaled = p->type == DTYPE_F8_E4M3,
+                            .fast_sums = p->type == DTYPE_F8_E4M3};
     const blas_operands at = {.out = out,
                               .x =
                                   p->x.data + (uint64_t)(first * p->x.stride) * dtype_size(p->type),

@@ -38,7 +38,7 @@ struct cuda_store {
     stage stages[STAGES];
     int next;
     cu_event uploaded; /* behind the last upload */
-    int64_t uploads;
+    int64_t uploads, drops;
 };
 
 /* ---- Life ------------------------------------------------------------------------------------ */
@@ -152,10 +152,19 @@ void cuda_store_drop(cuda_store *s, const void *begin, size_t bytes)
         dropped++;
     }
     s->used -= dropped;
+    s->drops += dropped > 0;
     if (dropped) /* others may have stood behind those that went; without memory they are copied
                   * again when they are needed */
         rebuild(s, s->capacity, NULL);
     pthread_mutex_unlock(&s->lock);
+}
+
+int64_t cuda_store_drops(cuda_store *s)
+{
+    pthread_mutex_lock(&s->lock);
+    int64_t drops = s->drops;
+    pthread_mutex_unlock(&s->lock);
+    return drops;
 }
 
 size_t cuda_store_bytes(cuda_store *s)
