@@ -354,7 +354,7 @@ static void block(nn *c, const zimage *m, const zimage_block *k, const nn_tensor
     nn_add_rms_norm(c, x, &attended, &k->attention_norm2, m->eps, gate_msa,
                     &(nn_next_norm){&input, &k->ffn_norm1, m->eps, scale_mlp});
     nn_release(c, behind);
-    nn_tensor hidden = nn_new_work2(c, s, m->ffn_dim);
+    nn_tensor hidden = nn_new_input(c, s, &k->w2);
     nn_linear(c, &hidden, &input, &k->w1, &(nn_epilogue){.activation = NN_SILU, .up = &k->w3});
     nn_linear(c, &h, &hidden, &k->w2, NULL);
     nn_add_rms_norm(c, x, &h, &k->ffn_norm2, m->eps, gate_mlp, NULL);

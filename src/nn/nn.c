@@ -241,6 +241,12 @@ nn_tensor nn_new_operand(nn *c, int64_t m, int64_t k)
     return t;
 }
 
+nn_tensor nn_new_input(nn *c, int64_t m, const nn_weight *w)
+{
+    const bool operand = c->device->writes_operand && c->device->writes_operand(c, w);
+    return operand ? nn_new_operand(c, m, w->n[1]) : nn_new_work2(c, m, w->n[1]);
+}
+
 nn_precision nn_set_precision(nn *c, nn_precision precision)
 {
     nn_precision before = c->params.precision;
@@ -551,7 +557,8 @@ void nn_linear(nn *c, const nn_tensor *out, const nn_tensor *x, const nn_weight 
 {
     const nn_epilogue none = {0}, *e = epilogue ? epilogue : &none;
     bool fits =
-        nn_has(w) && w->rank == 2 && x->rank == 2 && x->n[1] == w->n[1] && !out->operand &&
+        nn_has(w) && w->rank == 2 && x->rank == 2 && x->n[1] == w->n[1] &&
+        (!out->operand || (e->up && !e->add && !e->gate && c->device->writes_operand)) &&
         is_matrix(out, x->n[0], w->n[0]) && (!e->bias || is_vector(e->bias, w->n[0])) &&
         (!e->gate || is_row(e->gate, w->n[0])) && !(x->operand && (w->sensitive || w->outliers)) &&
         (!e->up || (nn_has(e->up) && e->up->rank == 2 && e->up->n[0] == w->n[0] &&

@@ -152,6 +152,9 @@ nn_tensor nn_new_work3(nn *c, int64_t n0, int64_t n1, int64_t n2);
  * layers (their weights without marks) on the same input. Written by nn_rms_norm, nn_layer_norm and
  * nn_prepare, read by nn_linear. */
 nn_tensor nn_new_operand(nn *c, int64_t m, int64_t k);
+/* The input [M, K] of a linear layer with w [N, K] alone, to be written by a linear layer with `up`:
+ * an operand where the device can write one there, else as nn_new_work2. */
+nn_tensor nn_new_input(nn *c, int64_t m, const nn_weight *w);
 /* For what follows; returns what it was. An operand is used under the precision that it was made
  * in. */
 nn_precision nn_set_precision(nn *c, nn_precision precision);
@@ -222,7 +225,7 @@ typedef struct nn_epilogue {
 } nn_epilogue;
 
 /* out [M, N] = epilogue(x [M, K] w^T), w [N, K]; epilogue may be NULL. out and x may be parts of
- * wider matrices; x may be an operand. */
+ * wider matrices; x may be an operand, out what nn_new_input made. */
 void nn_linear(nn *c, const nn_tensor *out, const nn_tensor *x, const nn_weight *w,
                const nn_epilogue *epilogue);
 

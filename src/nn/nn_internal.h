@@ -33,6 +33,8 @@ typedef struct nn_device {
     void (*embed)(nn *c, const nn_tensor *out, const nn_weight *w, const int32_t *ids);
     void (*fill_rows)(nn *c, const nn_tensor *out, const nn_weight *w);
     size_t (*operand_bytes)(const nn *c, int64_t m, int64_t k);
+    /* Whether a linear layer writes the operand of the next one, w; NULL: never. */
+    bool (*writes_operand)(const nn *c, const nn_weight *w);
     void (*prepare)(nn *c, const nn_tensor *out, const nn_tensor *x);
     void (*linear)(nn *c, const nn_tensor *out, const nn_tensor *x, const nn_weight *w,
                    const nn_epilogue *epilogue);

@@ -66,7 +66,10 @@ static void encode_prompt(ct_job *job, nn *c, prompt *p, unit_counter *units)
     const int64_t size = p->count * m->feature_width;
     size_t mark = nn_mark(c);
     residency_begin(&job->residency, SECTION_ENCODE);
-    nn_tensor features = m->family->encode(c, m, p->ids, p->count, p->words, unit_done, units);
+    /* Of a device that works later than it is told to, layers are done when the features are here. */
+    const bool later = nn_lag(c) > 0;
+    nn_tensor features =
+        m->family->encode(c, m, p->ids, p->count, p->words, later ? NULL : unit_done, units);
     if (!nn_is_dry(c) && !nn_stopped(c)) {
         p->features = mem_array(job->allocator, (size_t)size, sizeof(float));
         if (!p->features)
@@ -75,6 +78,8 @@ static void encode_prompt(ct_job *job, nn *c, prompt *p, unit_counter *units)
         else
             nn_download(c, &features, p->features, size);
     }
+    for (int i = 0; later && i < m->encode_units; i++)
+        unit_done(units, i);
     nn_release(c, mark);
 }
 

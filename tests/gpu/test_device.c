@@ -313,6 +313,36 @@ static void test_linears(void)
     }
 }
 
+typedef struct pair_case {
+    int64_t m, k, n, hidden;
+    float *x;
+    nn_weight gate, up, down;
+} pair_case;
+
+static void pair_body(nn *c, void *user, float *out)
+{
+    const pair_case *p = user;
+    nn_tensor x = put_work(c, p->x, p->m, p->k), y = nn_new2(c, p->m, p->n);
+    nn_tensor hidden = nn_new_input(c, p->m, &p->down);
+    nn_linear(c, &hidden, &x, &p->gate, &(nn_epilogue){.activation = NN_SILU, .up = &p->up});
+    nn_linear(c, &y, &hidden, &p->down, NULL);
+    nn_download(c, &y, out, p->m * p->n);
+}
+
+static void test_pairs(void)
+{
+    static const int64_t hidden[] = {64, 1040, 10240, 13312};
+    for (int i = 0; i < 4; i++) {
+        pair_case p = {.m = 33, .k = 128, .n = 96, .hidden = hidden[i]};
+        p.gate = weight(DTYPE_BF16, 0, 2, p.hidden, p.k);
+        p.up = weight(DTYPE_BF16, 0, 2, p.hidden, p.k);
+        p.down = weight(DTYPE_BF16, 0, 2, p.n, p.hidden);
+        p.x = numbers(p.m * p.k, 1);
+        run(&(test){"feed forward", {5e-6, 1.5e-2, 8e-2, 1.5e-1}, p.m * p.n, pair_body, &p});
+        free(p.x);
+    }
+}
+
 /* ---- Rows ------------------------------------------------------------------------------------ */
 
 typedef struct rows_case {
@@ -735,6 +765,7 @@ int main(void)
     test_rows();
     test_linear();
     test_linears();
+    test_pairs();
     test_attention();
     test_groups();
     test_conv();

@@ -492,6 +492,7 @@ const nn_device nn_cuda_device = {
     .embed = cuda_embed,
     .fill_rows = cuda_fill_rows,
     .operand_bytes = cuda_operand_bytes,
+    .writes_operand = cuda_writes_operand,
     .prepare = cuda_prepare,
     .linear = cuda_linear,
     .linears = cuda_linears,

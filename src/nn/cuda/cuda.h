@@ -207,6 +207,7 @@ void cuda_attention(nn *c, const nn_tensor *out, const nn_tensor *q, const nn_te
                     const nn_tensor *v, int heads, int kv_heads, bool causal);
 
 /* op_linear.c */
+bool cuda_writes_operand(const nn *c, const nn_weight *w);
 void cuda_linear(nn *c, const nn_tensor *out, const nn_tensor *x, const nn_weight *w,
                  const nn_epilogue *epilogue);
 void cuda_linears(nn *c, const nn_tensor *out, const nn_tensor *x, const nn_weight *const *w,
