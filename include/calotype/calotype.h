@@ -356,9 +356,9 @@ typedef struct ct_generate_params {
      * refused where that does not suffice. 0: what the machine has; then only a job whose working
      * memory alone is too large is refused. See MEMORY. */
     uint64_t max_memory;
-    /* Pictures that the new one is made from, in the order in which the prompt speaks of them, where
-     * the model can do that (ct_model_info.max_references). They are copied. Without width or height
-     * the new picture has the size of the first, as the model sees it: pictures of more than
+    /* Pictures that the new one is made from, in the order in which the prompt speaks of them,
+     * where the model can do that (ct_model_info.max_references). They are copied. Without width or
+     * height the new picture has the size of the first, as the model sees it: pictures of more than
      * 1024 x 1024 pixels are made smaller to that area, and their edges are cut to a multiple of
      * size_multiple. */
     const struct ct_image *const *references;
@@ -485,10 +485,13 @@ CT_API const char *ct_image_recipe_text(const ct_image *image);
 /* Writes a PNG with the recipe in text chunks ("calotype": JSON, "parameters": text). The picture
  * is written beside path under a temporary name and renamed when it is whole. */
 CT_API ct_status ct_image_save(const ct_image *image, const char *path, ct_error *error);
-/* Reads a PNG, JPEG or WebP as 8-bit RGB (alpha over white, upright as Exif data say), and its recipe
- * where it has one. Refuses animations. */
+/* Reads a PNG, JPEG or WebP as 8-bit RGB (alpha over white, upright as Exif data say), and its
+ * recipe where it has one. Refuses animations. */
 CT_API ct_status ct_image_load(ct_context *context, const char *path, ct_image **out,
                                ct_error *error);
+/* A picture of the caller's pixels, [height][width] RGB, which are copied; for references. */
+CT_API ct_status ct_image_from_pixels(ct_context *context, int width, int height,
+                                      const uint8_t *pixels, ct_image **out, ct_error *error);
 CT_API void ct_image_free(ct_image **image);
 
 /* CT_OK if a file can be written at path: its folder exists and can be written to, and path is not

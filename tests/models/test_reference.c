@@ -300,7 +300,7 @@ static void test_bf16_bound(void **state)
     check_bf16_bound("klein/wide");
 }
 
-/* ---- The encoder ------------------------------------------------------------------------------ */
+/* ---- The encoder ----------------------------------------------------------------------------- */
 
 typedef struct encode_check {
     const weights *truth;
