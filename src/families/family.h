@@ -10,6 +10,7 @@
 
 #include "core/strbuf.h"
 #include "io/json.h"
+#include "io/names.h"
 #include "io/weights.h"
 #include "models/bind.h"
 #include "models/vae.h"
@@ -61,6 +62,8 @@ struct family {
     const char *classes[PART_COUNT]; /* of the parts, as their configurations have them */
     const char *const *evidence;     /* names of tensors that only this transformer has, one for
                                           * each layout of names; NULL ends the list */
+
+    name_layout mflux_names; /* those that mflux gives the tensors */
 
     /* What stands around a prompt. Prompts have at most max_prompt_tokens tokens with it, their
      * tail is cut off; padded: shorter ones are filled up with pad_token. */

@@ -193,6 +193,7 @@ const family family_flux2_klein = {
     .pipeline = "Flux2KleinPipeline",
     .classes = {"Qwen3ForCausalLM", "Flux2Transformer2DModel", "AutoencoderKLFlux2"},
     .evidence = (const char *const[]){"double_stream_modulation_img.linear.weight", NULL},
+    .mflux_names = NAMES_MFLUX_FLUX2,
     .before = "<|im_start|>user\n",
     .after = "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n",
     .max_prompt_tokens = PROMPT_TOKENS,

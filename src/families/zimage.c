@@ -157,6 +157,7 @@ const family family_zimage = {
     .pipeline = "ZImagePipeline",
     .classes = {"Qwen3ForCausalLM", "ZImageTransformer2DModel", "AutoencoderKL"},
     .evidence = (const char *const[]){"cap_embedder.1.weight", NULL},
+    .mflux_names = NAMES_MFLUX,
     .before = "<|im_start|>user\n",
     .after = "<|im_end|>\n<|im_start|>assistant\n",
     .max_prompt_tokens = MAX_PROMPT_TOKENS,

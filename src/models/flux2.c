@@ -12,6 +12,8 @@
 
 #include <math.h>
 
+#define MFLUX_GROUP 64
+
 /* ---- Loading --------------------------------------------------------------------------------- */
 
 /* What the shapes of the tensors tell; read_config has the values of the published models for the
@@ -20,13 +22,16 @@ static void infer(const weights *w, json_writer *out)
 {
     const int64_t dim = tensor_size(w, "x_embedder.weight", 0);
     const int64_t head = tensor_size(w, "transformer_blocks.0.attn.norm_q.weight", 0);
-    infer_integer(out, "in_channels", tensor_size(w, "x_embedder.weight", 1));
+    infer_integer(out, "in_channels", tensor_size(w, "proj_out.weight", 0));
     infer_integer(out, "num_layers", names_parts(w, "transformer_blocks", "attn.norm_q.weight"));
     infer_integer(out, "num_single_layers",
                   names_parts(w, "single_transformer_blocks", "attn.norm_q.weight"));
     infer_integer(out, "attention_head_dim", head);
     infer_integer(out, "num_attention_heads", head > 0 ? dim / head : 0);
-    infer_integer(out, "joint_attention_dim", tensor_size(w, "context_embedder.weight", 1));
+    /* Of codes the groups tell, of which mflux knows but one size. */
+    const int64_t groups = tensor_size(w, "context_embedder.scales", 1);
+    infer_integer(out, "joint_attention_dim",
+                  groups ? groups * MFLUX_GROUP : tensor_size(w, "context_embedder.weight", 1));
     json_write_key(out, "guidance_embeds");
     json_write_boolean(
         out, names_find(w, "time_guidance_embed.guidance_embedder.linear_1.weight") != NULL);

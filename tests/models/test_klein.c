@@ -1,7 +1,9 @@
 /* FLUX.2-klein through the public interface: what is its own, besides the numbers, which
  * test_reference.c compares. */
+#define _XOPEN_SOURCE 700 /* nftw */
 #include "test_support.h"
 
+#include <ftw.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -326,6 +328,17 @@ static void test_bad_references(void **state)
     ct_model_free(&other);
 }
 
+static double psnr(const ct_image *a, const ct_image *b)
+{
+    const int bytes = 3 * ct_image_width(a) * ct_image_height(a);
+    double square = 0;
+    for (int i = 0; i < bytes; i++) {
+        const double d = (double)ct_image_pixels(a)[i] - (double)ct_image_pixels(b)[i];
+        square += d * d / bytes;
+    }
+    return 10 * log10(255 * 255 / square);
+}
+
 /* The same picture with all blocks streamed; 8 bits are near. */
 static void test_memory_and_precision(void **state)
 {
@@ -350,19 +363,63 @@ static void test_memory_and_precision(void **state)
     for (int i = 0; i < 2; i++) {
         p.precision = precisions[i];
         ct_image *rounded = generate(model, &p);
-        double square = 0;
-        for (int k = 0; k < 3 * 48 * 32; k++) {
-            const double d =
-                (double)ct_image_pixels(whole)[k] - (double)ct_image_pixels(rounded)[k];
-            square += d * d / (3 * 48 * 32);
-        }
-        assert_true(10 * log10(255 * 255 / square) > 35);
+        assert_true(psnr(whole, rounded) > 35);
         ct_image_free(&rounded);
     }
     ct_image_free(&whole);
     ct_image_free(&streamed);
     ct_image_free(&reference);
     ct_model_free(&model);
+}
+
+static int remove_entry(const char *path, const struct stat *st, int kind, struct FTW *ftw)
+{
+    (void)st;
+    (void)kind;
+    (void)ftw;
+    return remove(path);
+}
+
+/* Both layouts of quantized files, with the names of each. */
+static void test_quantized(void **state)
+{
+    (void)state;
+    static const struct {
+        int bits, group;
+        const char *file, *name;
+    } kinds[] = {
+        {8, 32, "transformer/model.safetensors", "time_guidance_embed.timestep_embedder.linear_1"},
+        {8, 64, "transformer/0.safetensors", "\"time_guidance_embed.linear_1.weight"}};
+    ct_model *model = load("klein_base");
+    ct_generate_params p = small();
+    ct_image *exact = generate(model, &p);
+    ct_model_free(&model);
+    for (int i = 0; i < 2; i++) {
+        test_folder folder;
+        test_folder_create(&folder);
+        ct_quantize_params q;
+        ct_quantize_params_init(&q);
+        q.output = test_path(&folder, "out");
+        q.bits = kinds[i].bits;
+        q.group_size = kinds[i].group;
+        ct_error error;
+        test_ok(ct_quantize(context, test_fixture("klein_base/model"), &q, NULL, &error), &error);
+        char path[1024];
+        snprintf(path, sizeof path, "%s/%s", q.output, kinds[i].file);
+        size_t size;
+        char *bytes = (char *)test_read_file(path, &size);
+        bytes[size < 20000 ? size - 1 : 20000] = 0; /* the header is longer than that */
+        assert_non_null(strstr(bytes + 8, kinds[i].name));
+        free(bytes);
+        test_ok(ct_model_load(context, q.output, &model, &error), &error);
+        ct_image *rounded = generate(model, &p);
+        assert_true(psnr(exact, rounded) > 45);
+        ct_image_free(&rounded);
+        ct_model_free(&model);
+        nftw(q.output, remove_entry, 16, FTW_DEPTH | FTW_PHYS);
+        test_folder_remove(&folder);
+    }
+    ct_image_free(&exact);
 }
 
 static ct_status whole_life(const ct_allocator *a, void *user, ct_error *error)
@@ -423,6 +480,7 @@ int main(void)
         cmocka_unit_test(test_sizes),
         cmocka_unit_test(test_bad_references),
         cmocka_unit_test(test_memory_and_precision),
+        cmocka_unit_test(test_quantized),
         cmocka_unit_test(test_allocations_fail),
     };
     return cmocka_run_group_tests(tests, set_up, tear_down);
