@@ -19,7 +19,8 @@ static ct_status load(family_model *m, const load_options *options,
     qwen3 *text_encoder = NULL;
     flux2 *transformer = NULL;
     vae_kl *vae = NULL;
-    /* Programs around MLX do not say which it is; nearly all files are distilled. */
+    /* Programs around MLX do not say which it is. Nearly all files are distilled; but guidance that
+     * is asked for is given. */
     bool distilled = true;
     ct_status status =
         index ? config_boolean(index, "is_distilled", false, &distilled, error) : CT_OK;
@@ -52,7 +53,7 @@ static ct_status load(family_model *m, const load_options *options,
     else if (transformer->doubles > 0)
         m->typical = &transformer->double_block[0].image.gate;
     m->distilled = distilled;
-    m->guidance_ignored = distilled;
+    m->guidance_ignored = distilled && index;
     return CT_OK;
 }
 
