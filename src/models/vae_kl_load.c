@@ -11,8 +11,8 @@
 
 /* ---- Loading --------------------------------------------------------------------------------- */
 
-/* What the tensors tell; the rest is that of the only published VAEs of this structure with 16 and 32
- * latent channels: FLUX.1's, which Z-Image uses, and FLUX.2's, which has statistics. */
+/* What the tensors tell; the rest is that of the only published VAEs of this structure with 16 and
+ * 32 latent channels: FLUX.1's, which Z-Image uses, and FLUX.2's, which has statistics. */
 static void infer(const weights *w, json_writer *out)
 {
     char name[NAMES_LENGTH];
