@@ -79,7 +79,7 @@ const option_info option_table[OPTION_COUNT] = {
     },
     [OPTION_STEPS] = {
         .name = "steps", .kind = OPTION_KIND_INTEGER, .metavar = "N",
-        .group = OPTION_GROUP_PICTURE, .commands = GENERATE | PLAN,
+        .group = OPTION_GROUP_PICTURE, .commands = GENERATE | PLAN | BENCH,
         .min = 1, .max = 1000,
         .help = "steps of the sampler",
         .fallback = "the model's own",
@@ -94,9 +94,10 @@ const option_info option_table[OPTION_COUNT] = {
     },
     [OPTION_BATCH_COUNT] = {
         .name = "batch-count", .letter = 'b', .kind = OPTION_KIND_INTEGER, .metavar = "N",
-        .group = OPTION_GROUP_PICTURE, .commands = GENERATE,
+        .group = OPTION_GROUP_PICTURE, .commands = GENERATE | BENCH,
         .min = 1, .max = 100000,
-        .help = "so many pictures, with seeds SEED, SEED+1 and so on",
+        .help = "so many pictures, with seeds SEED, SEED+1 and so on (bench: the best time of each "
+                "stage counts)",
         .fallback = "1",
         .elsewhere = "batch batch-size count num-images num-images-per-prompt",
     },
@@ -152,10 +153,21 @@ const option_info option_table[OPTION_COUNT] = {
         .name = "precision", .kind = OPTION_KIND_CHOICE, .metavar = "P",
         .group = OPTION_GROUP_MACHINE, .commands = GENERATE | PLAN | BENCH,
         .help = "how the transformer multiplies: fp32 is the reference to rounding; bf16 and int8 "
-                "are faster where the processor has such instructions; auto: bf16 there",
+                "are faster where the processor has such instructions; fp8 on GPUs that have it; "
+                "auto: bf16 where that is fast",
         .fallback = "auto",
-        .words = "auto fp32 bf16 int8",
+        .words = "auto fp32 bf16 int8 fp8",
         .elsewhere = "dtype torch-dtype type",
+    },
+    [OPTION_DEVICE] = {
+        .name = "device", .kind = OPTION_KIND_TEXT, .metavar = "D",
+        .group = OPTION_GROUP_MACHINE, .commands = GENERATE | PLAN | BENCH,
+        .help = "where to compute: cpu, cuda or cuda:N (calotype devices lists them); auto: the "
+                "first GPU that can be used, else the CPU",
+        .fallback = "auto",
+        .words = "auto cpu cuda",
+        .environment = "CALOTYPE_DEVICE",
+        .elsewhere = "backend gpu cuda",
     },
     [OPTION_CPU] = {
         .name = "cpu", .kind = OPTION_KIND_TEXT, .metavar = "TIER",

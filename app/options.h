@@ -32,6 +32,7 @@ typedef enum option_id {
     OPTION_SHIFT,
     OPTION_THREADS,
     OPTION_PRECISION,
+    OPTION_DEVICE,
     OPTION_CPU,
     OPTION_MAX_MEMORY,
     OPTION_RNG,

@@ -67,6 +67,7 @@ int devices_run(const options *o, report *r)
     char cache[4096];
     ct_context_params params;
     ct_context_params_init(&params);
+    params.device = "cpu";
     params.threads = (int)o->value[OPTION_THREADS].integer;
     params.cpu = o->value[OPTION_CPU].text;
     params.callbacks = report_callbacks(r);

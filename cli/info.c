@@ -213,6 +213,7 @@ int info_run(const options *o, report *r)
     ct_context *context = NULL;
     ct_context_params params;
     ct_context_params_init(&params);
+    params.device = "cpu";
     params.threads = 1;
     params.callbacks = report_callbacks(r);
     ct_status status;

@@ -1,5 +1,6 @@
 #include "cli/params.h"
 #include "core/mem.h"
+#include "cli/cache.h"
 
 #include <errno.h>
 #include <string.h>
@@ -13,6 +14,9 @@ ct_status context_from_options(ct_context **out, const options *o, report *r, ct
     ct_context_params_init(&params);
     params.threads = (int)o->value[OPTION_THREADS].integer;
     params.cpu = o->value[OPTION_CPU].text;
+    params.device = o->value[OPTION_DEVICE].text;
+    char cache[4096];
+    params.cache = cache_folder(cache, sizeof cache);
     params.callbacks = report_callbacks(r);
     return ct_context_create(&params, out, error);
 }
@@ -20,7 +24,8 @@ ct_status context_from_options(ct_context **out, const options *o, report *r, ct
 static ct_precision parse_precision(const option_value *value)
 {
     static const ct_precision in_order_of_words[] = {CT_PRECISION_AUTO, CT_PRECISION_FP32,
-                                                     CT_PRECISION_BF16, CT_PRECISION_INT8};
+                                                     CT_PRECISION_BF16, CT_PRECISION_INT8,
+                                                     CT_PRECISION_FP8};
     return value->given ? in_order_of_words[value->integer] : CT_PRECISION_AUTO;
 }
 

@@ -138,6 +138,7 @@ int quantize_run(const options *o, report *r)
     p.user = &q;
     ct_context_params context_params;
     ct_context_params_init(&context_params);
+    context_params.device = "cpu";
     context_params.threads = (int)value[OPTION_THREADS].integer;
     context_params.callbacks = report_callbacks(r);
     r->progress_events = false; /* each tensor has an event of its own */

@@ -6,7 +6,7 @@ set -eu
 needed=$(readelf -d "$1" | sed -n 's/.*(NEEDED).*\[\(.*\)\]/\1/p')
 for library in $needed; do
     case $library in
-    libc.so.* | libm.so.* | libpthread.so.* | ld-linux*.so.*) ;; # all of them parts of glibc
+    libc.so.* | libm.so.* | libdl.so.* | libpthread.so.* | ld-linux*.so.*) ;; # all of them parts of glibc
     *)
         echo "$1 needs $library, which is not a part of libc" >&2
         exit 1

@@ -152,6 +152,10 @@ typedef struct ct_context_params {
     int threads;            /* 0: one for each processor that this process may use; at most 1024 */
     const char *cpu;        /* NULL: the best kernels for this processor; or force a set by name:
                              * "baseline", "avx2", "avx512" (x86-64), "baseline" (others) */
+    /* Where networks run: "cpu", "cuda" or "cuda:0" (a GPU, see ct_devices; a failure where it
+     * cannot be used), or "auto", which is what NULL means: the first GPU that can be used, else
+     * the CPU. */
+    const char *device;
     ct_callbacks callbacks; /* used by everything made from this context */
     ct_allocator allocator; /* all NULL: malloc and free */
     /* A folder for what is worth keeping from run to run: kernels compiled for a GPU, and what was
@@ -172,6 +176,8 @@ CT_API void ct_context_free(ct_context **context);
 CT_API int ct_context_threads(const ct_context *context);
 /* The name of the kernels in use, such as "avx2". */
 CT_API const char *ct_context_cpu(const ct_context *context);
+/* The name of the GPU that networks run on, such as "NVIDIA H200"; NULL where that is the CPU. */
+CT_API const char *ct_context_gpu(const ct_context *context);
 
 /* ---- Devices --------------------------------------------------------------------------------- */
 
@@ -308,12 +314,13 @@ typedef enum ct_precision {
     CT_PRECISION_BF16 = 2, /* operands of the matrix products and of attention in text encoder and
                             * transformer are rounded to bfloat16; sums and everything else, and
                             * the VAE, stay float32 */
-    CT_PRECISION_INT8 = 3  /* matrix products of the transformer's blocks in 8-bit integers: a scale
+    CT_PRECISION_INT8 = 3, /* matrix products of the transformer's blocks in 8-bit integers: a scale
                             * for each token and for each row of a weight (the down projections
                             * rotated by a Hadamard matrix first); the rest as bf16 */
+    CT_PRECISION_FP8 = 4   /* likewise in 8-bit floats (e4m3): GPUs that have them */
 } ct_precision;
 
-/* "auto", "fp32", "bf16", "int8"; NULL for other values. */
+/* "auto", "fp32", "bf16", "int8", "fp8"; NULL for other values. */
 CT_API const char *ct_precision_name(ct_precision precision);
 
 typedef enum ct_rng {

@@ -169,7 +169,8 @@ void nn_download(nn *c, const nn_tensor *t, float *data, int64_t count);
 float *nn_begin_write(nn *c, const nn_tensor *t);
 void nn_end_write(nn *c, const nn_tensor *t);
 /* A download that does not hold up a device which works in the background: begin takes the tensor
- * as it will be when the device gets there, end waits for that. Two may be under way: slot 0 or 1. */
+ * as it will be when the device gets there, end waits for that. Two may be under way: slot 0 or 1.
+ * */
 void nn_download_begin(nn *c, int slot, const nn_tensor *t);
 void nn_download_end(nn *c, int slot, float *data, int64_t count);
 /* How many downloads should be begun before the first is ended, so that the device always has work:
@@ -274,8 +275,8 @@ void nn_add_scaled(nn *c, const nn_tensor *x, const nn_tensor *y, double factor)
 void nn_guide(nn *c, const nn_tensor *positive, const nn_tensor *negative, double guidance,
               bool normalize);
 
-/* planes [C, H, W] to tokens [H/patch * W/patch, patch * patch * C] with features [py, px, channel],
- * and back. planes are float32. */
+/* planes [C, H, W] to tokens [H/patch * W/patch, patch * patch * C] with features [py, px,
+ * channel], and back. planes are float32. */
 void nn_patches(nn *c, const nn_tensor *tokens, const nn_tensor *planes, int patch);
 void nn_from_patches(nn *c, const nn_tensor *planes, const nn_tensor *tokens, int patch);
 /* picture [H, W, C] = planes [C, H, W] of the host * factor + offset, and planes = picture. */

@@ -5,6 +5,7 @@
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
+#include <string.h>
 
 #define STRING2(x) #x
 #define STRING(x) STRING2(x)
@@ -17,6 +18,44 @@ const char *ct_version(void)
 void ct_context_params_init(ct_context_params *params)
 {
     *params = (ct_context_params){.struct_size = sizeof *params};
+}
+
+/* "cuda" or "cuda:3". */
+static bool parse_gpu(const char *device, int *ordinal)
+{
+    *ordinal = 0;
+    if (strcmp(device, "cuda") == 0)
+        return true;
+    if (strncmp(device, "cuda:", 5) != 0 || !device[5])
+        return false;
+    for (const char *p = device + 5; *p; p++) {
+        if (*p < '0' || *p > '9' || *ordinal > 1000)
+            return false;
+        *ordinal = *ordinal * 10 + (*p - '0');
+    }
+    return true;
+}
+
+static ct_status open_gpu(ct_context *c, const char *device, ct_error *error)
+{
+    const bool any = strcmp(device, "auto") == 0;
+    cuda_gpu_params params = {
+        .allocator = &c->allocator, .threads = c->threads, .folder = c->cache};
+    if (strcmp(device, "cpu") == 0)
+        return CT_OK;
+    if (!any && !parse_gpu(device, &params.ordinal))
+        return error_set(error, CT_EINVAL,
+                         "device is \"%s\"; it must be auto, cpu, cuda or cuda:N", device);
+    ct_error reason;
+    if (cuda_gpu_open(&c->gpu, &params, &reason) == CT_OK) {
+        log_message(&c->callbacks, CT_LOG_INFO, "device: %s, %s", cuda_gpu_name(c->gpu),
+                    cuda_gpu_libraries(c->gpu));
+        return CT_OK;
+    }
+    if (!any)
+        return error_set(error, reason.code, "%s", reason.message);
+    log_message(&c->callbacks, CT_LOG_DEBUG, "no GPU: %s", reason.message);
+    return CT_OK;
 }
 
 ct_status ct_context_create(const ct_context_params *params, ct_context **out, ct_error *error)
@@ -47,6 +86,8 @@ ct_status ct_context_create(const ct_context_params *params, ct_context **out, c
         status = error_memory(error, strlen(p.cache), "the name of the cache");
     if (status == CT_OK)
         status = pool_create(&c->threads, &c->allocator, p.threads, error);
+    if (status == CT_OK)
+        status = open_gpu(c, p.device ? p.device : "auto", error);
     if (status != CT_OK) {
         ct_context_free(&c);
         return status;
@@ -60,6 +101,7 @@ void ct_context_free(ct_context **context)
     if (!context || !*context)
         return;
     ct_allocator allocator = (*context)->allocator;
+    cuda_gpu_close((*context)->gpu);
     pool_free((*context)->threads);
     mem_free(&allocator, (*context)->cache);
     mem_free(&allocator, *context);
@@ -74,6 +116,11 @@ int ct_context_threads(const ct_context *context)
 const char *ct_context_cpu(const ct_context *context)
 {
     return context->kernels.name;
+}
+
+const char *ct_context_gpu(const ct_context *context)
+{
+    return context->gpu ? cuda_gpu_name(context->gpu) : NULL;
 }
 
 void log_message(const ct_callbacks *callbacks, ct_log_level level, const char *format, ...)

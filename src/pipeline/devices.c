@@ -27,7 +27,6 @@ typedef struct device_list {
 typedef struct libraries {
     cuda_driver driver;
     bool blas, dnn;
-    ct_error compiler; /* why there is none; CT_OK: there is */
 } libraries;
 
 static bool can_open(const char *const *names)
@@ -38,16 +37,12 @@ static bool can_open(const char *const *names)
 }
 
 /* Libraries of CUDA 13 need a driver of CUDA 13. */
-static void find_libraries(libraries *l, const ct_allocator *a)
+static void find_libraries(libraries *l)
 {
     static const char *const blas[] = {"libcublasLt.so.13", "libcublasLt.so.12", NULL};
     static const char *const dnn[] = {"libcudnn.so.9", NULL};
     l->blas = can_open(blas + (l->driver.version < 13000 ? 1 : 0));
     l->dnn = can_open(dnn);
-    cuda_compiler *compiler;
-    l->compiler.code = CT_OK;
-    nvrtc_open(&compiler, l->driver.version, a, &l->compiler);
-    cuda_compiler_close(compiler);
 }
 
 static void describe_cpu(const ct_context *c, entry *e, ct_device_info *info)
@@ -74,10 +69,12 @@ static ct_status check_gpu(const ct_context *c, const libraries *l, const cuda_d
                          "LD_LIBRARY_PATH",
                          l->driver.version < 13000 ? 12 : 13);
     const cuda_target target = {gpu->major, gpu->minor, gpu->major >= 8 ? DTYPE_BF16 : DTYPE_F16};
-    if (l->compiler.code != CT_OK &&
-        !cuda_kernels_cached(&l->driver, &target, c->cache, &c->allocator))
-        return error_set(error, l->compiler.code, "%s", l->compiler.message);
-    return CT_OK;
+    if (cuda_kernels_cached(&l->driver, &target, c->cache, &c->allocator))
+        return CT_OK;
+    cuda_compiler *compiler;
+    ct_status status = nvrtc_open(&compiler, l->driver.version, &target, &c->allocator, error);
+    cuda_compiler_close(compiler);
+    return status;
 }
 
 static void describe_gpu(const ct_context *c, const libraries *l, int ordinal, entry *e,
@@ -154,7 +151,7 @@ ct_status ct_devices(ct_context *context, ct_device_list **out, ct_error *error)
         snprintf(list->entry[1].name, sizeof list->entry[1].name, "CUDA");
         list->entry[1].problem = none;
     } else {
-        find_libraries(&l, &context->allocator);
+        find_libraries(&l);
         for (int i = 0; i < gpus; i++)
             describe_gpu(context, &l, i, &list->entry[1 + i], &list->info[1 + i]);
     }

@@ -7,6 +7,7 @@
 #include "families/family.h"
 #include "io/fingerprint.h"
 #include "nn/cpu/kernels.h"
+#include "nn/cuda/gpu.h"
 #include "sampling/flow_match.h"
 #include "text/tokenizer.h"
 
@@ -15,6 +16,7 @@ struct ct_context {
     ct_callbacks callbacks;
     pool *threads;
     cpu_kernels kernels;
+    cuda_gpu *gpu; /* where networks run; NULL: on the CPU */
     char *cache; /* a folder, or NULL */
 };
 
@@ -25,6 +27,7 @@ struct ct_model {
     tokenizer *tokenizer;
     family_model parts;
     flow_match scheduler;
+    cuda_store *gpu_weights; /* where the context has a GPU */
     ct_model_info info;
     ct_component_info components[PART_COUNT];
     char hash[FINGERPRINT_DIGITS + 1];

@@ -378,6 +378,8 @@ ct_status ct_model_load_with(ct_context *context, const char *directory,
         status = describe_parts(m, error);
     if (status == CT_OK)
         status = hash_model(m, error);
+    if (status == CT_OK && context->gpu)
+        status = cuda_store_create(&m->gpu_weights, context->gpu, error);
     if (status != CT_OK) {
         ct_model_free(&m);
         return status;
@@ -404,6 +406,7 @@ void ct_model_free(ct_model **model)
         mem_free(a, m->components[i].summary);
         mem_free(a, m->components[i].paths);
     }
+    cuda_store_free(m->gpu_weights);
     tokenizer_free(m->tokenizer);
     if (m->parts.family)
         m->parts.family->free(&m->parts);

@@ -122,6 +122,8 @@ static ct_status find_decode_ways(const ct_job *job, decode_ways *ways, ct_error
     ways->count = 1;
     ways->way[0].strip_rows = 0;
     ways->way[0].bytes = job->arena[CT_STAGE_DECODE];
+    if (job->model->context->gpu)
+        return CT_OK;
     for (d.strip_rows = HIGHEST_STRIP; d.strip_rows > 0; d.strip_rows /= 2) {
         size_t bytes;
         ct_status status = parts->family->decode_peak(parts, &d, &params, &bytes, error);
@@ -159,6 +161,8 @@ static ct_status measure(planning *p, ct_error *error)
 static uint64_t working_bytes(const planning *p, int stage, int way)
 {
     const ct_memory_stage *s = &p->plan->stage[stage];
+    if (p->job->model->context->gpu) /* activations are there */
+        return s->buffer_bytes;
     return s->buffer_bytes +
            (stage == CT_STAGE_DECODE ? p->ways.way[way].bytes : s->activation_bytes);
 }

@@ -309,8 +309,8 @@ static void decode(ct_job *job, nn *c)
     end_stage(job, c, CT_STAGE_DECODE, m->weights[PART_VAE]);
 }
 
-/* The text encoder is small work, so 8 bits would gain little there; the VAE is computed in float32
- * (its convolutions gain more from fewer products than from shorter numbers). */
+/* The text encoder is small work, so 8 bits would gain little there. On the CPU the VAE is computed
+ * in float32 (its convolutions gain more from fewer products than from shorter numbers). */
 void job_execute(ct_job *job, nn *c, uint64_t seed)
 {
     const ct_precision precision = job->info.precision;
@@ -318,10 +318,11 @@ void job_execute(ct_job *job, nn *c, uint64_t seed)
     residency_start(&job->residency, nn_is_dry(c));
     encode_inputs(job, c);
     draw_noise(job, c, seed);
-    if (precision == CT_PRECISION_INT8)
-        nn_set_precision(c, NN_INT8);
+    if (precision == CT_PRECISION_INT8 || precision == CT_PRECISION_FP8)
+        nn_set_precision(c, precision == CT_PRECISION_INT8 ? NN_INT8 : NN_FP8);
     denoise(job, c);
-    nn_set_precision(c, NN_F32);
+    const bool halves = job->model->context->gpu && precision != CT_PRECISION_FP32;
+    nn_set_precision(c, halves ? NN_BF16 : NN_F32);
     decode(job, c);
 }
 
@@ -375,7 +376,8 @@ static ct_status add_recipe(const ct_job *job, ct_image *image, ct_error *error)
         .model_hash = info->hash,
         .model_class = info->class_name,
         .version = ct_version(),
-        .cpu = job->model->context->kernels.name,
+        .cpu = job->model->context->gpu ? cuda_gpu_name(job->model->context->gpu)
+                                        : job->model->context->kernels.name,
     };
     for (int i = 0; i < j->references; i++)
         r.reference_hash[i] = job->reference[i].hash;

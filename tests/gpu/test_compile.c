@@ -195,6 +195,9 @@ typedef struct fake {
     const char *missing; /* a kernel that is not there */
 } fake;
 
+/* Compiling takes its time, so these tests share a cache: the first fills it. */
+static test_folder cache;
+
 static fake world = {.lock = PTHREAD_MUTEX_INITIALIZER};
 
 static cu_result fake_load(cu_module *module, const void *image)
@@ -231,16 +234,22 @@ static cu_result fake_text(cu_result result, const char **text)
     return 0;
 }
 
-static cuda_driver fake_driver(void)
+static cuda_driver fake_functions(void)
 {
-    world.loaded = world.unloaded = world.functions = 0;
-    world.missing = NULL;
     return (cuda_driver){.version = 13000,
                          .module_load = fake_load,
                          .module_unload = fake_unload,
                          .module_function = fake_function,
                          .error_name = fake_text,
                          .error_text = fake_text};
+}
+
+/* For a new test. */
+static cuda_driver fake_driver(void)
+{
+    world.loaded = world.unloaded = world.functions = 0;
+    world.missing = NULL;
+    return fake_functions();
 }
 
 static void load(const cuda_driver *d, const char *folder)
@@ -259,6 +268,33 @@ static void load(const cuda_driver *d, const char *folder)
     cuda_kernels_unload(&kernels, d);
     assert_null(kernels.module[0]);
     assert_int_equal(world.unloaded, world.loaded);
+}
+
+static void *load_thread(void *folder)
+{
+    const cuda_driver d = fake_functions();
+    cuda_kernels kernels;
+    ct_error *error = calloc(1, sizeof *error);
+    cuda_kernels_load(&kernels, &d, &hopper, folder, &mem_default, error);
+    cuda_kernels_unload(&kernels, &d);
+    return error;
+}
+
+static void serves_two_at_once(void **state)
+{
+    (void)state;
+    const cuda_driver d = fake_driver();
+    assert_false(cuda_kernels_cached(&d, &hopper, cache.path, &mem_default));
+    pthread_t other;
+    assert_int_equal(pthread_create(&other, NULL, load_thread, cache.path), 0);
+    ct_error *here = load_thread(cache.path), *there;
+    pthread_join(other, (void **)&there);
+    test_ok(here->code, here);
+    test_ok(there->code, there);
+    free(here);
+    free(there);
+    assert_int_equal(world.loaded, 2 * CUDA_MODULES);
+    assert_int_equal(test_folder_count(&cache), CUDA_MODULES);
 }
 
 typedef struct cached {
@@ -299,89 +335,56 @@ static void look(const test_folder *folder, cached list[CUDA_MODULES])
 static void keeps_and_mends_the_cache(void **state)
 {
     (void)state;
-    test_folder folder;
-    test_folder_create(&folder);
     const cuda_driver d = fake_driver();
     cached first[CUDA_MODULES], second[CUDA_MODULES];
-    load(&d, folder.path);
-    look(&folder, first);
-    load(&d, folder.path);
-    look(&folder, second);
+    look(&cache, first);
+    assert_true(cuda_kernels_cached(&d, &hopper, cache.path, &mem_default));
+    /* Another GPU, type or driver is another matter. */
+    const cuda_target others[] = {{9, 0, DTYPE_F16}, {8, 9, DTYPE_BF16}};
+    for (int i = 0; i < 2; i++)
+        assert_false(cuda_kernels_cached(&d, &others[i], cache.path, &mem_default));
+    cuda_driver newer = d;
+    newer.version++;
+    assert_false(cuda_kernels_cached(&newer, &hopper, cache.path, &mem_default));
+    load(&d, cache.path);
+    look(&cache, second);
     for (int i = 0; i < CUDA_MODULES; i++) /* nothing was written */
         assert_true(first[i].inode == second[i].inode);
 
-    const char *path = test_path(&folder, first[1].name);
+    const char *path = test_path(&cache, first[1].name);
     size_t size, mended;
     unsigned char *data = test_read_file(path, &size);
     data[size / 2] ^= 1;
     test_write_file(path, data, size);
     data[size / 2] ^= 1;
-    load(&d, folder.path);
+    load(&d, cache.path);
     unsigned char *again = test_read_file(path, &mended);
     assert_int_equal(mended, size);
     test_bytes_equal(again, data, size);
     free(again);
     free(data);
-    assert_int_equal(test_folder_count(&folder), CUDA_MODULES);
-    test_folder_remove(&folder);
+    assert_int_equal(test_folder_count(&cache), CUDA_MODULES);
 }
 
-static void works_without_a_cache(void **state)
+static void works_where_nothing_can_be_kept(void **state)
 {
     (void)state;
     const cuda_driver d = fake_driver();
-    load(&d, NULL);
+    assert_false(cuda_kernels_cached(&d, &hopper, "/dev/null/not/a/folder", &mem_default));
     load(&d, "/dev/null/not/a/folder");
-}
-
-static void *load_thread(void *folder)
-{
-    cuda_driver d = {.version = 13000,
-                     .module_load = fake_load,
-                     .module_unload = fake_unload,
-                     .module_function = fake_function,
-                     .error_name = fake_text,
-                     .error_text = fake_text};
-    cuda_kernels kernels;
-    ct_error *error = calloc(1, sizeof *error);
-    cuda_kernels_load(&kernels, &d, &hopper, folder, &mem_default, error);
-    cuda_kernels_unload(&kernels, &d);
-    return error;
-}
-
-static void serves_two_at_once(void **state)
-{
-    (void)state;
-    test_folder folder;
-    test_folder_create(&folder);
-    fake_driver();
-    pthread_t other;
-    assert_int_equal(pthread_create(&other, NULL, load_thread, folder.path), 0);
-    ct_error *here = load_thread(folder.path), *there;
-    pthread_join(other, (void **)&there);
-    test_ok(here->code, here);
-    test_ok(there->code, there);
-    free(here);
-    free(there);
-    assert_int_equal(world.loaded, 2 * CUDA_MODULES);
-    assert_int_equal(test_folder_count(&folder), CUDA_MODULES);
-    test_folder_remove(&folder);
 }
 
 static void names_a_missing_kernel(void **state)
 {
     (void)state;
-    test_folder folder;
-    test_folder_create(&folder);
     const cuda_driver d = fake_driver();
     world.missing = cuda_kernel_name((cuda_kernel)(KERNEL_COUNT - 1));
     cuda_kernels kernels;
     ct_error error;
-    test_error(cuda_kernels_load(&kernels, &d, &hopper, folder.path, &mem_default, &error),
+    test_error(cuda_kernels_load(&kernels, &d, &hopper, cache.path, &mem_default, &error),
                CT_EDEVICE, &error, world.missing);
     assert_int_equal(world.unloaded, CUDA_MODULES);
     assert_null(kernels.module[0]);
-    test_folder_remove(&folder);
 }
 
 /* ---- */
@@ -408,10 +411,14 @@ int main(int argc, char **argv)
     }
     printf("NVRTC %d\n", nvrtc_version(compiler));
     const struct CMUnitTest others[] = {
-        cmocka_unit_test(lists_the_files),        cmocka_unit_test(shows_the_errors),
-        cmocka_unit_test(sets_the_macros),        cmocka_unit_test(makes_ptx_for_unknown_gpus),
-        cmocka_unit_test(refuses_what_it_cannot), cmocka_unit_test(keeps_and_mends_the_cache),
-        cmocka_unit_test(works_without_a_cache),  cmocka_unit_test(serves_two_at_once),
+        cmocka_unit_test(lists_the_files),
+        cmocka_unit_test(shows_the_errors),
+        cmocka_unit_test(sets_the_macros),
+        cmocka_unit_test(makes_ptx_for_unknown_gpus),
+        cmocka_unit_test(refuses_what_it_cannot),
+        cmocka_unit_test(serves_two_at_once),
+        cmocka_unit_test(keeps_and_mends_the_cache),
+        cmocka_unit_test(works_where_nothing_can_be_kept),
         cmocka_unit_test(names_a_missing_kernel),
     };
     const struct CMUnitTest every_gpu[] = {
@@ -420,7 +427,9 @@ int main(int argc, char **argv)
         CASE("sm_90a F32", 9, 0, DTYPE_F32),     CASE("sm_100a BF16", 10, 0, DTYPE_BF16),
         CASE("sm_120a BF16", 12, 0, DTYPE_BF16),
     };
+    test_folder_create(&cache);
     int failed = cmocka_run_group_tests(others, NULL, NULL);
+    test_folder_remove(&cache);
     if (argc < 2 || strcmp(argv[1], "--quick") != 0)
         failed += cmocka_run_group_tests(every_gpu, NULL, NULL);
     cuda_compiler_close(compiler);

@@ -126,6 +126,10 @@ static void lists_devices(void **state)
     set("FAKE_CUDA_ARCH", "61");
     assert_non_null(strstr(problem(context, text), "cuda:0 its compute capability, 6.1"));
     set("FAKE_CUDA_ARCH", NULL);
+    set("FAKE_CUDA_VERSION", "12040"); /* CUDA 13 would not do */
+    const char *old = problem(context, text);
+    assert_true(!*old || strstr(old, "libcublasLt.so.12") || strstr(old, "libnvrtc.so.12"));
+    set("FAKE_CUDA_VERSION", NULL);
     test_error(ct_devices(context, NULL, &error), CT_EINVAL, &error, "out is NULL");
     test_error(ct_devices(NULL, &list, &error), CT_EINVAL, &error, "context is NULL");
     ct_context_free(&context);

@@ -17,6 +17,7 @@ static int set_up(void **state)
     (void)state;
     ct_context_params p;
     ct_context_params_init(&p);
+    p.device = "cpu";
     p.threads = 2;
     return ct_context_create(&p, &context, NULL) == CT_OK ? 0 : 1;
 }
@@ -574,6 +575,7 @@ static ct_status whole_life(const ct_allocator *a, ct_error *error)
 {
     ct_context_params cp;
     ct_context_params_init(&cp);
+    cp.device = "cpu";
     cp.allocator = *a;
     cp.threads = 1;
     ct_generate_params p = small();
@@ -626,6 +628,7 @@ static void test_bench(void **state)
     bench_seen seen = {0};
     ct_context_params context_params;
     ct_context_params_init(&context_params);
+    context_params.device = "cpu";
     context_params.threads = 2;
     context_params.callbacks = (ct_callbacks){.user = &seen, .cancel = bench_cancel};
     ct_context *c = NULL;

@@ -104,6 +104,7 @@ static ct_image *generate(const char *run, const ct_generate_params *params, con
     snprintf(name, sizeof name, "%.*s/model", (int)strcspn(run, "/"), run);
     ct_context_params cp;
     ct_context_params_init(&cp);
+    cp.device = "cpu";
     cp.cpu = cpu;
     cp.threads = threads;
     ct_context *context = NULL;

@@ -24,6 +24,7 @@ static ct_context *new_context(int threads, const ct_callbacks *callbacks)
 {
     ct_context_params p;
     ct_context_params_init(&p);
+    p.device = "cpu";
     p.threads = threads;
     if (callbacks)
         p.callbacks = *callbacks;
@@ -1031,6 +1032,7 @@ static void test_memory(void **state)
         test_heap_init(&heap, 0);
         ct_context_params p;
         ct_context_params_init(&p);
+        p.device = "cpu";
         p.threads = 1;
         p.allocator = heap.allocator;
         ct_context *context = NULL;

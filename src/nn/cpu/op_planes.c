@@ -1,4 +1,5 @@
-/* Latents and pictures: planes, patches, and the sampler's arithmetic on them; movement of memory. */
+/* Latents and pictures: planes, patches, and the sampler's arithmetic on them; movement of
+ * memory. */
 #include "nn/cpu/cpu.h"
 
 #include <math.h>

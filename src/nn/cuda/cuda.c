@@ -1,4 +1,472 @@
-/* The CUDA device: its operation table and its memory. */
+/* The CUDA device: its operation table, its memory, and the recording of calls that repeat. */
+#include "core/mem.h"
 #include "nn/cuda/cuda.h"
 
-const nn_device nn_cuda_device = {.name = "cuda", .align = CUDA_ALIGN, .lag = 1};
+#include <string.h>
+
+#define WRITES 4 /* nn_begin_write at once */
+#define SLOTS 2
+
+/* Calls that are the same every time: run, then recorded, then played back. */
+typedef struct recording {
+    enum { NEW, RAN, RECORDED } state;
+    cu_graph_exec exec;
+} recording;
+
+/* A download under way. */
+typedef struct slot {
+    float *pinned;
+    size_t bytes;
+    cu_event done;
+} slot;
+
+struct cuda_private {
+    struct {
+        const float *tensor;
+        float *host;
+    } write[WRITES];
+    slot slots[SLOTS];
+    recording recordings[SLOTS];
+    recording *current; /* being recorded */
+};
+
+/* ---- Failures -------------------------------------------------------------------------------- */
+
+void cuda_fail(nn *c, const ct_error *error)
+{
+    nn_fail(c, error->code, "%s", error->message);
+}
+
+/* True for success. */
+static bool check(nn *c, cu_result result, const char *what)
+{
+    ct_error error;
+    if (result == 0)
+        return true;
+    cuda_check(cuda_of(c)->driver, result, what, &error);
+    cuda_fail(c, &error);
+    return false;
+}
+
+bool cuda_idle(nn *c)
+{
+    return c->params.dry || c->error.code != CT_OK;
+}
+
+/* ---- The state of an nn ---------------------------------------------------------------------- */
+
+static ct_status open_stream(cuda_state *s, const nn_params *params, ct_error *error)
+{
+    const cuda_driver *d = s->driver;
+    ct_status status = cuda_check(d, d->context_set(s->gpu->context), "the GPU's context", error);
+    if (status == CT_OK)
+        status =
+            cuda_check(d, d->stream_create(&s->stream, CU_STREAM_NON_BLOCKING), "a stream", error);
+    if (status == CT_OK)
+        status =
+            cuda_gpu_alloc(s->gpu, &s->workspace, CUDA_WORKSPACE, "cuBLASLt's workspace", error);
+    for (int i = 0; i < SLOTS && status == CT_OK; i++)
+        status = cuda_check(d, d->event_create(&s->private->slots[i].done, CU_EVENT_DISABLE_TIMING),
+                            "an event", error);
+    const dnn_params for_dnn = {.allocator = params->allocator,
+                                .driver = d,
+                                .device = &s->gpu->info,
+                                .stream = s->stream,
+                                .folder = s->gpu->folder};
+    if (status == CT_OK && s->gpu->has_dnn)
+        dnn_open(&s->dnn, &for_dnn, NULL); /* else our own kernels do it */
+    return status;
+}
+
+static ct_status cuda_open(nn *c, ct_error *error)
+{
+    const ct_allocator *a = c->params.allocator;
+    cuda_state *s = mem_zero_array(a, 1, sizeof *s);
+    c->device_state = s;
+    if (s)
+        s->private = mem_zero_array(a, 1, sizeof *s->private);
+    if (!s || !s->private)
+        return error_memory(error, sizeof *s, "the GPU");
+    s->gpu = c->params.gpu;
+    s->driver = &s->gpu->driver;
+    s->store = c->params.gpu_weights;
+    return c->params.dry ? CT_OK : open_stream(s, &c->params, error);
+}
+
+static void cuda_close(nn *c)
+{
+    const ct_allocator *a = c->params.allocator;
+    cuda_state *s = c->device_state;
+    if (s && s->private && s->gpu) {
+        const cuda_driver *d = s->driver;
+        struct cuda_private *p = s->private;
+        d->context_set(s->gpu->context);
+        if (s->stream)
+            d->stream_wait(s->stream);
+        for (int i = 0; i < SLOTS; i++) {
+            if (p->recordings[i].exec)
+                d->graph_exec_destroy(p->recordings[i].exec);
+            if (p->slots[i].done)
+                d->event_destroy(p->slots[i].done);
+            if (p->slots[i].pinned)
+                d->host_free(p->slots[i].pinned);
+        }
+        for (int i = 0; i < WRITES; i++)
+            mem_free(a, p->write[i].host);
+        dnn_close(s->dnn);
+        if (s->workspace)
+            d->mem_free(s->workspace);
+        if (s->stream)
+            d->stream_destroy(s->stream);
+    }
+    if (s)
+        mem_free(a, s->private);
+    mem_free(a, s);
+}
+
+static void cuda_reset(nn *c)
+{
+    cuda_state *s = cuda_of(c);
+    check(c, s->driver->context_set(s->gpu->context), "the GPU's context");
+}
+
+static char *cuda_arena_alloc(nn *c, size_t bytes, ct_error *error)
+{
+    cu_address at = 0;
+    if (cuda_gpu_alloc(cuda_of(c)->gpu, &at, bytes, "activations", error) != CT_OK)
+        return NULL;
+    return (char *)(uintptr_t)at;
+}
+
+static void cuda_arena_free(nn *c)
+{
+    cuda_state *s = cuda_of(c);
+    s->driver->context_set(s->gpu->context);
+    if (s->stream)
+        s->driver->stream_wait(s->stream);
+    s->driver->mem_free((cu_address)(uintptr_t)c->arena);
+}
+
+/* ---- Types and scratch ----------------------------------------------------------------------- */
+
+dtype cuda_work_type(const nn *c)
+{
+    const cuda_state *s = c->device_state;
+    return c->params.precision == NN_F32 ? DTYPE_F32 : cuda_gpu_half(s->gpu);
+}
+
+cuda_kind cuda_kind_of(const nn *c, const nn_tensor *t)
+{
+    if (!t->operand)
+        return t->type == DTYPE_F32 && cuda_work_type(c) != DTYPE_F32 ? CUDA_FLOAT : CUDA_WORK;
+    if (t->n[1] % 16 == 0 && c->params.precision == NN_FP8)
+        return CUDA_E4M3;
+    if (t->n[1] % 16 == 0 && c->params.precision == NN_INT8)
+        return CUDA_INT8;
+    return CUDA_WORK;
+}
+
+cu_address cuda_scales_of(const nn *c, const nn_tensor *operand)
+{
+    const cuda_kind kind = cuda_kind_of(c, operand);
+    if (!operand->operand || !operand->data || (kind != CUDA_E4M3 && kind != CUDA_INT8))
+        return 0;
+    const uint64_t codes = (uint64_t)(operand->n[0] * operand->n[1]);
+    return cuda_at(operand) + (codes + CUDA_ALIGN - 1) / CUDA_ALIGN * CUDA_ALIGN;
+}
+
+cu_address cuda_scratch(nn *c, size_t bytes)
+{
+    return (cu_address)(uintptr_t)nn_scratch(c, bytes, 1);
+}
+
+/* ---- Launches -------------------------------------------------------------------------------- */
+
+static const cuda_kernels *kernels_for(nn *c, dtype type)
+{
+    cuda_state *s = cuda_of(c);
+    ct_error error;
+    if (!s->kernels[type]) {
+        s->kernels[type] = cuda_gpu_kernels(s->gpu, type, &error);
+        if (!s->kernels[type])
+            cuda_fail(c, &error);
+    }
+    return s->kernels[type];
+}
+
+void cuda_launch(nn *c, cuda_kernel kernel, dtype type, cuda_grid grid, void **parameters)
+{
+    if (cuda_idle(c))
+        return;
+    const cuda_kernels *k = kernels_for(c, type);
+    if (!k)
+        return;
+    const cuda_driver *d = cuda_of(c)->driver;
+    const int64_t x = grid.x ? grid.x : 1, y = grid.y ? grid.y : 1, z = grid.z ? grid.z : 1;
+    if (x > INT32_MAX || y > 65535 || z > 65535) {
+        nn_fail(c, CT_EINTERNAL, "%s: a grid of %lld x %lld x %lld blocks",
+                cuda_kernel_name(kernel), (long long)x, (long long)y, (long long)z);
+        return;
+    }
+    cu_function f = k->function[kernel];
+    if (grid.shared_bytes > 48 * 1024 &&
+        !check(c, d->function_attribute(f, CU_FUNCTION_SHARED_BYTES, grid.shared_bytes),
+               cuda_kernel_name(kernel)))
+        return;
+    check(c,
+          d->launch(f, (unsigned)x, (unsigned)y, (unsigned)z, (unsigned)grid.threads, 1, 1,
+                    (unsigned)grid.shared_bytes, cuda_of(c)->stream, parameters, NULL),
+          cuda_kernel_name(kernel));
+}
+
+/* ---- Movement -------------------------------------------------------------------------------- */
+
+/* The driver has taken a copy of pageable memory when this returns. */
+void cuda_upload(nn *c, const nn_tensor *t, const float *data)
+{
+    if (!cuda_idle(c))
+        check(c,
+              cuda_of(c)->driver->copy_to_device(cuda_at(t), data, (size_t)nn_count(t) * 4,
+                                                 cuda_of(c)->stream),
+              "an upload");
+}
+
+cu_address cuda_upload_ints(nn *c, const int32_t *values, int64_t count)
+{
+    cu_address at = cuda_scratch(c, (size_t)count * 4);
+    if (!cuda_idle(c))
+        check(c,
+              cuda_of(c)->driver->copy_to_device(at, values, (size_t)count * 4, cuda_of(c)->stream),
+              "an upload");
+    return at;
+}
+
+/* 16-bit numbers come as they are, into the second half of data, and are widened from the front. */
+void cuda_download(nn *c, const nn_tensor *t, float *data)
+{
+    const cuda_state *s = cuda_of(c);
+    const size_t count = (size_t)nn_count(t);
+    void *to = t->type == DTYPE_F32 ? data : (void *)((uint16_t *)(void *)data + count);
+    if (cuda_idle(c) ||
+        !check(c, s->driver->copy_to_host(to, cuda_at(t), count * nn_element(t), s->stream),
+               "a download") ||
+        !check(c, s->driver->stream_wait(s->stream), "the GPU"))
+        return;
+    const uint16_t *half = to;
+    for (size_t i = 0; t->type != DTYPE_F32 && i < count; i++) {
+        uint16_t h = half[i];
+        data[i] = t->type == DTYPE_BF16 ? bf16_to_float(h) : f16_to_float(h);
+    }
+}
+
+static float *cuda_begin_write(nn *c, const nn_tensor *t)
+{
+    struct cuda_private *p = cuda_of(c)->private;
+    for (int i = 0; i < WRITES; i++) {
+        if (p->write[i].host)
+            continue;
+        p->write[i].host = mem_array(c->params.allocator, (size_t)nn_count(t), sizeof(float));
+        p->write[i].tensor = t->data;
+        if (!p->write[i].host)
+            nn_fail(c, CT_ENOMEM, "out of memory: a table of %lld numbers", (long long)nn_count(t));
+        return p->write[i].host;
+    }
+    nn_fail(c, CT_EINTERNAL, "begin_write: more than %d at once", WRITES);
+    return NULL;
+}
+
+static void cuda_end_write(nn *c, const nn_tensor *t)
+{
+    struct cuda_private *p = cuda_of(c)->private;
+    for (int i = 0; i < WRITES; i++) {
+        if (!p->write[i].host || p->write[i].tensor != t->data)
+            continue;
+        cuda_upload(c, t, p->write[i].host);
+        mem_free(c->params.allocator, p->write[i].host);
+        p->write[i].host = NULL;
+    }
+}
+
+static void cuda_download_begin(nn *c, int index, const nn_tensor *t)
+{
+    const cuda_state *s = cuda_of(c);
+    slot *to = &s->private->slots[index];
+    const size_t bytes = (size_t)nn_count(t) * 4;
+    if (bytes > to->bytes) {
+        if (to->pinned)
+            s->driver->host_free(to->pinned);
+        to->pinned = NULL;
+        to->bytes = 0;
+        void *memory = NULL;
+        if (!check(c, s->driver->host_alloc(&memory, bytes, 0), "pinned memory"))
+            return;
+        to->pinned = memory;
+        to->bytes = bytes;
+    }
+    if (check(c, s->driver->copy_to_host(to->pinned, cuda_at(t), bytes, s->stream), "a download"))
+        check(c, s->driver->event_record(to->done, s->stream), "an event");
+}
+
+static void cuda_download_end(nn *c, int index, float *data, int64_t count)
+{
+    const cuda_state *s = cuda_of(c);
+    const slot *from = &s->private->slots[index];
+    if (!cuda_idle(c) && check(c, s->driver->event_wait(from->done), "the GPU"))
+        memcpy(data, from->pinned, (size_t)count * 4);
+}
+
+/* Where the ranges overlap: in pieces that do not, one after the other. */
+static void cuda_move(nn *c, void *to, const void *from, size_t bytes)
+{
+    const cuda_state *s = cuda_of(c);
+    const cu_address a = (cu_address)(uintptr_t)to, b = (cu_address)(uintptr_t)from;
+    const size_t gap = a < b ? (size_t)(b - a) : bytes, piece = gap < bytes ? gap : bytes;
+    if (a > b && a - b < bytes) {
+        nn_fail(c, CT_EINTERNAL, "move: up, onto itself");
+        return;
+    }
+    for (size_t at = 0; at < bytes && !cuda_idle(c); at += piece) {
+        size_t n = bytes - at < piece ? bytes - at : piece;
+        check(c, s->driver->copy_on_device(a + at, b + at, n, s->stream), "a copy");
+    }
+}
+
+static void cuda_take(nn *c, const nn_tensor *out, const nn_tensor *x, int64_t index)
+{
+    const size_t row = (size_t)x->n[2] * 4;
+    const cu_copy_2d copy = {.from_type = CU_MEMORY_DEVICE,
+                             .from_device = cuda_at(x) + (size_t)index * row,
+                             .from_pitch = row * (size_t)x->n[1],
+                             .to_type = CU_MEMORY_DEVICE,
+                             .to_device = cuda_at(out),
+                             .to_pitch = (size_t)out->stride * 4,
+                             .width_bytes = row,
+                             .height = (size_t)x->n[0]};
+    check(c, cuda_of(c)->driver->copy_2d(&copy, cuda_of(c)->stream), "a copy");
+}
+
+/* ---- Calls that repeat ----------------------------------------------------------------------- */
+
+static bool cuda_repeat_begin(nn *c, int index)
+{
+    cuda_state *s = cuda_of(c);
+    recording *r = &s->private->recordings[index];
+    if (r->state == RECORDED) {
+        check(c, s->driver->graph_launch(r->exec, s->stream), "a recording");
+        return false;
+    }
+    if (r->state == NEW) { /* uploads, choices of kernels and plans happen now */
+        s->private->current = r;
+        return true;
+    }
+    s->private->current = r;
+    s->capturing =
+        check(c, s->driver->capture_begin(s->stream, CU_CAPTURE_THREAD_LOCAL), "a recording");
+    return true;
+}
+
+static void cuda_repeat_end(nn *c)
+{
+    cuda_state *s = cuda_of(c);
+    recording *r = s->private->current;
+    s->private->current = NULL;
+    if (!r)
+        return;
+    if (!s->capturing) {
+        r->state = RAN;
+        return;
+    }
+    cu_graph graph = NULL;
+    s->capturing = false;
+    cu_result result = s->driver->capture_end(s->stream, &graph);
+    if (c->error.code == CT_OK && check(c, result, "a recording") &&
+        check(c, s->driver->graph_instantiate(&r->exec, graph, 0), "a recording")) {
+        r->state = RECORDED;
+        check(c, s->driver->graph_launch(r->exec, s->stream), "a recording");
+    }
+    if (graph)
+        s->driver->graph_destroy(graph);
+}
+
+/* ---- Weights --------------------------------------------------------------------------------- */
+
+static cu_address get_weight(nn *c, const nn_weight *w, const cuda_request *request,
+                             cuda_weight *out)
+{
+    ct_error error;
+    *out = (cuda_weight){0};
+    if (cuda_idle(c) || !nn_has(w))
+        return 0;
+    if (cuda_store_get(c, request, out, &error) != CT_OK)
+        cuda_fail(c, &error);
+    return out->data;
+}
+
+cu_address cuda_floats(nn *c, const nn_weight *w)
+{
+    const cuda_request request = {&w, 1, STORE_FLOATS, DTYPE_F32};
+    cuda_weight at;
+    return get_weight(c, w, &request, &at);
+}
+
+cu_address cuda_table(nn *c, const nn_weight *w, dtype *type)
+{
+    const bool plain =
+        w->bits == 0 && (w->type == DTYPE_F32 || w->type == DTYPE_F16 || w->type == DTYPE_BF16);
+    *type = plain ? w->type : DTYPE_BF16;
+    const cuda_request request = {&w, 1, STORE_TABLE, *type};
+    cuda_weight at;
+    return get_weight(c, w, &request, &at);
+}
+
+cu_address cuda_conv_weight(nn *c, const nn_weight *w)
+{
+    const cuda_request request = {&w, 1, STORE_CONV, cuda_work_type(c)};
+    cuda_weight at;
+    return get_weight(c, w, &request, &at);
+}
+
+const nn_device nn_cuda_device = {
+    .name = "cuda",
+    .align = CUDA_ALIGN,
+    .lag = 1,
+    .open = cuda_open,
+    .close = cuda_close,
+    .reset = cuda_reset,
+    .arena_alloc = cuda_arena_alloc,
+    .arena_free = cuda_arena_free,
+    .work_type = cuda_work_type,
+    .upload = cuda_upload,
+    .download = cuda_download,
+    .begin_write = cuda_begin_write,
+    .end_write = cuda_end_write,
+    .download_begin = cuda_download_begin,
+    .download_end = cuda_download_end,
+    .repeat_begin = cuda_repeat_begin,
+    .repeat_end = cuda_repeat_end,
+    .move = cuda_move,
+    .take = cuda_take,
+    .embed = cuda_embed,
+    .fill_rows = cuda_fill_rows,
+    .operand_bytes = cuda_operand_bytes,
+    .prepare = cuda_prepare,
+    .linear = cuda_linear,
+    .linears = cuda_linears,
+    .rms_norm = cuda_rms_norm,
+    .add_rms_norm = cuda_add_rms_norm,
+    .layer_norm = cuda_layer_norm,
+    .head_norm_rope = cuda_head_norm_rope,
+    .attention = cuda_attention,
+    .silu = cuda_silu,
+    .tanh = cuda_tanh,
+    .add_scalar = cuda_add_scalar,
+    .add_scaled = cuda_add_scaled,
+    .guide = cuda_guide,
+    .patches = cuda_patches,
+    .upload_planes = cuda_upload_planes,
+    .download_planes = cuda_download_planes,
+    .conv2d = cuda_conv2d,
+    .group_sums = cuda_group_sums,
+    .group_factors = cuda_group_factors,
+    .apply_norm = cuda_apply_norm,
+};

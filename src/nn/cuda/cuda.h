@@ -10,7 +10,10 @@
 
 #define CUDA_ALIGN 256 /* of every tensor, and of the parts of an operand */
 
-/* How numbers lie in memory, as kernels are told: KIND_ in kernels/common.cuh has the same values. */
+#define CUDA_WORKSPACE ((size_t)64 << 20) /* of cuBLASLt */
+
+/* How numbers lie in memory, as kernels are told: KIND_ in kernels/common.cuh has the
+ * same values. */
 typedef enum cuda_kind {
     CUDA_FLOAT,
     CUDA_WORK, /* the storage type T that the kernel was compiled for */
@@ -31,6 +34,25 @@ struct cuda_gpu {
     struct cuda_gpu_shared *shared; /* kernels by type, and the lock over them: gpu.c */
 };
 
+/* The storage type of activations where precision is not NN_F32: BF16, or F16 on GPUs without
+ * it. */
+dtype cuda_gpu_half(const cuda_gpu *g);
+/* The kernels for a storage type; NULL with an error. Thread-safe. */
+const cuda_kernels *cuda_gpu_kernels(cuda_gpu *g, dtype type, ct_error *error);
+/* Memory of the GPU; an error has the numbers. */
+ct_status cuda_gpu_alloc(cuda_gpu *g, cu_address *out, size_t bytes, const char *what,
+                         ct_error *error);
+
+/* How attention is computed, and for tests: how alone, as far as that can do a case. */
+typedef enum cuda_attention_path {
+    ATTENTION_ANY,
+    ATTENTION_DNN,
+    ATTENTION_HOPPER, /* kernels/attention.cu */
+    ATTENTION_OWN,    /* the same, on other GPUs */
+    ATTENTION_PRODUCTS,
+    ATTENTION_PLAIN
+} cuda_attention_path;
+
 /* Of one nn. */
 typedef struct cuda_state {
     cuda_gpu *gpu;
@@ -41,7 +63,9 @@ typedef struct cuda_state {
     const cuda_kernels *kernels[3]; /* for DTYPE_F32, DTYPE_F16, DTYPE_BF16; NULL until needed */
     cu_address workspace;           /* of cuBLASLt */
     bool capturing;
-    struct cuda_private *private; /* cuda.c */
+    int64_t uploads; /* of the store that the stream waits for: store.c */
+    cuda_attention_path attention_path, attention_taken; /* wanted; taken last */
+    struct cuda_private *private;                        /* cuda.c */
 } cuda_state;
 
 static inline cuda_state *cuda_of(nn *c)
@@ -85,8 +109,8 @@ cu_address cuda_upload_ints(nn *c, const int32_t *values, int64_t count);
 /* Memory of the arena, in a dry run too (then 0): nn_scratch for the device. */
 cu_address cuda_scratch(nn *c, size_t bytes);
 
-/* ---- Weights: the store's copy on the GPU, uploaded by the first who asks. 0 in a dry run, after a
- * failure, and for no weight. */
+/* ---- Weights: the store's copy on the GPU, uploaded by the first who asks. 0 in a dry run, after
+ * a failure, and for no weight. */
 
 /* As float32, a vector or a matrix row. */
 cu_address cuda_floats(nn *c, const nn_weight *w);
@@ -95,9 +119,27 @@ cu_address cuda_floats(nn *c, const nn_weight *w);
 cu_address cuda_table(nn *c, const nn_weight *w, dtype *type);
 /* A convolution's [O, I, k, k] as [O, k, k, I] in the work type. */
 cu_address cuda_conv_weight(nn *c, const nn_weight *w);
-/* Matrices [N, K] of the same K below each other as one, in the form that products of this precision
- * read: work type, or e4m3 or int8 with *scales [N]. Low-bit groups that stay packed on the GPU are
- * unpacked into the arena. */
+/* A weight on the GPU and how to get it there. */
+typedef struct cuda_request {
+    const nn_weight *const *w; /* below each other: the same K */
+    int count;
+    enum { STORE_FLOATS, STORE_TABLE, STORE_CONV, STORE_MATRIX, STORE_PACKED } form;
+    dtype type; /* of the copy: F32, F16, BF16, F8_E4M3, I8 */
+} cuda_request;
+
+typedef struct cuda_weight {
+    cu_address data, scales, biases;
+} cuda_weight;
+
+/* store.c: the copy, made in the stream of c if it is not there yet. */
+ct_status cuda_store_get(nn *c, const cuda_request *request, cuda_weight *out, ct_error *error);
+
+/* Low-bit groups of a matrix as numbers of `type` at `to`. */
+void cuda_unpack(nn *c, const nn_weight *w, const cuda_weight *packed, dtype type, cu_address to);
+
+/* Matrices [N, K] of the same K below each other as one, in the form that products of this
+ * precision read: work type, or e4m3 or int8 with *scales [N]. Low-bit groups that stay packed on
+ * the GPU are unpacked into the arena. */
 cu_address cuda_matrices(nn *c, const nn_weight *const *w, int count, dtype *type,
                          cu_address *scales);
 
@@ -123,6 +165,8 @@ void cuda_head_norm_rope(nn *c, const nn_tensor *x, int heads, const nn_weight *
 void cuda_silu(nn *c, const nn_tensor *out, const nn_tensor *x);
 void cuda_tanh(nn *c, const nn_tensor *x);
 void cuda_add_scalar(nn *c, const nn_tensor *x, float value);
+/* How the epilogue kernel is launched. */
+cuda_grid cuda_epilogue_grid(int out_kind, int64_t rows, int64_t columns);
 /* Any kind to F32 or work; rows of n numbers that lie strides apart. */
 void cuda_convert(nn *c, dtype type, cu_address out, cuda_kind out_kind, int64_t out_stride,
                   cu_address x, cuda_kind x_kind, int64_t x_stride, int64_t rows, int64_t n);
@@ -140,6 +184,19 @@ void cuda_group_sums(nn *c, const nn_tensor *sums, int64_t first, const nn_tenso
 void cuda_group_factors(nn *c, const nn_tensor *norm, const nn_tensor *sums, int64_t width,
                         const nn_weight *w, const nn_weight *b, double eps);
 void cuda_apply_norm(nn *c, const nn_tensor *out, const nn_tensor *x, const nn_tensor *norm);
+
+/* The pixels under a convolution's kernel as rows of a matrix, or a padded, doubled or normed copy
+ * of a picture: kernel `gather` (kernels/planes.cu), which says what the parameters are. */
+typedef struct cuda_gathering {
+    cu_address out, x, norm; /* norm 0: none */
+    int out_kind, x_kind;    /* CUDA_FLOAT or CUDA_WORK */
+    int height, width, channels;
+    int up, with_silu;
+    int first_row, rows, columns; /* of the outputs */
+    int kernel, stride, pad_top, pad_left;
+} cuda_gathering;
+
+void cuda_gather(nn *c, const cuda_gathering *g);
 
 /* op_conv.c */
 void cuda_conv2d(nn *c, const nn_tensor *out, const nn_tensor *x, const nn_weight *w,

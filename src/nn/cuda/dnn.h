@@ -15,6 +15,7 @@ typedef struct dnn_params {
     const cuda_driver *driver;
     const cuda_device_info *device;
     cu_stream stream;
+    const char *folder; /* where plans are kept for the next run; NULL: nowhere */
 } dnn_params;
 
 ct_status dnn_open(dnn **out, const dnn_params *params, ct_error *error);
@@ -22,26 +23,35 @@ void dnn_close(dnn *d);                /* NULL is allowed */
 const char *dnn_version(const dnn *d); /* "cuDNN 9.19.0" */
 
 /* out [queries, heads * dim] = softmax(q k^T / sqrt(dim)) v, as nn_attention has it. Strides are
- * from row to row, in numbers: q, k and v may be columns of one packed buffer. */
+ * from row to row, in numbers: q, k and v may be columns of one packed buffer. Addresses and rows
+ * are aligned to 16 bytes. causal: query i sees keys 0 to i. */
 typedef struct dnn_attention {
     dtype type; /* F16 or BF16 */
     int heads, kv_heads, dim;
     int64_t queries, keys;
     int64_t q_stride, k_stride, v_stride, out_stride;
     bool causal;
+    /* Attention as a graph of twelve operations, which cuDNN fuses, also where it has one operation
+     * for it (from 9.13.1, not causal); to compare them. */
+    bool composed;
 } dnn_attention;
 
 typedef struct dnn_attention_operands {
     cu_address out, q, k, v;
 } dnn_attention_operands;
 
-/* CT_EUNSUPPORTED where there is no engine: known from then on without asking again. Building a plan
- * takes memory and time, so a shape must be met once before it is captured into a graph. */
-ct_status dnn_attend(dnn *d, const dnn_attention *a, const dnn_attention_operands *at,
+/* CT_EUNSUPPORTED where there is no engine: known from then on without asking again. A shape must
+ * be met once before it is captured into a graph: its plan takes memory, and time. cuDNN compiles
+ * kernels for attention, and for convolutions with a bias or an addition: a second or more for
+ * each shape that is met for the first time, a millisecond when it is in the folder. Convolutions
+ * alone are there at once. */
+ct_status dnn_attend(dnn *d, const dnn_attention *p, const dnn_attention_operands *at,
                      ct_error *error);
 
 /* out [height', width', out] (+)= conv(x [height, width, in], w [out, kernel, kernel, in]) + bias;
- * pictures and weights with channels last. */
+ * pictures and weights with channels last, addresses aligned to 16 bytes. Where cuDNN cannot fuse
+ * bias and addition with the convolution, a second pass adds them: the sum is then rounded to the
+ * type once more. */
 typedef struct dnn_conv {
     dtype type; /* F16, BF16 or F32 (true float32): of x, w and out */
     int64_t height, width, in, out;

@@ -15,8 +15,8 @@ typedef struct cuda_gpu_params {
     const char *folder; /* for compiled kernels and choices of cuBLASLt; NULL: keep none. Copied */
 } cuda_gpu_params;
 
-/* Finds the driver, the GPU, cuBLASLt and, where it is there, cuDNN. Kernels are loaded when they are
- * first needed. CT_ENOTFOUND or CT_EDEVICE with what is missing. Thread-safe from then on. */
+/* Finds the driver, the GPU, cuBLASLt and, where it is there, cuDNN. Kernels are loaded when they
+ * are first needed. CT_ENOTFOUND or CT_EDEVICE with what is missing. Thread-safe from then on. */
 ct_status cuda_gpu_open(cuda_gpu **out, const cuda_gpu_params *params, ct_error *error);
 void cuda_gpu_close(cuda_gpu *g);                  /* NULL is allowed */
 const char *cuda_gpu_name(const cuda_gpu *g);      /* "NVIDIA H200" */

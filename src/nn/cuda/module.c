@@ -153,7 +153,7 @@ static ct_status compile_missing(loading *l, const cuda_driver *d, ct_error *err
     if (l->missing_count == 0)
         return CT_OK;
     pool *threads = NULL;
-    ct_status status = nvrtc_open(&l->compiler, d->version, l->allocator, error);
+    ct_status status = nvrtc_open(&l->compiler, d->version, l->target, l->allocator, error);
     if (status == CT_OK)
         status = pool_create(&threads, l->allocator, l->missing_count, error);
     if (status == CT_OK)

@@ -113,17 +113,19 @@ static ct_status list_headers(cuda_compiler *c, ct_error *error)
     return CT_OK;
 }
 
-ct_status nvrtc_open(cuda_compiler **out, int driver_version, const ct_allocator *a,
-                     ct_error *error)
+ct_status nvrtc_open(cuda_compiler **out, int driver_version, const cuda_target *target,
+                     const ct_allocator *a, ct_error *error)
 {
     static const char *const names[] = {"libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so", NULL};
+    static const char *const old_names[] = {"libnvrtc.so.12", NULL};
     *out = NULL;
     cuda_compiler *c = mem_zero_array(a, 1, sizeof *c);
     if (!c)
         return error_memory(error, sizeof *c, "the compiler");
     c->allocator = a;
-    const bool old = driver_version > 0 && driver_version < 13000;
-    c->library = cuda_library_open(names + (old ? 1 : 0), NULL);
+    const bool old = (driver_version > 0 && driver_version < 13000) ||
+                     (target && 10 * target->major + target->minor < 75);
+    c->library = cuda_library_open(old ? old_names : names, NULL);
     ct_status status = CT_OK;
     if (!c->library)
         status =
@@ -148,7 +150,7 @@ ct_status nvrtc_open(cuda_compiler **out, int driver_version, const ct_allocator
 
 ct_status cuda_compiler_open(cuda_compiler **out, const ct_allocator *a, ct_error *error)
 {
-    return nvrtc_open(out, 0, a, error);
+    return nvrtc_open(out, 0, NULL, a, error);
 }
 
 void cuda_compiler_close(cuda_compiler *c)

@@ -6,10 +6,10 @@
 #include "nn/cuda/embedded.h"
 #include "nn/cuda/module.h"
 
-/* A compiler for a driver of this version (13000 for CUDA 13.0), which does not load what a later
- * generation of NVRTC makes; 0: any. */
-ct_status nvrtc_open(cuda_compiler **out, int driver_version, const ct_allocator *a,
-                     ct_error *error);
+/* A compiler whose code a driver of this version (13000 for CUDA 13.0; 0: any) loads, and which
+ * still knows the target (NULL: any): NVRTC 13, or 12 for older drivers and for GPUs before 7.5. */
+ct_status nvrtc_open(cuda_compiler **out, int driver_version, const cuda_target *target,
+                     const ct_allocator *a, ct_error *error);
 /* 1000 * major + 10 * minor. */
 int nvrtc_version(const cuda_compiler *c);
 

@@ -1,0 +1,171 @@
+#!/usr/bin/env python3
+"""Time Z-Image on a GPU in diffusers and in calotype, in turn, on the same files.
+
+usage: gpu_speed.py MODEL --calotype PROGRAM [--sizes 512,1024,2048] [--precisions bf16,fp8] [--compile]
+                    [--rounds N] [--json FILE]
+
+MODEL is what full_size_model.py writes, or a published one. Times one forward
+pass of the transformer with 128 caption tokens, the VAE's decoder and the text
+encoder for 128 tokens. diffusers runs in bf16: eager, with cuDNN's attention,
+and (--compile) with its repeated blocks compiled. calotype's times are those of
+`calotype bench`, which makes whole pictures: warm ones count, the first is
+printed beside them. The best of the rounds counts. Prints the table of
+docs/performance.md.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import time
+
+import torch
+from diffusers import AutoencoderKL
+from diffusers.models.transformers.transformer_z_image import ZImageTransformer2DModel
+from safetensors.torch import load_file
+
+CAPTION = 128
+CALLS = 8
+
+
+def load(model_class, folder):
+    with open(os.path.join(folder, "config.json"), encoding="utf-8") as file:
+        config = json.load(file)
+    with torch.device("meta"):
+        model = model_class.from_config(config)
+    weights = {}
+    for file in sorted(os.listdir(folder)):
+        if file.endswith(".safetensors"):
+            weights.update(load_file(os.path.join(folder, file), device="cuda"))
+    weights = {name: tensor.to(torch.bfloat16) for name, tensor in weights.items()}
+    model.load_state_dict(weights, strict=True, assign=True)
+    return model.eval().requires_grad_(False)
+
+
+def best_time(call, calls=CALLS):
+    """Seconds of the fastest of some calls, by events on the GPU."""
+    best = float("inf")
+    call()
+    for _ in range(calls):
+        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        begin.record()
+        call()
+        end.record()
+        torch.cuda.synchronize()
+        best = min(best, begin.elapsed_time(end) / 1e3)
+    return best
+
+
+def torch_times(args, sizes):
+    results = {}
+    with torch.inference_mode():
+        model = load(ZImageTransformer2DModel, os.path.join(args.model, "transformer"))
+        caption = torch.randn(CAPTION, model.config.cap_feat_dim, device="cuda", dtype=torch.bfloat16)
+        time_of_step = torch.tensor([0.5], device="cuda", dtype=torch.bfloat16)
+
+        def forward(size):
+            latent = torch.randn(16, 1, size // 8, size // 8, device="cuda", dtype=torch.bfloat16)
+            return lambda: model([latent], time_of_step, [caption])
+
+        def measure(name, names):
+            for size in names:
+                begin = time.perf_counter()
+                results[f"{name} forward {size}"] = best_time(forward(size), 3 if size > 1024 else CALLS)
+                print(f"{name} forward {size}: {results[f'{name} forward {size}'] * 1e3:.1f} ms "
+                      f"[{time.perf_counter() - begin:.0f} s]", flush=True)
+
+        measure("eager", sizes)
+        try:
+            model.set_attention_backend("_native_cudnn")
+            measure("cudnn", [size for size in sizes if size <= 1024])
+            model.reset_attention_backend()
+        except Exception as reason:  # pylint: disable=broad-except
+            print("cuDNN attention:", reason)
+        if args.compile:
+            for module in (model.noise_refiner, model.context_refiner, model.layers):
+                for block in module:
+                    block.compile()
+            measure("compiled", [size for size in sizes if size <= 1024])
+        print(f"transformer: {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB at most", flush=True)
+        del model
+        vae = load(AutoencoderKL, os.path.join(args.model, "vae"))
+        for size in sizes:
+            if size > 1024:
+                continue
+            z = torch.randn(1, 16, size // 8, size // 8, device="cuda", dtype=torch.bfloat16)
+            results[f"eager decode {size}"] = best_time(lambda: vae.decode(z), 4)
+            print(f"eager decode {size}: {results[f'eager decode {size}'] * 1e3:.1f} ms", flush=True)
+        del vae
+        if args.encoder:
+            from transformers import Qwen3Config, Qwen3Model
+
+            folder = os.path.join(args.model, "text_encoder")
+            with open(os.path.join(folder, "config.json"), encoding="utf-8") as file:
+                config = Qwen3Config(**json.load(file))
+            encoder = Qwen3Model(config).to(device="cuda", dtype=torch.bfloat16).eval()
+            ids = torch.randint(0, 1000, (1, CAPTION), device="cuda")
+            results["eager encode"] = best_time(lambda: encoder(ids, output_hidden_states=True))
+            print(f"eager encode: {results['eager encode'] * 1e3:.1f} ms", flush=True)
+    return results
+
+
+def calotype_times(args, size, precision):
+    command = [args.calotype, "bench", "-m", args.model, "--size", f"{size}x{size}", "--precision", precision,
+               "--device", "cuda", "--steps", str(args.steps), "-b", str(args.pictures), "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        print(" ".join(command), done.stdout, done.stderr)
+        return None
+    return json.loads(done.stdout)["model"]
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("model")
+    parser.add_argument("--calotype", required=True)
+    parser.add_argument("--sizes", default="512,1024,2048")
+    parser.add_argument("--precisions", default="bf16,fp8")
+    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--encoder", action="store_true")
+    parser.add_argument("--skip-torch", action="store_true")
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--pictures", type=int, default=3)
+    parser.add_argument("--json", metavar="FILE")
+    args = parser.parse_args()
+    sizes = [int(size) for size in args.sizes.split(",")]
+    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}")
+    results = {}
+
+    def keep(name, seconds):
+        results[name] = min(seconds, results.get(name, seconds))
+
+    for _ in range(args.rounds):
+        for size in sizes:
+            for precision in args.precisions.split(","):
+                begin = time.perf_counter()
+                m = calotype_times(args, size, precision)
+                if m is None:
+                    continue
+                print(f"calotype {precision} {size}: step {m['best_step_seconds'] * 1e3:.2f} ms of "
+                      f"{[round(s * 1e3, 1) for s in m['step_seconds']]}, encode {m['encode_seconds'] * 1e3:.2f}, "
+                      f"decode {m['decode_seconds'] * 1e3:.2f}, picture {m['picture_seconds'] * 1e3:.1f} ms, first "
+                      f"{m['first_picture_seconds']:.2f} s, load {m['load_seconds']:.2f} s "
+                      f"[{time.perf_counter() - begin:.1f} s]", flush=True)
+                keep(f"calotype {precision} forward {size}", m["best_step_seconds"])
+                keep(f"calotype {precision} decode {size}", m["decode_seconds"])
+                keep(f"calotype {precision} encode", m["encode_seconds"])
+                keep(f"calotype {precision} picture {size}", m["picture_seconds"])
+        if not args.skip_torch:
+            for name, seconds in torch_times(args, sizes).items():
+                keep(name, seconds)
+    print()
+    for name in sorted(results, key=lambda name: name.split(" ", 1)[1] if name[0] != "c" else name):
+        print(f"{name:36} {results[name] * 1e3:9.2f} ms")
+    if args.json:
+        with open(args.json, "w", encoding="utf-8") as file:
+            json.dump(results, file, indent=1)
+
+
+if __name__ == "__main__":
+    main()
