@@ -40,6 +40,7 @@ static int set_up(void **state)
     ct_context_params p;
     ct_context_params_init(&p);
     p.threads = 2;
+    p.device = "cpu";
     p.callbacks = (ct_callbacks){.user = &log_seen, .log = on_log, .progress = on_progress};
     return ct_context_create(&p, &context, NULL) == CT_OK ? 0 : 1;
 }
@@ -429,6 +430,7 @@ static ct_status whole_life(const ct_allocator *a, void *user, ct_error *error)
     ct_context_params_init(&cp);
     cp.allocator = *a;
     cp.threads = 1;
+    cp.device = "cpu";
     ct_context *c = NULL;
     ct_model *model = NULL;
     ct_image *image = NULL, *reference = NULL;
