@@ -184,8 +184,8 @@ int nn_lag(const nn *c);
 bool nn_repeat_begin(nn *c, int slot);
 void nn_repeat_end(nn *c);
 
-/* out = x, same number of elements; the two may overlap. Matrices of one shape may be parts of wider
- * ones, and must not overlap then. */
+/* out = x, same number of elements; the two may overlap. Matrices of one shape may be parts of
+ * wider ones, and must not overlap then. */
 void nn_copy(nn *c, const nn_tensor *out, const nn_tensor *x);
 /* out [E, D] = x[:, index, :], x [E, S, D]. out may be a part of a wider matrix. */
 void nn_take(nn *c, const nn_tensor *out, const nn_tensor *x, int64_t index);

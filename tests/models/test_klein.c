@@ -341,10 +341,9 @@ static double psnr(const ct_image *a, const ct_image *b)
 }
 
 /* The same picture with all blocks streamed; 8 bits are near. */
-static void test_memory_and_precision(void **state)
+static void check_memory_and_precision(const char *name)
 {
-    (void)state;
-    ct_model *model = load("klein");
+    ct_model *model = load(name);
     ct_image *reference = make_picture(80, 64);
     ct_generate_params p = small();
     p.references = (const ct_image *const *)&reference;
@@ -371,6 +370,41 @@ static void test_memory_and_precision(void **state)
     ct_image_free(&streamed);
     ct_image_free(&reference);
     ct_model_free(&model);
+}
+
+static void test_memory_and_precision(void **state)
+{
+    (void)state;
+    check_memory_and_precision("klein");
+    check_memory_and_precision("klein_kv");
+}
+
+/* The checkpoint whose references stand apart: another picture than that of the same weights,
+ * unless there are none. */
+static void test_kv(void **state)
+{
+    (void)state;
+    ct_model *plain = load("klein"), *kv = load("klein_kv");
+    const ct_model_info *info = ct_model_get_info(kv);
+    assert_string_equal(info->variant, "KV");
+    assert_string_equal(info->class_name, "Flux2KleinKVPipeline");
+    assert_int_equal(info->default_steps, 4);
+    ct_generate_params p = small();
+    ct_image *a = generate(plain, &p), *b = generate(kv, &p);
+    assert_same(a, b);
+    ct_image_free(&a);
+    ct_image_free(&b);
+    ct_image *reference = make_picture(80, 64);
+    p.references = (const ct_image *const *)&reference;
+    p.reference_count = 1;
+    a = generate(plain, &p);
+    b = generate(kv, &p);
+    assert_true(memcmp(ct_image_pixels(a), ct_image_pixels(b), 3 * 48 * 32) != 0);
+    ct_image_free(&a);
+    ct_image_free(&b);
+    ct_image_free(&reference);
+    ct_model_free(&plain);
+    ct_model_free(&kv);
 }
 
 static int remove_entry(const char *path, const struct stat *st, int kind, struct FTW *ftw)
@@ -482,6 +516,7 @@ int main(void)
         cmocka_unit_test(test_sizes),
         cmocka_unit_test(test_bad_references),
         cmocka_unit_test(test_memory_and_precision),
+        cmocka_unit_test(test_kv),
         cmocka_unit_test(test_quantized),
         cmocka_unit_test(test_allocations_fail),
     };
