@@ -496,6 +496,9 @@ CT_API ct_status ct_image_save(const ct_image *image, const char *path, ct_error
  * recipe where it has one. Refuses animations. */
 CT_API ct_status ct_image_load(ct_context *context, const char *path, ct_image **out,
                                ct_error *error);
+/* A picture of the caller's pixels, [height][width] RGB, which are copied; for references. */
+CT_API ct_status ct_image_from_pixels(ct_context *context, int width, int height,
+                                      const uint8_t *pixels, ct_image **out, ct_error *error);
 CT_API void ct_image_free(ct_image **image);
 
 /* CT_OK if a file can be written at path: its folder exists and can be written to, and path is not

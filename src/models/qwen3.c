@@ -266,11 +266,8 @@ static void tap(nn *c, const qwen3 *m, const nn_tensor *features, const nn_tenso
     for (int i = 0; i < m->taps.count && m->taps.count > 1; i++) {
         if (m->taps.layer[i] != layers)
             continue;
-        nn_tensor part = nn_columns(features, i * m->hidden, m->hidden), stream = *x;
-        stream.rank = 3;
-        stream.n[1] = 1;
-        stream.n[2] = m->hidden;
-        nn_take(c, &part, &stream, 0);
+        nn_tensor part = nn_columns(features, i * m->hidden, m->hidden);
+        nn_copy(c, &part, x);
     }
 }
 

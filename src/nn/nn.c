@@ -480,11 +480,19 @@ void nn_repeat_end(nn *c)
 
 void nn_copy(nn *c, const nn_tensor *out, const nn_tensor *x)
 {
-    if (require(
-            c, nn_count(out) == nn_count(x) && is_whole(out) && is_whole(x) && out->type == x->type,
-            "copy", NULL, "equal sizes and types") &&
-        !c->params.dry && out->data != x->data)
-        c->device->move(c, out->data, x->data, (size_t)nn_count(x) * nn_element(x));
+    const bool whole = is_whole(out) && is_whole(x);
+    bool fits = out->type == x->type && !out->operand && !x->operand &&
+                (whole ? nn_count(out) == nn_count(x) : same_shape(out, x) && x->rank == 2);
+    if (!require(c, fits, "copy", NULL, "equal sizes and types") || c->params.dry ||
+        out->data == x->data)
+        return;
+    const size_t element = nn_element(x);
+    if (whole)
+        c->device->move(c, out->data, x->data, (size_t)nn_count(x) * element);
+    else
+        c->device->move_rows(c, out->data, (size_t)out->stride * element, x->data,
+                             (size_t)x->stride * element, (size_t)x->n[1] * element,
+                             (size_t)x->n[0]);
 }
 
 void nn_take(nn *c, const nn_tensor *out, const nn_tensor *x, int64_t index)

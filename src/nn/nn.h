@@ -195,7 +195,8 @@ bool nn_repeat_begin(nn *c, const int64_t *key, int count);
 enum { NN_PLACE_ENCODE = 1, NN_PLACE_EVALUATE, NN_PLACE_DECODE }; /* first numbers of keys */
 void nn_repeat_end(nn *c);
 
-/* out = x, same number of elements; the two may overlap. */
+/* out = x, same number of elements; the two may overlap. Matrices of one shape may be parts of
+ * wider ones, and must not overlap then. */
 void nn_copy(nn *c, const nn_tensor *out, const nn_tensor *x);
 /* out [E, D] = x[:, index, :], x [E, S, D]. out may be a part of a wider matrix. */
 void nn_take(nn *c, const nn_tensor *out, const nn_tensor *x, int64_t index);

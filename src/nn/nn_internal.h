@@ -28,6 +28,9 @@ typedef struct nn_device {
     bool (*repeat_begin)(nn *c, uint64_t key);
     void (*repeat_end)(nn *c);
     void (*move)(nn *c, void *to, const void *from, size_t bytes); /* may overlap */
+    /* rows of bytes that begin to_pitch and from_pitch bytes apart */
+    void (*move_rows)(nn *c, void *to, size_t to_pitch, const void *from, size_t from_pitch,
+                      size_t bytes, size_t rows);
     void (*take)(nn *c, const nn_tensor *out, const nn_tensor *x, int64_t index);
     /* Operations. */
     void (*embed)(nn *c, const nn_tensor *out, const nn_weight *w, const int32_t *ids);

@@ -129,3 +129,20 @@ ct_status ct_image_load(ct_context *context, const char *path, ct_image **out, c
     *out = image;
     return CT_OK;
 }
+
+ct_status ct_image_from_pixels(ct_context *context, int width, int height, const uint8_t *pixels,
+                               ct_image **out, ct_error *error)
+{
+    if (!context || !pixels || !out)
+        return error_set(error, CT_EINVAL, "ct_image_from_pixels: an argument is NULL");
+    *out = NULL;
+    if (width < 1 || height < 1)
+        return error_set(error, CT_EINVAL, "a picture of %d x %d pixels is not possible", width,
+                         height);
+    ct_status status = picture_check_sides("the picture", (uint64_t)width, (uint64_t)height, error);
+    if (status == CT_OK)
+        status = image_create(out, &context->allocator, width, height, error);
+    if (status == CT_OK)
+        memcpy((*out)->pixels, pixels, 3 * (size_t)width * (size_t)height);
+    return status;
+}

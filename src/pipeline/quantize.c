@@ -126,7 +126,7 @@ static ct_status plan_part(work *w, part *p, ct_error *error)
     uint64_t shard_bytes = 0;
     /* What was renamed already is only copied. */
     const name_layout layout = !names_are_hf(p->source) ? NAMES_HF
-                               : w->mflux               ? NAMES_MFLUX
+                               : w->mflux               ? w->model->parts.family->mflux_names
                                                         : NAMES_MLX_Z_IMAGE;
     p->count = weights_count(p->source);
     p->shards = 1;

@@ -166,9 +166,7 @@ uint64_t references_bytes(const ct_job *job)
 {
     uint64_t bytes = 0;
     for (int i = 0; i < job->references; i++) {
-        const reference *r = &job->reference[i];
-        bytes += 3 * (uint64_t)r->width * (uint64_t)r->height;
-        bytes += latent_count(job, r) * sizeof(float);
+        bytes += latent_count(job, &job->reference[i]) * sizeof(float);
     }
     return bytes;
 }

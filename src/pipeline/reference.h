@@ -21,7 +21,8 @@ void references_free(struct ct_job *job);
 /* On a network that may be dry. Reports a unit for each. */
 void references_encode(struct ct_job *job, nn *c, void (*unit_done)(void *user, int unit),
                        void *user);
-/* Bytes of pixels and latents, which stay; and of what encoding takes besides. */
+/* Bytes of latents, which stay (the pixels are there already); and of what encoding takes
+ * besides. */
 uint64_t references_bytes(const struct ct_job *job);
 uint64_t references_encoding_bytes(const struct ct_job *job);
 

@@ -83,6 +83,12 @@ static void encode_prompt(ct_job *job, nn *c, prompt *p, unit_counter *units)
     nn_release(c, mark);
 }
 
+static nn_precision vae_precision(const ct_job *job)
+{
+    const bool halves = job->model->context->gpu && job->info.precision != CT_PRECISION_FP32;
+    return halves ? NN_BF16 : NN_F32;
+}
+
 /* The prompts through the text encoder, then the reference pictures through the VAE. */
 static void encode_inputs(ct_job *job, nn *c)
 {
@@ -111,7 +117,7 @@ static void encode_inputs(ct_job *job, nn *c)
     }
     job->trace.active = false;
     residency_let_go(&job->residency, m->weights[PART_TEXT_ENCODER]);
-    const nn_precision precision = nn_set_precision(c, NN_F32);
+    const nn_precision precision = nn_set_precision(c, vae_precision(job));
     references_encode(job, c, unit_done, &units);
     nn_set_precision(c, precision);
     end_stage(job, c, CT_STAGE_ENCODE, m->weights[PART_VAE]);
@@ -342,8 +348,7 @@ void job_execute(ct_job *job, nn *c, uint64_t seed)
     if (precision == CT_PRECISION_INT8 || precision == CT_PRECISION_FP8)
         nn_set_precision(c, precision == CT_PRECISION_INT8 ? NN_INT8 : NN_FP8);
     denoise(job, c);
-    const bool halves = job->model->context->gpu && precision != CT_PRECISION_FP32;
-    nn_set_precision(c, halves ? NN_BF16 : NN_F32);
+    nn_set_precision(c, vae_precision(job));
     decode(job, c);
 }
 

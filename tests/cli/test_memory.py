@@ -6,10 +6,12 @@ CALOTYPE names the program, CT_FIXTURES the folder of the fixtures."""
 import json
 import os
 import shutil
+import struct
 import subprocess
 import sys
 import tempfile
 import unittest
+import zlib
 
 import sparse_model
 
@@ -160,6 +162,34 @@ class Promise(Folder):
         _, said = plan(model, "-p", PROMPT, *guided, "--max-memory", "100M")
         self.kept(model, *guided, "--max-memory", str(said["chosen"]["peak_bytes"] + half),
                   out="guided.png")
+
+
+class References(Folder):
+    """FLUX.2-klein with a reference picture, which goes through the VAE first."""
+
+    MODEL = os.path.join(os.environ["CT_FIXTURES"], "klein", "model")
+
+    def picture(self, width, height):
+        """A PNG whose rows are all different."""
+        rows = b"".join(b"\0" + bytes((7 * x + y) % 256 for x in range(3 * width))
+                        for y in range(height))
+        path = os.path.join(self.folder, f"{width}x{height}.png")
+        with open(path, "wb") as file:
+            file.write(b"\x89PNG\r\n\x1a\n")
+            for kind, body in ((b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)),
+                               (b"IDAT", zlib.compress(rows, 1)), (b"IEND", b"")):
+                file.write(struct.pack(">I", len(body)) + kind + body +
+                           struct.pack(">I", zlib.crc32(kind + body)))
+        return path
+
+    def test_promise(self):
+        small = ("--steps", "1", "--precision", "fp32")
+        reference = self.picture(640, 512)
+        said, _ = self.kept(self.MODEL, *small, "-r", reference, "--size", "64x64")
+        stages = {s["stage"]: s["activation_bytes"] for s in said["stages"]}
+        self.assertGreater(stages["encode"], stages["decode"])
+        self.kept(self.MODEL, *small, "-r", reference, "-r", self.picture(64, 80))
+        self.kept(self.MODEL, *small, "--size", "256x512")
 
 
 class Plan(Folder):

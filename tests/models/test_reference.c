@@ -34,6 +34,8 @@ static const char *const runs[] = {"turbo/small",
                                    "klein/one_reference",
                                    "klein/three_references",
                                    "klein_base/guided_reference",
+                                   "klein_kv/two_references",
+                                   "klein_kv/no_reference",
                                    "klein_base/guided",
                                    "klein_base/unguided"};
 enum { RUNS = sizeof runs / sizeof *runs };
@@ -258,6 +260,7 @@ static void test_threads_change_nothing(void **state)
     check_threads("turbo/wide");
     check_threads("klein/wide");
     check_threads("klein/three_references");
+    check_threads("klein_kv/two_references");
 }
 
 /* Our bf16 mode rounds less than the reference's (sums stay in float32), so its error against
@@ -301,8 +304,7 @@ static void test_bf16_bound(void **state)
     check_bf16_bound("klein/wide");
 }
 
-/* ---- The encoder ------------------------------------------------------------------------------
- * */
+/* ---- The encoder ----------------------------------------------------------------------------- */
 
 typedef struct encode_check {
     const weights *truth;

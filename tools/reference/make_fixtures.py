@@ -3,7 +3,7 @@
 
     python tools/reference/make_fixtures.py [--only NAME ...] [--out DIR]
 
-NAME is one of: turbo, base, head128, klein, klein_base, tokenizer, rng, sigmas,
+NAME is one of: turbo, base, head128, klein, klein_base, klein_kv, tokenizer, rng, sigmas,
 pictures.
 """
 

@@ -103,6 +103,7 @@ const nn_device nn_cpu_device = {
     .upload = cpu_upload,
     .download = cpu_download,
     .move = cpu_move,
+    .move_rows = cpu_move_rows,
     .take = cpu_take,
     .embed = cpu_embed,
     .fill_rows = cpu_fill_rows,

@@ -20,6 +20,8 @@ void cpu_linears(nn *c, const nn_tensor *out, const nn_tensor *x, const nn_weigh
 void cpu_upload(nn *c, const nn_tensor *t, const float *data);
 void cpu_download(nn *c, const nn_tensor *t, float *data);
 void cpu_move(nn *c, void *to, const void *from, size_t bytes);
+void cpu_move_rows(nn *c, void *to, size_t to_pitch, const void *from, size_t from_pitch,
+                   size_t bytes, size_t rows);
 void cpu_take(nn *c, const nn_tensor *out, const nn_tensor *x, int64_t index);
 void cpu_add_scaled(nn *c, const nn_tensor *x, const nn_tensor *y, float factor);
 void cpu_guide(nn *c, const nn_tensor *positive, const nn_tensor *negative, float guidance,

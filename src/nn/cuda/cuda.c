@@ -337,6 +337,20 @@ static void cuda_move(nn *c, void *to, const void *from, size_t bytes)
     }
 }
 
+static void cuda_move_rows(nn *c, void *to, size_t to_pitch, const void *from, size_t from_pitch,
+                           size_t bytes, size_t rows)
+{
+    const cu_copy_2d copy = {.from_type = CU_MEMORY_DEVICE,
+                             .from_device = (cu_address)(uintptr_t)from,
+                             .from_pitch = from_pitch,
+                             .to_type = CU_MEMORY_DEVICE,
+                             .to_device = (cu_address)(uintptr_t)to,
+                             .to_pitch = to_pitch,
+                             .width_bytes = bytes,
+                             .height = rows};
+    check(c, cuda_of(c)->driver->copy_2d(&copy, cuda_of(c)->stream), "a copy");
+}
+
 static void cuda_take(nn *c, const nn_tensor *out, const nn_tensor *x, int64_t index)
 {
     const size_t row = (size_t)x->n[2] * 4;
@@ -488,6 +502,7 @@ const nn_device nn_cuda_device = {
     .repeat_begin = cuda_repeat_begin,
     .repeat_end = cuda_repeat_end,
     .move = cuda_move,
+    .move_rows = cuda_move_rows,
     .take = cuda_take,
     .embed = cuda_embed,
     .fill_rows = cuda_fill_rows,
