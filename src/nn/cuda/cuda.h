@@ -143,8 +143,8 @@ void cuda_group_factors(nn *c, const nn_tensor *norm, const nn_tensor *sums, int
                         const nn_weight *w, const nn_weight *b, double eps);
 void cuda_apply_norm(nn *c, const nn_tensor *out, const nn_tensor *x, const nn_tensor *norm);
 
-/* The pixels under a convolution's kernel as rows of a matrix, or a padded, doubled or normed copy of a
- * picture: kernel `gather` (kernels/planes.cu), which says what the parameters are. */
+/* The pixels under a convolution's kernel as rows of a matrix, or a padded, doubled or normed copy
+ * of a picture: kernel `gather` (kernels/planes.cu), which says what the parameters are. */
 typedef struct cuda_gathering {
     cu_address out, x, norm; /* norm 0: none */
     int out_kind, x_kind;    /* CUDA_FLOAT or CUDA_WORK */
