@@ -153,6 +153,9 @@ static void multiply(nn *c, const conv *v, cu_address a, int64_t first, int64_t 
 
 static void by_products(nn *c, const conv *v, int64_t first, int64_t end)
 {
+    if (v->out_type != DTYPE_F32)
+        cuda_convert(c, v->type, v->bias_work, CUDA_WORK, v->outputs, v->bias, CUDA_FLOAT,
+                     v->outputs, 1, v->outputs);
     if (v->kernel == 1 && v->plain) {
         multiply(c, v, v->x, first, end - first);
         return;
@@ -248,9 +251,6 @@ void cuda_conv2d(nn *c, const nn_tensor *out, const nn_tensor *x, const nn_weigh
     v.scratch_bytes = scratch_for(&v);
     if (v.scratch_bytes)
         v.scratch = cuda_scratch(c, v.scratch_bytes);
-    if (v.out_type != DTYPE_F32)
-        cuda_convert(c, v.type, v.bias_work, CUDA_WORK, v.outputs, v.bias, CUDA_FLOAT, v.outputs, 1,
-                     v.outputs);
     if (cuda_of(c) && cuda_of(c)->dnn && v.kernel > 1 && v.out_type == v.type)
         in_bands(c, &v);
     else

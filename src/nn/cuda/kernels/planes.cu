@@ -225,7 +225,7 @@ DEVICE void gather_row_any(void *out, int out_kind, const view *v, int y, int it
  * through SiLU; outside of the picture 0. kernel 1 makes a padded, doubled or normed copy. grid.x =
  * rows; grid.y blocks of at most 256 threads share a row. For channels that are a multiple of 8,
  * threads should be as many as channels / 8, or a multiple of that. */
-extern "C" __global__ void __launch_bounds__(256)
+extern "C" __global__ void __launch_bounds__(256, 3)
     gather(void *out, int out_kind, const void *x, int x_kind, int height, int width, int channels,
            int up, const float *norm, int with_silu, int first_row, int columns, int kernel,
            int stride, int pad_top, int pad_left)

@@ -2,8 +2,8 @@
  * memory, so each reads its row once, into registers, and writes it once.
  *
  * "A block of a row": grid.x = rows, threads = the width / 16 rounded up to a multiple of 32, at
- * most 1024 (cuda_row_grid). "Tiles of rows": grid.x = rows, grid.y blocks share a row
- * (cuda_tile_grid).
+ * most 1024 (row_grid in op_rows.c). "Tiles of rows": grid.x = rows, grid.y blocks share a row
+ * (tile_grid there).
  *
  * Widths that are no multiple of 4, and rows that are not aligned, are right but slow.
  *
@@ -319,7 +319,7 @@ DEVICE void heads_row_any(void *x, int kind, int heads, int dim, const float *w,
 /* In place on x [rows, heads * dim]: RMS norm of each head (not where w is null), then rotation by
  * cosine and sine [rows, dim / 2] whose rows lie table_stride apart. halves: pairs are (k, k +
  * dim/2) instead of (2k, 2k + 1). grid.x = rows; threads: a multiple of 32, best for half of the
- * heads at 8 numbers each, at most 256 (cuda_head_threads). */
+ * heads at 8 numbers each, at most 256. */
 extern "C" __global__ void __launch_bounds__(256)
     head_norm_rope(void *x, int kind, long long stride, int heads, int dim, const float *w,
                    float eps, const float *cosine, const float *sine, long long table_stride,
