@@ -114,9 +114,9 @@ typedef struct nn nn;
 
 ct_status nn_create(nn **out, const nn_params *params, ct_error *error);
 void nn_free(nn *c); /* NULL is allowed */
-/* Takes an nn for another run as if it were created with params, with the memory, and the recordings,
- * that it has. False where that does not do: another device, or memory that is too small or far too
- * large. */
+/* Takes an nn for another run as if it were created with params, with the memory, and the
+ * recordings, that it has. False where that does not do: another device, or memory that is too
+ * small or far too large. */
 bool nn_reuse(nn *c, const nn_params *params);
 
 /* Forgets the failure and all tensors, for the next run. */
@@ -152,8 +152,8 @@ nn_tensor nn_new_work3(nn *c, int64_t n0, int64_t n1, int64_t n2);
  * layers (their weights without marks) on the same input. Written by nn_rms_norm, nn_layer_norm and
  * nn_prepare, read by nn_linear. */
 nn_tensor nn_new_operand(nn *c, int64_t m, int64_t k);
-/* The input [M, K] of a linear layer with w [N, K] alone, to be written by a linear layer with `up`:
- * an operand where the device can write one there, else as nn_new_work2. */
+/* The input [M, K] of a linear layer with w [N, K] alone, to be written by a linear layer with
+ * `up`: an operand where the device can write one there, else as nn_new_work2. */
 nn_tensor nn_new_input(nn *c, int64_t m, const nn_weight *w);
 /* For what follows; returns what it was. An operand is used under the precision that it was made
  * in. */

@@ -66,7 +66,8 @@ static void encode_prompt(ct_job *job, nn *c, prompt *p, unit_counter *units)
     const int64_t size = p->count * m->feature_width;
     size_t mark = nn_mark(c);
     residency_begin(&job->residency, SECTION_ENCODE);
-    /* Of a device that works later than it is told to, layers are done when the features are here. */
+    /* Of a device that works later than it is told to, layers are done when the features are here.
+     * */
     const bool later = nn_lag(c) > 0;
     nn_tensor features =
         m->family->encode(c, m, p->ids, p->count, p->words, later ? NULL : unit_done, units);
