@@ -36,6 +36,7 @@ struct ct_model {
 
 struct ct_image {
     ct_allocator allocator;
+    pool *threads; /* the context's, for saving */
     int width, height;
     uint8_t *pixels;
     uint64_t seed;
@@ -43,7 +44,7 @@ struct ct_image {
 };
 
 /* A new image with memory for its pixels. */
-ct_status image_create(ct_image **out, const ct_allocator *a, int width, int height,
+ct_status image_create(ct_image **out, ct_context *context, int width, int height,
                        ct_error *error);
 
 void log_message(const ct_callbacks *callbacks, ct_log_level level, const char *format, ...)

@@ -430,7 +430,7 @@ ct_status ct_job_run(ct_job *job, uint64_t seed, ct_image **out, ct_error *error
     status = nn_status(job->network, error);
     ct_image *image = NULL;
     if (status == CT_OK)
-        status = image_create(&image, job->allocator, job->info.picture_width,
+        status = image_create(&image, job->model->context, job->info.picture_width,
                               job->info.picture_height, error);
     if (status == CT_OK) {
         image->seed = seed;

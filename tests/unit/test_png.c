@@ -303,7 +303,7 @@ static void writes_pictures(void **state)
         assert_non_null(rgb);
         fill(rgb, w, h);
         ct_error error;
-        test_ok(png_write(&mem_default, path, rgb, w, h, NULL, 0, &error), &error);
+        test_ok(png_write(&mem_default, NULL, path, rgb, w, h, NULL, 0, &error), &error);
         unsigned char *data = test_read_file(path, &size);
         test_ok(read_plain(&mem_default, data, size, &again, &width, &height, &error), &error);
         assert_int_equal(width, w);
@@ -342,7 +342,7 @@ static void keeps_texts(void **state)
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         png_note texts[] = {{"parameters", cases[i].text}};
         ct_error error;
-        test_ok(png_write(&mem_default, path, rgb, 1, 1, texts, 1, &error), &error);
+        test_ok(png_write(&mem_default, NULL, path, rgb, 1, 1, texts, 1, &error), &error);
         size_t size;
         unsigned char *data = test_read_file(path, &size);
         if (!has_chunk(data, size, cases[i].chunk))
@@ -393,21 +393,21 @@ static void refuses_bad_output(void **state)
     const char *path = test_path(&folder, "a.png");
     static const char *const bad[] = {"", " a", "a ", "a  b", "caf\xc3\xa9", "a\n"};
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++)
-        test_error(png_write(&mem_default, path, rgb, 1, 1, &(png_note){bad[i], "x"}, 1, &error),
+        test_error(png_write(&mem_default, NULL, path, rgb, 1, 1, &(png_note){bad[i], "x"}, 1, &error),
                    CT_EINVAL, &error, "cannot be the key");
-    test_error(png_write(&mem_default, path, rgb, 0, 1, NULL, 0, &error), CT_EINVAL, &error,
+    test_error(png_write(&mem_default, NULL, path, rgb, 0, 1, NULL, 0, &error), CT_EINVAL, &error,
                "0 x 1");
-    test_error(png_write(&mem_default, test_path(&folder, "no/a.png"), rgb, 1, 1, NULL, 0, &error),
+    test_error(png_write(&mem_default, NULL, test_path(&folder, "no/a.png"), rgb, 1, 1, NULL, 0, &error),
                CT_EIO, &error, "No such file");
-    test_error(png_write(&mem_default, folder.path, rgb, 1, 1, NULL, 0, &error), CT_EIO, &error,
+    test_error(png_write(&mem_default, NULL, folder.path, rgb, 1, 1, NULL, 0, &error), CT_EIO, &error,
                "directory");
     assert_int_equal(test_folder_count(&folder), 0);
     /* A disk without room. */
     static uint8_t large[256 * 256 * 3];
     fill(large, 256, 256);
-    test_error(png_write(&mem_default, "/dev/full", large, 256, 256, NULL, 0, &error), CT_EIO,
+    test_error(png_write(&mem_default, NULL, "/dev/full", large, 256, 256, NULL, 0, &error), CT_EIO,
                &error, "No space left");
-    test_ok(png_write(&mem_default, "/dev/null", large, 256, 256, NULL, 0, &error), &error);
+    test_ok(png_write(&mem_default, NULL, "/dev/null", large, 256, 256, NULL, 0, &error), &error);
     test_folder_remove(&folder);
 }
 
@@ -497,7 +497,7 @@ static ct_status write_once(const ct_allocator *a, void *user, ct_error *error)
 {
     const job *j = user;
     const png_note texts[] = {{"calotype", "{}"}, {"parameters", "\xe4\xb8\xad"}};
-    return png_write(a, j->path, j->rgb, 40, 30, texts, 2, error);
+    return png_write(a, NULL, j->path, j->rgb, 40, 30, texts, 2, error);
 }
 
 static ct_status read_once(const ct_allocator *a, void *user, ct_error *error)
