@@ -184,6 +184,11 @@ int nn_lag(const nn *c);
 bool nn_repeat_begin(nn *c, int slot);
 void nn_repeat_end(nn *c);
 
+/* From now on the results of every operation are looked at, and the first that has numbers which
+ * are not finite fails, by its name and that of its weight. Nothing is recorded. Slow: for finding
+ * out what went wrong with results that were found to be bad. when: "step 3 of 8"; NULL: no longer. */
+void nn_check_numbers(nn *c, const char *when);
+
 /* out = x, same number of elements; the two may overlap. */
 void nn_copy(nn *c, const nn_tensor *out, const nn_tensor *x);
 /* out [E, D] = x[:, index, :], x [E, S, D]. out may be a part of a wider matrix. */

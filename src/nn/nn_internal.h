@@ -27,6 +27,7 @@ typedef struct nn_device {
     void (*download_end)(nn *c, int slot, float *data, int64_t count);
     bool (*repeat_begin)(nn *c, int slot);
     void (*repeat_end)(nn *c);
+    int64_t (*count_broken)(nn *c, const nn_tensor *t);            /* numbers that are not finite */
     void (*move)(nn *c, void *to, const void *from, size_t bytes); /* may overlap */
     void (*take)(nn *c, const nn_tensor *out, const nn_tensor *x, int64_t index);
     /* Operations. */
@@ -75,9 +76,14 @@ struct nn {
     void *device_state;
     char *arena; /* NULL in a dry run */
     size_t capacity, used, peak;
-    nn_tensor slot[2]; /* of a host_memory device: what nn_download_begin was given */
-    ct_error error;    /* sticky */
+    nn_tensor slot[2];  /* of a host_memory device: what nn_download_begin was given */
+    ct_error error;     /* sticky */
+    char checking[48];  /* when; "": results are not looked at */
+    const char *behind; /* while checking: the weight that was used last */
 };
+
+/* inspect.c: fails where results are checked and t has numbers that are not finite. */
+void nn_inspect(nn *c, const char *operation, const nn_weight *w, const nn_tensor *t);
 
 static inline size_t nn_element(const nn_tensor *t)
 {
