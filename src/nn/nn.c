@@ -80,6 +80,7 @@ bool nn_reuse(nn *c, const nn_params *params)
 void nn_reset(nn *c)
 {
     c->error = (ct_error){0};
+    nn_check_numbers(c, NULL);
     nn_release(c, 0);
     if (c->device->reset && !c->params.dry)
         c->device->reset(c);
@@ -404,8 +405,10 @@ void nn_upload(nn *c, const nn_tensor *t, const float *data, int64_t count)
 {
     if (require(c, count == nn_count(t) && is_float(t), "upload", NULL,
                 "as many numbers as the tensor has") &&
-        !c->params.dry)
+        !c->params.dry) {
         c->device->upload(c, t, data);
+        nn_inspect(c, "upload", NULL, t);
+    }
 }
 
 void nn_download(nn *c, const nn_tensor *t, float *data, int64_t count)
@@ -460,7 +463,7 @@ int nn_lag(const nn *c)
 bool nn_repeat_begin(nn *c, const int64_t *key, int count)
 {
     const nn_trace *trace = c->params.trace;
-    if (!c->device->repeat_begin || c->params.dry || nn_stopped(c) ||
+    if (!c->device->repeat_begin || c->params.dry || c->checking[0] || nn_stopped(c) ||
         (trace && trace->active(trace->user)))
         return true;
     uint64_t hash = 0xcbf29ce484222325u; /* FNV-1a, a number at a time */
@@ -474,7 +477,7 @@ bool nn_repeat_begin(nn *c, const int64_t *key, int count)
 
 void nn_repeat_end(nn *c)
 {
-    if (c->device->repeat_end && !c->params.dry)
+    if (c->device->repeat_end && !c->params.dry && !c->checking[0])
         c->device->repeat_end(c);
 }
 
@@ -543,21 +546,26 @@ void nn_embed(nn *c, const nn_tensor *out, const nn_weight *w, const int32_t *id
     if (c->params.dry)
         reads_rows(c, w, ids, count);
     c->device->embed(c, out, w, ids);
+    nn_inspect(c, "embed", w, out);
 }
 
 void nn_fill_rows(nn *c, const nn_tensor *out, const nn_weight *w)
 {
     bool fits = out->rank == 2 && nn_has(w) && w->n[w->rank - 1] == out->n[1] &&
                 (w->rank == 1 || (w->rank == 2 && w->n[0] == 1));
-    if (require(c, fits, "fill_rows", w, "out [S, D], w [D]"))
+    if (require(c, fits, "fill_rows", w, "out [S, D], w [D]")) {
         c->device->fill_rows(c, out, w);
+        nn_inspect(c, "fill_rows", w, out);
+    }
 }
 
 void nn_prepare(nn *c, const nn_tensor *out, const nn_tensor *x)
 {
     bool fits = out->operand && !x->operand && x->rank == 2 && is_matrix(out, x->n[0], x->n[1]);
-    if (require(c, fits, "prepare", NULL, "out and x [M, K], out an operand"))
+    if (require(c, fits, "prepare", NULL, "out and x [M, K], out an operand")) {
         c->device->prepare(c, out, x);
+        nn_inspect(c, "prepare", NULL, out);
+    }
 }
 
 void nn_linear(nn *c, const nn_tensor *out, const nn_tensor *x, const nn_weight *w,
@@ -575,6 +583,7 @@ void nn_linear(nn *c, const nn_tensor *out, const nn_tensor *x, const nn_weight 
         reads_weight(c, e->bias);
         reads_weight(c, e->up);
         c->device->linear(c, out, x, w, e);
+        nn_inspect(c, "linear", w, out);
     }
 }
 
@@ -602,6 +611,7 @@ void nn_linears(nn *c, const nn_tensor *out, const nn_tensor *x, const nn_weight
             reads_weight(c, bias[i]);
     }
     c->device->linears(c, out, x, w, bias, count);
+    nn_inspect(c, "linears", w[0], out);
 }
 
 void nn_rms_norm(nn *c, const nn_tensor *out, const nn_tensor *x, const nn_weight *w, double eps,
@@ -609,8 +619,10 @@ void nn_rms_norm(nn *c, const nn_tensor *out, const nn_tensor *x, const nn_weigh
 {
     bool fits = x->rank == 2 && same_shape(out, x) && is_vector(w, x->n[1]) &&
                 is_row(scale, x->n[1]) && is_whole(x) && (out->operand || is_whole(out));
-    if (require(c, fits, "rms_norm", w, "out and x [M, D], w [D], scale [D]"))
+    if (require(c, fits, "rms_norm", w, "out and x [M, D], w [D], scale [D]")) {
         c->device->rms_norm(c, out, x, w, (float)eps, scale);
+        nn_inspect(c, "rms_norm", w, out);
+    }
 }
 
 void nn_add_rms_norm(nn *c, const nn_tensor *x, const nn_tensor *y, const nn_weight *w, double eps,
@@ -625,6 +637,9 @@ void nn_add_rms_norm(nn *c, const nn_tensor *x, const nn_tensor *y, const nn_wei
         if (next)
             reads_weight(c, next->w);
         c->device->add_rms_norm(c, x, y, w, (float)eps, gate, next);
+        nn_inspect(c, "add_rms_norm", w, x);
+        if (next)
+            nn_inspect(c, "add_rms_norm", next->w, next->out);
     }
 }
 
@@ -633,8 +648,10 @@ void nn_layer_norm(nn *c, const nn_tensor *out, const nn_tensor *x, double eps,
 {
     bool fits = x->rank == 2 && same_shape(out, x) && scale && is_row(scale, x->n[1]) &&
                 is_row(shift, x->n[1]) && is_whole(x) && (out->operand || is_whole(out));
-    if (require(c, fits, "layer_norm", NULL, "out and x [M, D], scale and shift [D]"))
+    if (require(c, fits, "layer_norm", NULL, "out and x [M, D], scale and shift [D]")) {
         c->device->layer_norm(c, out, x, (float)eps, scale, shift);
+        nn_inspect(c, "layer_norm", NULL, out);
+    }
 }
 
 void nn_head_norm_rope(nn *c, const nn_tensor *x, int heads, const nn_weight *w, double eps,
@@ -644,8 +661,10 @@ void nn_head_norm_rope(nn *c, const nn_tensor *x, int heads, const nn_weight *w,
     int64_t dim = fits ? x->n[1] / heads : 0;
     fits = fits && dim % 2 == 0 && (!w || is_vector(w, dim)) &&
            is_matrix(cosine, x->n[0], dim / 2) && same_shape(cosine, sine);
-    if (require(c, fits, "head_norm_rope", w, "x [S, H*D], w [D], cosine and sine [S, D/2]"))
+    if (require(c, fits, "head_norm_rope", w, "x [S, H*D], w [D], cosine and sine [S, D/2]")) {
         c->device->head_norm_rope(c, x, heads, w, (float)eps, cosine, sine, pairs);
+        nn_inspect(c, "head_norm_rope", w, x);
+    }
 }
 
 void nn_attention(nn *c, const nn_tensor *out, const nn_tensor *q, const nn_tensor *k,
@@ -655,42 +674,54 @@ void nn_attention(nn *c, const nn_tensor *out, const nn_tensor *q, const nn_tens
                 q->n[1] % heads == 0 && same_shape(out, q) && same_shape(k, v) && k->rank == 2 &&
                 k->n[1] == q->n[1] / heads * kv_heads && (!causal || q->n[0] == k->n[0]) &&
                 !out->operand && !q->operand && !k->operand && !v->operand;
-    if (require(c, fits, "attention", NULL, "q and out [Sq, H*D], k and v [Sk, G*D]"))
+    if (require(c, fits, "attention", NULL, "q and out [Sq, H*D], k and v [Sk, G*D]")) {
         c->device->attention(c, out, q, k, v, heads, kv_heads, causal);
+        nn_inspect(c, "attention", NULL, out);
+    }
 }
 
 void nn_silu(nn *c, const nn_tensor *out, const nn_tensor *x)
 {
     if (require(c, same_shape(out, x) && is_whole(out) && is_whole(x), "silu", NULL,
-                "equal shapes"))
+                "equal shapes")) {
         c->device->silu(c, out, x);
+        nn_inspect(c, "silu", NULL, out);
+    }
 }
 
 void nn_tanh(nn *c, const nn_tensor *x)
 {
-    if (require(c, is_whole(x), "tanh", NULL, "no gaps"))
+    if (require(c, is_whole(x), "tanh", NULL, "no gaps")) {
         c->device->tanh(c, x);
+        nn_inspect(c, "tanh", NULL, x);
+    }
 }
 
 void nn_add_scalar(nn *c, const nn_tensor *x, double value)
 {
-    if (require(c, is_whole(x), "add_scalar", NULL, "no gaps"))
+    if (require(c, is_whole(x), "add_scalar", NULL, "no gaps")) {
         c->device->add_scalar(c, x, (float)value);
+        nn_inspect(c, "add_scalar", NULL, x);
+    }
 }
 
 void nn_add_scaled(nn *c, const nn_tensor *x, const nn_tensor *y, double factor)
 {
     if (require(c, same_shape(x, y) && is_float(x) && is_float(y), "add_scaled", NULL,
-                "equal shapes of float32"))
+                "equal shapes of float32")) {
         c->device->add_scaled(c, x, y, (float)factor);
+        nn_inspect(c, "add_scaled", NULL, x);
+    }
 }
 
 void nn_guide(nn *c, const nn_tensor *positive, const nn_tensor *negative, double guidance,
               bool normalize)
 {
     if (require(c, same_shape(positive, negative) && is_float(positive) && is_float(negative),
-                "guide", NULL, "equal shapes of float32"))
+                "guide", NULL, "equal shapes of float32")) {
         c->device->guide(c, positive, negative, (float)guidance, normalize);
+        nn_inspect(c, "guide", NULL, positive);
+    }
 }
 
 static bool are_patches(const nn_tensor *tokens, const nn_tensor *planes, int patch)
@@ -704,22 +735,28 @@ static bool are_patches(const nn_tensor *tokens, const nn_tensor *planes, int pa
 void nn_patches(nn *c, const nn_tensor *tokens, const nn_tensor *planes, int patch)
 {
     if (require(c, are_patches(tokens, planes, patch), "patches", NULL,
-                "planes [C, H, W], tokens [H/p * W/p, p * p * C]"))
+                "planes [C, H, W], tokens [H/p * W/p, p * p * C]")) {
         c->device->patches(c, tokens, planes, patch, true);
+        nn_inspect(c, "patches", NULL, tokens);
+    }
 }
 
 void nn_from_patches(nn *c, const nn_tensor *planes, const nn_tensor *tokens, int patch)
 {
     if (require(c, are_patches(tokens, planes, patch), "from_patches", NULL,
-                "planes [C, H, W], tokens [H/p * W/p, p * p * C]"))
+                "planes [C, H, W], tokens [H/p * W/p, p * p * C]")) {
         c->device->patches(c, tokens, planes, patch, false);
+        nn_inspect(c, "from_patches", NULL, planes);
+    }
 }
 
 void nn_upload_planes(nn *c, const nn_tensor *picture, const float *planes, double factor,
                       double offset)
 {
-    if (require(c, picture->rank == 3, "upload_planes", NULL, "picture [H, W, C]"))
+    if (require(c, picture->rank == 3, "upload_planes", NULL, "picture [H, W, C]")) {
         c->device->upload_planes(c, picture, planes, (float)factor, (float)offset);
+        nn_inspect(c, "upload_planes", NULL, picture);
+    }
 }
 
 void nn_download_planes(nn *c, const nn_tensor *picture, float *planes)
@@ -758,6 +795,7 @@ void nn_conv2d(nn *c, const nn_tensor *out, const nn_tensor *x, const nn_weight 
         c->device->conv2d(c, out, x, w, bias, &p);
         if (p.sums && !c->device->conv_sums)
             c->device->group_sums(c, p.sums, 0, out);
+        nn_inspect(c, "conv2d", w, out);
     }
 }
 
@@ -780,12 +818,15 @@ void nn_group_factors(nn *c, const nn_tensor *norm, const nn_tensor *sums, int64
         reads_weight(c, b);
         reads_weight(c, late_bias);
         c->device->group_factors(c, norm, sums, width, w, b, eps, late_bias);
+        nn_inspect(c, "group_factors", w, norm);
     }
 }
 
 void nn_apply_norm(nn *c, const nn_tensor *out, const nn_tensor *x, const nn_tensor *norm)
 {
     bool fits = x->rank == 3 && same_shape(out, x) && is_matrix(norm, 2, x->n[2]);
-    if (require(c, fits, "apply_norm", NULL, "out and x [H, W, C], norm [2, C]"))
+    if (require(c, fits, "apply_norm", NULL, "out and x [H, W, C], norm [2, C]")) {
         c->device->apply_norm(c, out, x, norm);
+        nn_inspect(c, "apply_norm", NULL, out);
+    }
 }

@@ -195,6 +195,11 @@ bool nn_repeat_begin(nn *c, const int64_t *key, int count);
 enum { NN_PLACE_ENCODE = 1, NN_PLACE_EVALUATE, NN_PLACE_DECODE }; /* first numbers of keys */
 void nn_repeat_end(nn *c);
 
+/* From now on the results of every operation are looked at, and the first that has numbers which
+ * are not finite fails, by its name and that of its weight. Nothing is recorded. Slow: for finding
+ * out what went wrong with results that were found to be bad. when: "step 3 of 8"; NULL: no longer. */
+void nn_check_numbers(nn *c, const char *when);
+
 /* out = x, same number of elements; the two may overlap. Matrices of one shape may be parts of
  * wider ones, and must not overlap then. */
 void nn_copy(nn *c, const nn_tensor *out, const nn_tensor *x);

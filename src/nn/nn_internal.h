@@ -28,6 +28,7 @@ typedef struct nn_device {
     void (*download_end)(nn *c, int slot, float *data, int64_t count);
     bool (*repeat_begin)(nn *c, uint64_t key);
     void (*repeat_end)(nn *c);
+    int64_t (*count_broken)(nn *c, const nn_tensor *t);            /* numbers that are not finite */
     void (*move)(nn *c, void *to, const void *from, size_t bytes); /* may overlap */
     /* rows of bytes that begin to_pitch and from_pitch bytes apart */
     void (*move_rows)(nn *c, void *to, size_t to_pitch, const void *from, size_t from_pitch,
@@ -82,9 +83,14 @@ struct nn {
     void *device_state;
     char *arena; /* NULL in a dry run */
     size_t capacity, used, peak;
-    nn_tensor slot[2]; /* of a host_memory device: what nn_download_begin was given */
-    ct_error error;    /* sticky */
+    nn_tensor slot[2];  /* of a host_memory device: what nn_download_begin was given */
+    ct_error error;     /* sticky */
+    char checking[48];  /* when; "": results are not looked at */
+    const char *behind; /* while checking: the weight that was used last */
 };
+
+/* inspect.c: fails where results are checked and t has numbers that are not finite. */
+void nn_inspect(nn *c, const char *operation, const nn_weight *w, const nn_tensor *t);
 
 static inline size_t nn_element(const nn_tensor *t)
 {

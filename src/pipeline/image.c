@@ -142,7 +142,7 @@ ct_status ct_image_from_pixels(ct_context *context, int width, int height, const
                          height);
     ct_status status = picture_check_sides("the picture", (uint64_t)width, (uint64_t)height, error);
     if (status == CT_OK)
-        status = image_create(out, &context->allocator, width, height, error);
+        status = image_create(out, context, width, height, error);
     if (status == CT_OK)
         memcpy((*out)->pixels, pixels, 3 * (size_t)width * (size_t)height);
     return status;

@@ -5,6 +5,7 @@
 #include "pipeline/recipe.h"
 #include "sampling/rng.h"
 
+#include <float.h>
 #include <inttypes.h>
 #include <math.h>
 #include <stdio.h>
@@ -58,7 +59,38 @@ static void end_stage(ct_job *job, const nn *c, ct_stage stage, const weights *p
     residency_let_go(&job->residency, part);
 }
 
+/* ---- Numbers that are not finite -------------------------------------------------------------
+ * Results are looked at where they come to the host anyway: a prompt's features, the latents behind
+ * each step, the picture. Where they are bad the same is computed once more, every operation's
+ * results are looked at, and the job fails with the name of the first that is bad. */
+
+static bool all_finite(const float *x, int64_t count)
+{
+    bool finite = true;
+    for (int64_t i = 0; i < count; i++)
+        finite &= fabsf(x[i]) <= FLT_MAX;
+    return finite;
+}
+
+static void not_again(nn *c, const char *what)
+{
+    nn_fail(c, CT_EINTERNAL,
+            "%s made numbers that are not finite, and not when it was computed again", what);
+}
+
 /* ---- Prompt to features ---------------------------------------------------------------------- */
+
+/* The same again, to find out which operation made numbers that are not finite. */
+static void look_into_prompt(ct_job *job, nn *c, prompt *p)
+{
+    const family_model *m = &job->model->parts;
+    nn_check_numbers(c, "text encoder");
+    residency_begin(&job->residency, SECTION_ENCODE);
+    m->family->encode(c, m, p->ids, p->count, p->words, NULL, NULL);
+    not_again(c, "the text encoder");
+    mem_free(job->allocator, p->features);
+    p->features = NULL;
+}
 
 static void encode_prompt(ct_job *job, nn *c, prompt *p, unit_counter *units)
 {
@@ -82,6 +114,8 @@ static void encode_prompt(ct_job *job, nn *c, prompt *p, unit_counter *units)
     for (int i = 0; later && i < m->encode_units; i++)
         unit_done(units, i);
     nn_release(c, mark);
+    if (p->features && !nn_stopped(c) && !all_finite(p->features, size))
+        look_into_prompt(job, c, p);
 }
 
 static nn_precision vae_precision(const ct_job *job)
@@ -148,6 +182,9 @@ static void read_noise(ct_job *job, nn *c)
                 job->noise_path, shape[0], shape[1], shape[2]);
     else
         dtype_to_float(job->latents, v->data, v->type, (size_t)job->latent_count);
+    if (!nn_stopped(c) && !all_finite(job->latents, job->latent_count))
+        nn_fail(c, CT_EFORMAT, "%s: the tensor \"noise\" has numbers that are not finite",
+                job->noise_path);
     weights_close(file);
 }
 
@@ -244,19 +281,6 @@ static void run_step(ct_job *job, nn *c, const denoising *d, int step)
                   m->family->negated ? sigma[0] - sigma[1] : sigma[1] - sigma[0]);
 }
 
-static void end_step(ct_job *job, nn *c, int step)
-{
-    nn_download_end(c, step & 1, job->latents, job->latent_count);
-    if (nn_is_dry(c) || nn_stopped(c))
-        return;
-    char name[48];
-    snprintf(name, sizeof name, "step.%02d.latents", step);
-    trace_latents(job, name, job->latents);
-    const ct_latents preview = {job->latents, (int)job->model->parts.channels,
-                                (int)job->latent_height, (int)job->latent_width};
-    report(job, c, CT_STAGE_DENOISE, step + 1, job->info.steps, &preview);
-}
-
 static void prepare_prompt(ct_job *job, nn *c, prompt *p)
 {
     const family_model *m = &job->model->parts;
@@ -292,6 +316,38 @@ static denoising prepare(ct_job *job, nn *c)
     return d;
 }
 
+/* job->latents is what the step began with. */
+static void look_into_step(ct_job *job, nn *c, int step, size_t mark)
+{
+    char when[40];
+    snprintf(when, sizeof when, "step %d of %d", step + 1, job->info.steps);
+    nn_release(c, mark);
+    nn_check_numbers(c, when);
+    residency_begin(&job->residency, SECTION_PREPARE);
+    const denoising d = prepare(job, c);
+    run_step(job, c, &d, step);
+    not_again(c, when);
+}
+
+/* mark: of the memory of all steps. */
+static void end_step(ct_job *job, nn *c, int step, size_t mark)
+{
+    nn_download_end(c, step & 1, job->scratch, job->latent_count);
+    if (nn_is_dry(c) || nn_stopped(c))
+        return;
+    if (!all_finite(job->scratch, job->latent_count)) {
+        look_into_step(job, c, step, mark);
+        return;
+    }
+    memcpy(job->latents, job->scratch, (size_t)job->latent_count * sizeof(float));
+    char name[48];
+    snprintf(name, sizeof name, "step.%02d.latents", step);
+    trace_latents(job, name, job->latents);
+    const ct_latents preview = {job->latents, (int)job->model->parts.channels,
+                                (int)job->latent_height, (int)job->latent_width};
+    report(job, c, CT_STAGE_DENOISE, step + 1, job->info.steps, &preview);
+}
+
 /* The end of a step is waited for when the next one is already with the device. */
 static void denoise(ct_job *job, nn *c)
 {
@@ -308,7 +364,7 @@ static void denoise(ct_job *job, nn *c)
             nn_download_begin(c, step & 1, &d.latents);
         }
         if (step >= lag)
-            end_step(job, c, step - lag);
+            end_step(job, c, step - lag, mark);
         if (nn_is_dry(c))
             break; /* every step takes the same memory */
     }
@@ -353,14 +409,24 @@ void job_execute(ct_job *job, nn *c, uint64_t seed)
     decode(job, c);
 }
 
+static void look_into_picture(ct_job *job, nn *c)
+{
+    const family_model *m = &job->model->parts;
+    const vae_decoding d = job_decoding(job);
+    nn_check_numbers(c, "VAE");
+    residency_begin(&job->residency, SECTION_DECODE);
+    m->family->decode(c, m, &d);
+    not_again(c, "the VAE");
+}
+
 /* -1..1 to 0..1 in job->picture, and to bytes as the reference rounds them: half to even. */
 static void finish_picture(ct_job *job, ct_image *image)
 {
     const int64_t width = job->info.width, pixels = width * job->info.height;
-    int64_t broken = 0;
+    bool finite = true;
     for (int64_t i = 0; i < 3 * pixels; i++) {
         float v = job->picture[i] * 0.5f + 0.5f;
-        broken += v != v;
+        finite &= fabsf(v) <= FLT_MAX;
         v = v >= 0 ? v : 0; /* also NaN */
         v = v <= 1 ? v : 1;
         job->picture[i] = v;
@@ -368,11 +434,10 @@ static void finish_picture(ct_job *job, ct_image *image)
         if (x < image->width && y < image->height) /* keep_size cuts off what was padded */
             image->pixels[(y * image->width + x) * 3 + i / pixels] = (uint8_t)rintf(v * 255.0f);
     }
-    if (broken)
-        log_message(&job->callbacks, CT_LOG_WARNING,
-                    "the picture has %" PRId64 " values that are not numbers: the weights or the "
-                    "noise are damaged",
-                    broken);
+    if (!finite) {
+        look_into_picture(job, job->network);
+        return;
+    }
     const int64_t shape[] = {3, job->info.height, job->info.width};
     trace_floats(&job->trace, "image", 3, shape, job->picture);
 }
@@ -435,8 +500,10 @@ ct_status ct_job_run(ct_job *job, uint64_t seed, ct_image **out, ct_error *error
     if (status == CT_OK) {
         image->seed = seed;
         finish_picture(job, image);
-        status = add_recipe(job, image, error);
+        status = nn_status(job->network, error);
     }
+    if (status == CT_OK)
+        status = add_recipe(job, image, error);
     if (status == CT_OK)
         status = trace_commit(&job->trace, error);
     if (status != CT_OK) {

@@ -532,6 +532,7 @@ const nn_device nn_cuda_device = {
     .download_end = cuda_download_end,
     .repeat_begin = cuda_repeat_begin,
     .repeat_end = cuda_repeat_end,
+    .count_broken = cuda_count_broken,
     .move = cuda_move,
     .move_rows = cuda_move_rows,
     .take = cuda_take,

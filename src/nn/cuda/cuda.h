@@ -221,6 +221,9 @@ void cuda_conv2d(nn *c, const nn_tensor *out, const nn_tensor *x, const nn_weigh
 void cuda_attention(nn *c, const nn_tensor *out, const nn_tensor *q, const nn_tensor *k,
                     const nn_tensor *v, int heads, int kv_heads, bool causal);
 
+/* check.c */
+int64_t cuda_count_broken(nn *c, const nn_tensor *t);
+
 /* op_linear.c */
 bool cuda_writes_operand(const nn *c, const nn_weight *w);
 void cuda_linear(nn *c, const nn_tensor *out, const nn_tensor *x, const nn_weight *w,

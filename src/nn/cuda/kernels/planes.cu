@@ -114,16 +114,19 @@ extern "C" __global__ void __launch_bounds__(SUM_THREADS)
         x[i] *= factor;
 }
 
-/* Where x has a number that is not finite, *first becomes `tag` if that is smaller. So *first, set
- * to the largest int before, is the first of the tags where something went wrong. Any grid. */
+/* *count += how many numbers of x [rows, columns], whose rows are `stride` apart, are not finite.
+ * Any grid. */
 extern "C" __global__ void __launch_bounds__(256)
-    check_finite(const void *x, int kind, long long count, int *first, int tag)
+    check_finite(const void *x, int kind, long long rows, long long columns, long long stride,
+                 int *count)
 {
-    bool bad = false;
-    for (long long i = grid_first(); i < count; i += grid_step())
-        bad |= magnitude_bits(load1(kind, x, i)) >= 0x7f800000u;
+    int bad = 0;
+    for (long long i = grid_first(); i < rows * columns; i += grid_step()) {
+        const long long row = i / columns;
+        bad += magnitude_bits(load1(kind, x, row * stride + i - row * columns)) >= 0x7f800000u;
+    }
     if (bad)
-        atomicMin(first, tag);
+        atomicAdd(count, bad);
 }
 
 /* ---- Pictures into products ------------------------------------------------------------------ */
