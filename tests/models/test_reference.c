@@ -78,7 +78,7 @@ static void compare_run(const char *run, const char *cpu)
         fail_msg("%s, %s: relative L2 %.2e", run, e.output, e.outputs);
     if (e.pixels > 1)
         fail_msg("%s: a byte of the picture differs by %d", run, e.pixels);
-    assert_true(e.compared >= 4);
+    assert_true(e.compared >= 2);
     weights_close(truth);
     ct_model_free(&model);
     ct_context_free(&context);

@@ -24,8 +24,10 @@ static void put(bytes *b, const void *data, size_t size)
 
 static void put_u32(bytes *b, uint32_t v)
 {
-    put(b, (unsigned char[]){(unsigned char)(v >> 24), (unsigned char)(v >> 16),
-                             (unsigned char)(v >> 8), (unsigned char)v}, 4);
+    put(b,
+        (unsigned char[]){(unsigned char)(v >> 24), (unsigned char)(v >> 16),
+                          (unsigned char)(v >> 8), (unsigned char)v},
+        4);
 }
 
 static uint32_t crc32_of(const unsigned char *data, size_t size)
@@ -59,8 +61,10 @@ static void put_header(bytes *b, uint32_t width, uint32_t height, int depth, int
     bytes h = {.size = 0};
     put_u32(&h, width);
     put_u32(&h, height);
-    put(&h, (unsigned char[]){(unsigned char)depth, (unsigned char)type, 0, 0,
-                              (unsigned char)interlace}, 5);
+    put(&h,
+        (unsigned char[]){(unsigned char)depth, (unsigned char)type, 0, 0,
+                          (unsigned char)interlace},
+        5);
     put_chunk(b, "IHDR", h.data, h.size);
 }
 
@@ -71,8 +75,10 @@ static void put_pixels(bytes *b, const bytes *raw)
     z.size = 0;
     put(&z, "\x78\x01\x01", 3);
     uint16_t n = (uint16_t)raw->size, m = (uint16_t)~n;
-    put(&z, (unsigned char[]){(unsigned char)n, (unsigned char)(n >> 8), (unsigned char)m,
-                              (unsigned char)(m >> 8)}, 4);
+    put(&z,
+        (unsigned char[]){(unsigned char)n, (unsigned char)(n >> 8), (unsigned char)m,
+                          (unsigned char)(m >> 8)},
+        4);
     put(&z, raw->data, raw->size);
     uint32_t s1 = 1, s2 = 0;
     for (size_t i = 0; i < raw->size; i++) {
@@ -221,8 +227,8 @@ static ct_status read_plain(const ct_allocator *a, const void *data, size_t size
     unsigned char *exact = malloc(size ? size : 1);
     assert_non_null(exact);
     memcpy(exact, data, size);
-    ct_status status = png_read_memory(a, exact, size, "x.png", rgb, width, height, NULL, 0, NULL,
-                                       error);
+    ct_status status =
+        png_read_memory(a, exact, size, "x.png", rgb, width, height, NULL, 0, NULL, error);
     free(exact);
     return status;
 }
@@ -242,8 +248,9 @@ static void check_kind(const kind *k)
             for (unsigned c = 0; c < 3; c++)
                 if (rgb[(y * k->width + x) * 3 + c] != expected(k, x, y, c))
                     fail_msg("type %d depth %d interlace %d tRNS %d: pixel %u,%u channel %u: %u "
-                             "instead of %u", k->type, k->depth, k->interlace, k->transparency, x,
-                             y, c, rgb[(y * k->width + x) * 3 + c], expected(k, x, y, c));
+                             "instead of %u",
+                             k->type, k->depth, k->interlace, k->transparency, x, y, c,
+                             rgb[(y * k->width + x) * 3 + c], expected(k, x, y, c));
     mem_free(&mem_default, rgb);
 }
 
@@ -256,8 +263,8 @@ static void reads_every_kind(void **state)
     for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++)
         for (size_t s = 0; s < sizeof sizes / sizeof *sizes; s++)
             for (int variant = 0; variant < 4; variant++) {
-                kind k = {kinds[i][0], kinds[i][1], variant & 1, variant > 1, sizes[s][0],
-                          sizes[s][1]};
+                kind k = {kinds[i][0], kinds[i][1], variant & 1,
+                          variant > 1, sizes[s][0], sizes[s][1]};
                 if (k.transparency && k.type >= 4)
                     continue;
                 check_kind(&k);
@@ -351,7 +358,8 @@ static void keeps_texts(void **state)
         int width, height;
         char *found[3];
         test_ok(png_read_memory(&mem_default, data, size, "x", &again, &width, &height, keys, 3,
-                                found, &error), &error);
+                                found, &error),
+                &error);
         assert_null(found[0]);
         assert_string_equal(found[1], cases[i].read ? cases[i].read : cases[i].text);
         assert_null(found[2]);
@@ -377,7 +385,8 @@ static void reads_text_behind_the_pixels(void **state)
     char *found[1];
     ct_error error;
     test_ok(png_read_memory(&mem_default, b.data, b.size, "x", &rgb, &width, &height,
-                            (const char *const[]){"key"}, 1, found, &error), &error);
+                            (const char *const[]){"key"}, 1, found, &error),
+            &error);
     assert_string_equal(found[0], "\xc3\xa9");
     mem_free(&mem_default, found[0]);
     mem_free(&mem_default, rgb);
@@ -393,14 +402,16 @@ static void refuses_bad_output(void **state)
     const char *path = test_path(&folder, "a.png");
     static const char *const bad[] = {"", " a", "a ", "a  b", "caf\xc3\xa9", "a\n"};
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++)
-        test_error(png_write(&mem_default, NULL, path, rgb, 1, 1, &(png_note){bad[i], "x"}, 1, &error),
-                   CT_EINVAL, &error, "cannot be the key");
+        test_error(
+            png_write(&mem_default, NULL, path, rgb, 1, 1, &(png_note){bad[i], "x"}, 1, &error),
+            CT_EINVAL, &error, "cannot be the key");
     test_error(png_write(&mem_default, NULL, path, rgb, 0, 1, NULL, 0, &error), CT_EINVAL, &error,
                "0 x 1");
-    test_error(png_write(&mem_default, NULL, test_path(&folder, "no/a.png"), rgb, 1, 1, NULL, 0, &error),
-               CT_EIO, &error, "No such file");
-    test_error(png_write(&mem_default, NULL, folder.path, rgb, 1, 1, NULL, 0, &error), CT_EIO, &error,
-               "directory");
+    test_error(
+        png_write(&mem_default, NULL, test_path(&folder, "no/a.png"), rgb, 1, 1, NULL, 0, &error),
+        CT_EIO, &error, "No such file");
+    test_error(png_write(&mem_default, NULL, folder.path, rgb, 1, 1, NULL, 0, &error), CT_EIO,
+               &error, "directory");
     assert_int_equal(test_folder_count(&folder), 0);
     /* A disk without room. */
     static uint8_t large[256 * 256 * 3];
@@ -509,8 +520,8 @@ static ct_status read_once(const ct_allocator *a, void *user, ct_error *error)
     int width, height;
     char *found[2];
     static const char *const keys[] = {"parameters", "calotype"};
-    ct_status status = png_read_memory(a, data, size, "x", &rgb, &width, &height, keys, 2, found,
-                                       error);
+    ct_status status =
+        png_read_memory(a, data, size, "x", &rgb, &width, &height, keys, 2, found, error);
     free(data);
     if (status == CT_OK) {
         assert_string_equal(found[0], "\xe4\xb8\xad");

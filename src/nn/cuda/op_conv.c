@@ -1,6 +1,6 @@
-/* Convolutions. cuDNN computes them where it can, in bands of rows: a pass before it makes a copy of
- * the band that is normed and has its zeros around it, and one behind it (conv_finish) adds what is
- * to be added and takes the sums of the norm that follows. cuDNN itself is asked for nothing but
+/* Convolutions. cuDNN computes them where it can, in bands of rows: a pass before it makes a copy
+ * of the band that is normed and has its zeros around it, and one behind it (conv_finish) adds what
+ * is to be added and takes the sums of the norm that follows. cuDNN itself is asked for nothing but
  * convolutions: for those it has kernels, while those with an addition it compiles, for seconds.
  *
  * The convolution of a doubled picture is four of 2 by 2 on the picture itself, one for each of the
