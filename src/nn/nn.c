@@ -568,6 +568,13 @@ void nn_prepare(nn *c, const nn_tensor *out, const nn_tensor *x)
     }
 }
 
+/* Whether a weight's marks leave it the operand that others read, too. */
+static bool takes_operand(const nn *c, const nn_weight *w)
+{
+    return !w->sensitive &&
+           (!w->outliers || (c->device->writes_operand && c->device->writes_operand(c, w)));
+}
+
 void nn_linear(nn *c, const nn_tensor *out, const nn_tensor *x, const nn_weight *w,
                const nn_epilogue *epilogue)
 {
@@ -576,7 +583,7 @@ void nn_linear(nn *c, const nn_tensor *out, const nn_tensor *x, const nn_weight 
         nn_has(w) && w->rank == 2 && x->rank == 2 && x->n[1] == w->n[1] &&
         (!out->operand || (e->up && !e->add && !e->gate && c->device->writes_operand)) &&
         is_matrix(out, x->n[0], w->n[0]) && (!e->bias || is_vector(e->bias, w->n[0])) &&
-        (!e->gate || is_row(e->gate, w->n[0])) && !(x->operand && (w->sensitive || w->outliers)) &&
+        (!e->gate || is_row(e->gate, w->n[0])) && (!x->operand || takes_operand(c, w)) &&
         (!e->up || (nn_has(e->up) && e->up->rank == 2 && e->up->n[0] == w->n[0] &&
                     e->up->n[1] == w->n[1] && e->up->sensitive == w->sensitive && !e->bias));
     if (require(c, fits, "linear", w, "out [M, N], x [M, K], w and up [N, K], bias and gate [N]")) {
@@ -598,8 +605,7 @@ void nn_linears(nn *c, const nn_tensor *out, const nn_tensor *x, const nn_weight
     for (int i = 0; fits && i < count; i++) {
         fits = nn_has(w[i]) && w[i]->rank == 2 && w[i]->n[1] == x->n[1] &&
                (!bias[i] || is_vector(bias[i], w[i]->n[0])) && w[i]->sensitive == w[0]->sensitive &&
-               w[i]->outliers == w[0]->outliers &&
-               !(x->operand && (w[i]->sensitive || w[i]->outliers));
+               w[i]->outliers == w[0]->outliers && (!x->operand || takes_operand(c, w[i]));
         columns += fits ? w[i]->n[0] : 0;
     }
     if (!require(c, fits && columns == out->n[1], "linears", count > 0 ? w[0] : NULL,
