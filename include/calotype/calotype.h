@@ -35,7 +35,8 @@
  *     it to NULL, and does nothing when it already is. Strings and arrays reached through an object
  *     live as long as that object. Strings that are passed in are copied.
  * Order. A model must be freed before its context, a job before its model. Images stand alone, but
- *     must be freed before the context whose allocator made them.
+ *     must be saved and freed before the context that they come from: it has the allocator and the
+ *     threads.
  * Threads. A context and a model may be used from several threads. A job, an image and a ct_error
  *     belong to one thread at a time. There is no global state.
  * Strings. UTF-8, ended by a zero byte.

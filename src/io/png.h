@@ -10,8 +10,8 @@ typedef struct png_note {
 } png_note;
 
 /* Writes 8-bit RGB rows without gaps, atomically. threads may be NULL; the file is the same for any
- * number of them. Takes 0.7 MB for one thread, at most 21 MB for many (up to 4 MB more for very
- * wide rows: io/png_stream.c). */
+ * number of them. Takes 0.7 MB for one thread, and at most 21 MB for many, while a row has at most
+ * 64 KiB (21800 pixels); seven rows for each of up to 32 threads where it has more. */
 ct_status png_write(const ct_allocator *a, pool *threads, const char *path, const uint8_t *rgb,
                     int width, int height, const png_note *texts, int text_count, ct_error *error);
 

@@ -44,8 +44,7 @@ struct ct_image {
 };
 
 /* A new image with memory for its pixels. */
-ct_status image_create(ct_image **out, ct_context *context, int width, int height,
-                       ct_error *error);
+ct_status image_create(ct_image **out, ct_context *context, int width, int height, ct_error *error);
 
 void log_message(const ct_callbacks *callbacks, ct_log_level level, const char *format, ...)
     CORE_PRINTF(3, 4);
