@@ -352,7 +352,8 @@ typedef struct ct_generate_params {
     ct_precision precision;
     ct_rng rng;
     /* A safetensors file whose tensor "noise" replaces the draw: [channels, height, width] of the
-     * latents (Z-Image: an eighth of the picture's sides, FLUX.2-klein: a sixteenth). NULL: draw. */
+     * latents (Z-Image: an eighth of the picture's sides, FLUX.2-klein: a sixteenth). NULL:
+     * draw. */
     const char *noise_path;
     const char *trace_path;        /* write every stage to this safetensors file; NULL: do not */
     bool trace_modules;            /* also the output of every block, for finding a difference */
