@@ -150,8 +150,8 @@ typedef struct ct_context ct_context;
 
 typedef struct ct_context_params {
     size_t struct_size;
-    int threads;            /* 0: one for each processor that this process may use; at most 1024 */
-    const char *cpu;        /* NULL: the best kernels for this processor; or force a set by name:
+    int threads;     /* 0: one for each processor that this process may use; at most 1024 */
+    const char *cpu; /* NULL: the best kernels for this processor; or force a set by name:
                              * "baseline", "avx2", "avx512" (x86-64), "baseline" (others) */
     /* Where networks run: "cpu", "cuda" or "cuda:0" (a GPU, see ct_devices; a failure where it
      * cannot be used), or "auto", which is what NULL means: the first GPU that can be used, else
@@ -352,8 +352,9 @@ typedef struct ct_generate_params {
     double shift; /* time shift of the schedule; 0: the model's own */
     ct_precision precision;
     ct_rng rng;
-    /* A safetensors file whose tensor "noise" [channels, height/8, width/8] replaces the draw.
-     * NULL: draw. */
+    /* A safetensors file whose tensor "noise" replaces the draw: [channels, height, width] of the
+     * latents (Z-Image: an eighth of the picture's sides, FLUX.2-klein: a sixteenth). NULL:
+     * draw. */
     const char *noise_path;
     const char *trace_path;        /* write every stage to this safetensors file; NULL: do not */
     bool trace_modules;            /* also the output of every block, for finding a difference */

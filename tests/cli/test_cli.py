@@ -344,6 +344,36 @@ class Edit(Folder):
         self.refuse(1, "no picture", references=[os.path.join(self.MODEL, "model_index.json")])
         self.refuse(1, "none.png", references=["/no/none.png"])
 
+    def test_damaged_models(self):
+        for file, before, after, part in (
+                ("transformer/config.json", '"joint_attention_dim": 48', '"joint_attention_dim": 60',
+                 "context_embedder"),
+                ("transformer/config.json", '"guidance_embeds": false', '"guidance_embeds": true',
+                 "FLUX.2-dev"),
+                ("transformer/config.json", '"patch_size": 1', '"patch_size": 2', "patch_size"),
+                ("transformer/config.json", "    2,\n", "    3,\n", "axes_dims_rope"),
+                ("transformer/config.json", '"num_layers": 2', '"num_layers": 3', "is missing"),
+                ("text_encoder/config.json", '"num_hidden_layers": 28', '"num_hidden_layers": 27',
+                 "layer 27"),
+                ("text_encoder/config.json", '"max_position_embeddings": 40960',
+                 '"max_position_embeddings": 500', "512"),
+                ("vae/config.json", "AutoencoderKLFlux2", "AutoencoderKL", "in_channels"),
+                ("vae/config.json", '"batch_norm_eps": 0.0001', '"batch_norm_eps": -1',
+                 "batch_norm_eps"),
+                ("tokenizer/tokenizer.json", '"<think>"', '"<thunk>"', "<think>"),
+                ("model_index.json", "Flux2KleinPipeline", "Flux2Pipeline", "not supported yet"),
+                ("model_index.json", '"is_distilled": true', '"is_distilled": 7', "is_distilled")):
+            model = self.path("model")
+            shutil.copytree(self.MODEL, model)
+            with open(os.path.join(model, file), encoding="utf-8") as old:
+                text = old.read()
+            self.assertIn(before, text, file)
+            with open(os.path.join(model, file), "w", encoding="utf-8") as new:
+                new.write(text.replace(before, after))
+            result = self.edit(self.REFERENCES[0], model=model)
+            shutil.rmtree(model)
+            self.refused(result, 1, part)
+
     def test_mistakes(self):
         self.refuse(2, "--reference", references=[])
         self.refuse(2, "at most 10", references=self.REFERENCES[:1] * 11)
