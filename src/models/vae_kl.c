@@ -45,15 +45,17 @@ static nn_tensor convolved(nn *c, size_t mark, const nn_tensor *x, int64_t heigh
     return nn_keep(c, mark, &y);
 }
 
-/* The shortcut of x over x itself, which has as many channels or more: some rows at a time. */
+/* The shortcut of x over x itself, which has as many channels or more: some rows at a time. On a
+ * GPU, whose numbers have 16 bits, few rows do not keep it busy; the convolution that follows
+ * takes more memory than these. */
 static nn_tensor shortcut_in_place(nn *c, const vae_resnet *r, const nn_tensor *x)
 {
-    enum { ROWS = 16 };
+    const int64_t piece = x->type == DTYPE_F32 ? 16 : 256;
     nn_tensor y = *x;
     y.n[2] = r->out;
-    for (int64_t row = 0; row < x->n[0]; row += ROWS) {
+    for (int64_t row = 0; row < x->n[0]; row += piece) {
         size_t mark = nn_mark(c);
-        int64_t count = x->n[0] - row < ROWS ? x->n[0] - row : ROWS;
+        int64_t count = x->n[0] - row < piece ? x->n[0] - row : piece;
         nn_tensor from = nn_rows(x, row, count), to = nn_rows(&y, row, count);
         nn_tensor part = nn_new_work3(c, count, x->n[1], r->out);
         nn_conv2d(c, &part, &from, &r->shortcut, &r->shortcut_bias, NULL);

@@ -382,8 +382,8 @@ void test_convolution(void **state)
                                 .bias = true,
                                 .add = add != 0},
                      must, true);
-    /* What the VAE's decoder asks for at 1024 x 1024: padded copies of bands, nothing added; the last
-     * three are the convolutions of doubled pictures. */
+    /* What the VAE's decoder asks for at 1024 x 1024: padded copies of bands, nothing added; the
+     * last three are the convolutions of doubled pictures. */
     static const int64_t bands[][5] = {
         {130, 130, 512, 512, 3},  {258, 258, 512, 512, 3},  {258, 514, 512, 256, 3},
         {514, 514, 256, 256, 3},  {258, 1026, 256, 128, 3}, {514, 1026, 128, 128, 3},

@@ -119,9 +119,9 @@ cu_address cuda_floats(nn *c, const nn_weight *w);
 cu_address cuda_table(nn *c, const nn_weight *w, dtype *type);
 /* A convolution's [O, I, k, k] as [O, k, k, I] in the work type. */
 cu_address cuda_conv_weight(nn *c, const nn_weight *w);
-/* A convolution [O, I, 3, 3] of a doubled picture as four of the picture itself, one for each of the
- * four results that come from a pixel: [2, 2, O, 2, 2, I], first where the result is (y, x). The
- * numbers are sums of up to four, made in float32 (kernel weight_conv_folded). */
+/* A convolution [O, I, 3, 3] of a doubled picture as four of the picture itself, one for each of
+ * the four results that come from a pixel: [2, 2, O, 2, 2, I], first where the result is (y, x).
+ * The numbers are sums of up to four, made in float32 (kernel weight_conv_folded). */
 cu_address cuda_folded_weight(nn *c, const nn_weight *w);
 /* A weight on the GPU and how to get it there. */
 typedef struct cuda_request {
