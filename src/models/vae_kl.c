@@ -34,26 +34,40 @@ static nn_tensor norm_of(nn *c, const vae_kl *m, const nn_tensor *x, const nn_we
     return norm;
 }
 
-/* x, made at mark, by a convolution; sums, of the rows of the result or more, get its own. */
+/* x, made at mark, by a convolution; sums, of the rows of the result or more, get its own. The
+ * smaller of the two is moved: the result down to mark, or x out of its way. */
 static nn_tensor convolved(nn *c, size_t mark, const nn_tensor *x, int64_t height, int64_t width,
                            const nn_weight *w, const nn_weight *bias, const nn_tensor *sums,
                            nn_conv p)
 {
-    nn_tensor y = nn_new_work3(c, height, width, w->n[0]), rows = nn_rows(sums, 0, height);
+    const nn_tensor rows = nn_rows(sums, 0, height);
     p.sums = &rows;
-    nn_conv2d(c, &y, x, w, bias, &p);
-    return nn_keep(c, mark, &y);
+    if (height * width * w->n[0] < nn_count(x)) {
+        nn_tensor y = nn_new_work3(c, height, width, w->n[0]);
+        nn_conv2d(c, &y, x, w, bias, &p);
+        return nn_keep(c, mark, &y);
+    }
+    nn_release(c, mark);
+    nn_tensor y = nn_new_work3(c, height, width, w->n[0]);
+    const size_t behind = nn_mark(c);
+    nn_tensor from = nn_new_work3(c, x->n[0], x->n[1], x->n[2]);
+    nn_copy(c, &from, x);
+    nn_conv2d(c, &y, &from, w, bias, &p);
+    nn_release(c, behind);
+    return y;
 }
 
-/* The shortcut of x over x itself, which has as many channels or more: some rows at a time. */
+/* The shortcut of x over x itself, which has as many channels or more: some rows at a time. On a
+ * GPU, whose numbers have 16 bits, few rows do not keep it busy; the convolution that follows
+ * takes more memory than these. */
 static nn_tensor shortcut_in_place(nn *c, const vae_resnet *r, const nn_tensor *x)
 {
-    enum { ROWS = 16 };
+    const int64_t piece = x->type == DTYPE_F32 ? 16 : 256;
     nn_tensor y = *x;
     y.n[2] = r->out;
-    for (int64_t row = 0; row < x->n[0]; row += ROWS) {
+    for (int64_t row = 0; row < x->n[0]; row += piece) {
         size_t mark = nn_mark(c);
-        int64_t count = x->n[0] - row < ROWS ? x->n[0] - row : ROWS;
+        int64_t count = x->n[0] - row < piece ? x->n[0] - row : piece;
         nn_tensor from = nn_rows(x, row, count), to = nn_rows(&y, row, count);
         nn_tensor part = nn_new_work3(c, count, x->n[1], r->out);
         nn_conv2d(c, &part, &from, &r->shortcut, &r->shortcut_bias, NULL);

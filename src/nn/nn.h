@@ -311,7 +311,7 @@ typedef struct nn_conv {
     const nn_tensor *norm;
     bool add; /* out += the result instead of out = */
     /* The sums of each row of out, as nn_group_sums makes them, [Ho, ...]; NULL: none are wanted.
-     * */
+     */
     const nn_tensor *sums;
     /* With sums: out is read through the norm that is made from them and not otherwise, so a device
      * may leave the bias to that norm (not to the sums). nn_group_factors must be told. */

@@ -8,6 +8,7 @@
 #include <float.h>
 #include <inttypes.h>
 #include <math.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -419,22 +420,43 @@ static void look_into_picture(ct_job *job, nn *c)
     not_again(c, "the VAE");
 }
 
-/* -1..1 to 0..1 in job->picture, and to bytes as the reference rounds them: half to even. */
+typedef struct finishing {
+    const ct_job *job;
+    ct_image *image;
+    atomic_bool broken; /* there is a number that is not finite */
+} finishing;
+
+/* -1..1 to 0..1 in a row of job->picture, and to bytes as the reference rounds them: half to
+ * even. */
+static void finish_row(void *user, int64_t y, int worker)
+{
+    finishing *f = user;
+    const ct_image *image = f->image;
+    const int64_t width = f->job->info.width, height = f->job->info.height;
+    bool finite = true;
+    (void)worker;
+    for (int64_t channel = 0; channel < 3; channel++) {
+        float *from = f->job->picture + (channel * height + y) * width;
+        for (int64_t x = 0; x < width; x++) {
+            float v = from[x] * 0.5f + 0.5f;
+            finite &= fabsf(v) <= FLT_MAX;
+            v = v >= 0 ? v : 0; /* also NaN */
+            v = v <= 1 ? v : 1;
+            from[x] = v;
+        }
+        for (int64_t x = 0; y < image->height && x < width && x < image->width; x++)
+            image->pixels[(y * image->width + x) * 3 + channel] = (uint8_t)rintf(from[x] * 255.0f);
+    }
+    if (!finite)
+        f->broken = true;
+}
+
+/* keep_size cuts off what was padded. */
 static void finish_picture(ct_job *job, ct_image *image)
 {
-    const int64_t width = job->info.width, pixels = width * job->info.height;
-    bool finite = true;
-    for (int64_t i = 0; i < 3 * pixels; i++) {
-        float v = job->picture[i] * 0.5f + 0.5f;
-        finite &= fabsf(v) <= FLT_MAX;
-        v = v >= 0 ? v : 0; /* also NaN */
-        v = v <= 1 ? v : 1;
-        job->picture[i] = v;
-        const int64_t x = i % pixels % width, y = i % pixels / width;
-        if (x < image->width && y < image->height) /* keep_size cuts off what was padded */
-            image->pixels[(y * image->width + x) * 3 + i / pixels] = (uint8_t)rintf(v * 255.0f);
-    }
-    if (!finite) {
+    finishing f = {.job = job, .image = image};
+    pool_run(job->model->context->threads, job->info.height, finish_row, &f);
+    if (f.broken) {
         look_into_picture(job, job->network);
         return;
     }

@@ -629,9 +629,9 @@ static void test_conv(void)
     }
 }
 
-/* Convolutions as the VAE chains them: the sums of a norm come with the result, and the bias of one
- * that is only read through its norm comes late. x [H, W, in] -> conv1 (doubling, or not) -> norm
- * -> conv2 added to y -> norm -> out. */
+/* Convolutions as the VAE chains them: the sums of a norm come with the result, and the bias of
+ * one that is only read through its norm comes late. x [H, W, in] -> conv1 (doubling, or not) ->
+ * norm -> conv2 added to y -> norm -> out. */
 typedef struct chain_case {
     int64_t height, width, in, out;
     int groups;

@@ -1,11 +1,12 @@
 /* Convolutions. cuDNN computes them where it can, in bands of rows: a pass before it makes a copy
- * of the band that is normed and has its zeros around it, and one behind it (conv_finish) adds what
- * is to be added and takes the sums of the norm that follows. cuDNN itself is asked for nothing but
- * convolutions: for those it has kernels, while those with an addition it compiles, for seconds.
+ * of the band that is normed and has its zeros around it, and one behind it (conv_finish) adds
+ * what is to be added and takes the sums of the norm that follows. cuDNN itself is asked for
+ * nothing but convolutions: for those it has kernels, while those with an addition it compiles,
+ * for seconds.
  *
- * The convolution of a doubled picture is four of 2 by 2 on the picture itself, one for each of the
- * four results that come from a pixel: 2.25 times fewer products. They are one for cuDNN, with four
- * times the outputs, and the pass behind it puts them in their places.
+ * The convolution of a doubled picture is four of 2 by 2 on the picture itself, one for each of
+ * the four results that come from a pixel: 2.25 times fewer products. They are one for cuDNN, with
+ * four times the outputs, and the pass behind it puts them in their places.
  *
  * Few outputs from many channels are an own kernel. Where cuDNN is missing or cannot, the pixels
  * under the kernel become rows of a matrix product. A kernel of one pixel is a product anyway. */
