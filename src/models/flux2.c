@@ -471,7 +471,7 @@ static void double_block(nn *c, const flux2 *m, const stream_rows streams[2], co
         const stream_rows *r = &streams[i];
         const flux2_stream *w = r->weights;
         nn_tensor rows = nn_rows(x, r->first, r->count),
-                  hidden = nn_new_work2(c, r->count, m->ffn_dim);
+                  hidden = nn_new_hidden2(c, r->count, m->ffn_dim);
         size_t behind = nn_mark(c);
         nn_tensor input = nn_new_operand(c, r->count, d);
         nn_layer_norm(c, &input, &rows, m->eps, &r->mlp[SCALE], &r->mlp[SHIFT]);

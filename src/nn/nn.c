@@ -199,6 +199,19 @@ nn_tensor nn_new_work3(nn *c, int64_t n0, int64_t n1, int64_t n2)
     return new_tensor(c, work_type(c), 3, n0, n1, n2);
 }
 
+nn_tensor nn_new_wide2(nn *c, int64_t n0, int64_t n1)
+{
+    const nn_device *d = c->device;
+    return new_tensor(c, d->wide_type ? d->wide_type(c) : work_type(c), 2, n0, n1, 1);
+}
+
+nn_tensor nn_new_hidden2(nn *c, int64_t n0, int64_t n1)
+{
+    nn_tensor t = nn_new_work2(c, n0, n1);
+    t.shift = c->device->hidden_shift ? c->device->hidden_shift(c) : 0;
+    return t;
+}
+
 nn_tensor nn_keep(nn *c, size_t mark, const nn_tensor *t)
 {
     const size_t end = c->used;
@@ -349,7 +362,7 @@ static bool require(nn *c, bool condition, const char *operation, const nn_weigh
 /* Numbers without gaps. */
 static bool is_whole(const nn_tensor *t)
 {
-    return !t->operand && (t->rank != 2 || t->n[0] == 1 || t->stride == t->n[1]);
+    return !t->operand && t->shift == 0 && (t->rank != 2 || t->n[0] == 1 || t->stride == t->n[1]);
 }
 
 static bool is_matrix(const nn_tensor *t, int64_t rows, int64_t columns)
@@ -537,7 +550,8 @@ void nn_linear(nn *c, const nn_tensor *out, const nn_tensor *x, const nn_weight 
     bool fits =
         nn_has(w) && w->rank == 2 && x->rank == 2 && x->n[1] == w->n[1] && !out->operand &&
         is_matrix(out, x->n[0], w->n[0]) && (!e->bias || is_vector(e->bias, w->n[0])) &&
-        (!e->gate || is_row(e->gate, w->n[0])) && !(x->operand && (w->sensitive || w->outliers)) &&
+        (!e->gate || is_row(e->gate, w->n[0])) && (out->shift == 0 || (e->up && !e->add)) &&
+        !(x->operand && (w->sensitive || w->outliers)) &&
         (!e->up || (nn_has(e->up) && e->up->rank == 2 && e->up->n[0] == w->n[0] &&
                     e->up->n[1] == w->n[1] && e->up->sensitive == w->sensitive && !e->bias));
     if (require(c, fits, "linear", w, "out [M, N], x [M, K], w and up [N, K], bias and gate [N]")) {

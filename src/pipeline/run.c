@@ -366,19 +366,22 @@ static void decode(ct_job *job, nn *c)
 }
 
 /* The text encoder is small work, so 8 bits would gain little there. On the CPU the VAE is computed
- * in float32 (its convolutions gain more from fewer products than from shorter numbers). */
+ * in float32 (its convolutions gain more from fewer products than from shorter numbers), and where
+ * there is no bfloat16, because its pictures leave the range of fp16. */
 void job_execute(ct_job *job, nn *c, uint64_t seed)
 {
     const ct_precision precision = job->info.precision;
-    nn_set_precision(c, precision == CT_PRECISION_FP32 ? NN_F32 : NN_BF16);
+    const bool half = precision == CT_PRECISION_FP16;
+    nn_set_precision(c, precision == CT_PRECISION_FP32 ? NN_F32 : half ? NN_FP16 : NN_BF16);
     residency_start(&job->residency, nn_is_dry(c));
     encode_inputs(job, c);
     draw_noise(job, c, seed);
     if (precision == CT_PRECISION_INT8 || precision == CT_PRECISION_FP8)
         nn_set_precision(c, precision == CT_PRECISION_INT8 ? NN_INT8 : NN_FP8);
     denoise(job, c);
-    const bool halves = job->model->context->gpu && precision != CT_PRECISION_FP32;
-    nn_set_precision(c, halves ? NN_BF16 : NN_F32);
+    const cuda_gpu *gpu = job->model->context->gpu;
+    const bool shorter = precision != CT_PRECISION_FP32 && precision != CT_PRECISION_FP16;
+    nn_set_precision(c, gpu && cuda_gpu_has_bf16(gpu) && shorter ? NN_BF16 : NN_F32);
     decode(job, c);
 }
 

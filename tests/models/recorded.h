@@ -1,5 +1,5 @@
-/* Runs that the reference recorded (tests/fixtures, tools/reference/make_fixtures.py), made again by
- * the library on any device and held to them. */
+/* Runs that the reference recorded (tests/fixtures, tools/reference/make_fixtures.py), made again
+ * by the library on any device and held to them. */
 #ifndef RECORDED_H
 #define RECORDED_H
 
