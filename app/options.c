@@ -153,10 +153,11 @@ const option_info option_table[OPTION_COUNT] = {
         .name = "precision", .kind = OPTION_KIND_CHOICE, .metavar = "P",
         .group = OPTION_GROUP_MACHINE, .commands = GENERATE | PLAN | BENCH,
         .help = "how the transformer multiplies: fp32 is the reference to rounding; bf16 and int8 "
-                "are faster where the processor has such instructions; fp8 on GPUs that have it; "
+                "are faster where the processor has such instructions; fp8 and fp16 on GPUs "
+                "that have them; "
                 "auto: bf16 where that is fast",
         .fallback = "auto",
-        .words = "auto fp32 bf16 int8 fp8",
+        .words = "auto fp32 bf16 int8 fp8 fp16",
         .elsewhere = "dtype torch-dtype type",
     },
     [OPTION_DEVICE] = {

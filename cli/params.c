@@ -25,7 +25,7 @@ static ct_precision parse_precision(const option_value *value)
 {
     static const ct_precision in_order_of_words[] = {CT_PRECISION_AUTO, CT_PRECISION_FP32,
                                                      CT_PRECISION_BF16, CT_PRECISION_INT8,
-                                                     CT_PRECISION_FP8};
+                                                     CT_PRECISION_FP8,  CT_PRECISION_FP16};
     return value->given ? in_order_of_words[value->integer] : CT_PRECISION_AUTO;
 }
 

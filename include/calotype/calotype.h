@@ -318,10 +318,13 @@ typedef enum ct_precision {
     CT_PRECISION_INT8 = 3, /* matrix products of the transformer's blocks in 8-bit integers: a scale
                             * for each token and for each row of a weight (the down projections
                             * rotated by a Hadamard matrix first); the rest as bf16 */
-    CT_PRECISION_FP8 = 4   /* likewise in 8-bit floats (e4m3): GPUs that have them */
+    CT_PRECISION_FP8 = 4,  /* likewise in 8-bit floats (e4m3): GPUs that have them */
+    CT_PRECISION_FP16 =
+        5 /* as bf16 in IEEE halves, with the VAE in float32: GPUs; for those without
+                            * bfloat16 */
 } ct_precision;
 
-/* "auto", "fp32", "bf16", "int8", "fp8"; NULL for other values. */
+/* "auto", "fp32", "bf16", "int8", "fp8", "fp16"; NULL for other values. */
 CT_API const char *ct_precision_name(ct_precision precision);
 
 typedef enum ct_rng {

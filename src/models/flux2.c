@@ -490,7 +490,7 @@ static void double_block(nn *c, const flux2 *m, const stream_rows *streams, int 
         const stream_rows *r = &streams[i];
         const flux2_stream *w = r->weights;
         nn_tensor rows = nn_rows(x, r->first, r->count),
-                  hidden = nn_new_work2(c, r->count, m->ffn_dim);
+                  hidden = nn_new_input(c, r->count, &w->down);
         size_t behind = nn_mark(c);
         nn_tensor input = nn_new_operand(c, r->count, d);
         nn_layer_norm(c, &input, &rows, m->eps, &r->mlp[SCALE], &r->mlp[SHIFT]);

@@ -248,7 +248,7 @@ static void feed_forward(nn *c, const qwen3 *m, const qwen3_layer *l, const nn_t
 {
     size_t mark = nn_mark(c);
     nn_tensor h = nn_new_operand(c, x->n[0], m->hidden);
-    nn_tensor hidden = nn_new_work2(c, x->n[0], m->intermediate);
+    nn_tensor hidden = nn_new_input(c, x->n[0], &l->down);
     nn_rms_norm(c, &h, x, &l->post_norm, m->eps, NULL);
     nn_linear(c, &hidden, &h, &l->gate, &(nn_epilogue){.activation = NN_SILU, .up = &l->up});
     nn_linear(c, x, &hidden, &l->down, &(nn_epilogue){.add = true});

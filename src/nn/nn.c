@@ -215,6 +215,12 @@ nn_tensor nn_new_work3(nn *c, int64_t n0, int64_t n1, int64_t n2)
     return new_tensor(c, work_type(c), 3, n0, n1, n2);
 }
 
+nn_tensor nn_new_wide2(nn *c, int64_t n0, int64_t n1)
+{
+    const nn_device *d = c->device;
+    return new_tensor(c, d->wide_type ? d->wide_type(c) : work_type(c), 2, n0, n1, 1);
+}
+
 nn_tensor nn_keep(nn *c, size_t mark, const nn_tensor *t)
 {
     const size_t end = c->used;
@@ -245,7 +251,11 @@ nn_tensor nn_new_operand(nn *c, int64_t m, int64_t k)
 nn_tensor nn_new_input(nn *c, int64_t m, const nn_weight *w)
 {
     const bool operand = c->device->writes_operand && c->device->writes_operand(c, w);
-    return operand ? nn_new_operand(c, m, w->n[1]) : nn_new_work2(c, m, w->n[1]);
+    if (operand)
+        return nn_new_operand(c, m, w->n[1]);
+    nn_tensor t = nn_new_work2(c, m, w->n[1]);
+    t.shift = c->device->hidden_shift ? c->device->hidden_shift(c) : 0;
+    return t;
 }
 
 nn_precision nn_set_precision(nn *c, nn_precision precision)
@@ -371,7 +381,7 @@ static bool require(nn *c, bool condition, const char *operation, const nn_weigh
 /* Numbers without gaps. */
 static bool is_whole(const nn_tensor *t)
 {
-    return !t->operand && (t->rank != 2 || t->n[0] == 1 || t->stride == t->n[1]);
+    return !t->operand && t->shift == 0 && (t->rank != 2 || t->n[0] == 1 || t->stride == t->n[1]);
 }
 
 static bool is_matrix(const nn_tensor *t, int64_t rows, int64_t columns)
@@ -584,6 +594,7 @@ void nn_linear(nn *c, const nn_tensor *out, const nn_tensor *x, const nn_weight 
         (!out->operand || (e->up && !e->add && !e->gate && c->device->writes_operand)) &&
         is_matrix(out, x->n[0], w->n[0]) && (!e->bias || is_vector(e->bias, w->n[0])) &&
         (!e->gate || is_row(e->gate, w->n[0])) && (!x->operand || takes_operand(c, w)) &&
+        (out->shift == 0 || (e->up && !e->add)) &&
         (!e->up || (nn_has(e->up) && e->up->rank == 2 && e->up->n[0] == w->n[0] &&
                     e->up->n[1] == w->n[1] && e->up->sensitive == w->sensitive && !e->bias));
     if (require(c, fits, "linear", w, "out [M, N], x [M, K], w and up [N, K], bias and gate [N]")) {

@@ -36,6 +36,7 @@ typedef struct nn_tensor {
     int64_t stride; /* of a matrix */
     bool operand;   /* not numbers but what products read: nn_new_operand */
     dtype type;     /* of the numbers; on the CPU always DTYPE_F32 */
+    int shift;      /* they are stored divided by 2^shift: nn_new_input */
     float *data;    /* in the device's memory, NULL in a dry run; models do not look at it */
 } nn_tensor;
 
@@ -82,7 +83,9 @@ typedef enum nn_precision {
     NN_BF16, /* operands rounded to bfloat16, sums in float32 */
     NN_INT8, /* linear: rows of activations and of weights as 8-bit integers with a scale for each
               * row, sums exact; weights marked sensitive, and attention: as NN_BF16 */
-    NN_FP8   /* likewise in e4m3, sums in float32: GPUs only */
+    NN_FP8,  /* likewise in e4m3, sums in float32: GPUs only */
+    NN_FP16  /* as NN_BF16 in IEEE halves, on GPUs; what NN_BF16 is on those without bfloat16. Their
+              * range ends at 65504: see nn_new_wide2 and nn_new_input */
 } nn_precision;
 
 /* How weights come and go while a network runs. A model knows nothing of it but where its blocks
@@ -148,6 +151,9 @@ nn_tensor nn_new3(nn *c, int64_t n0, int64_t n1, int64_t n2);
 /* Of the device's type under the present precision. */
 nn_tensor nn_new_work2(nn *c, int64_t n0, int64_t n1);
 nn_tensor nn_new_work3(nn *c, int64_t n0, int64_t n1, int64_t n2);
+/* For results of a long product that a norm follows: of the device's type, or of float32 where that
+ * has too small a range for sums. */
+nn_tensor nn_new_wide2(nn *c, int64_t n0, int64_t n1);
 /* A matrix [M, K] in the form in which the products of this precision read it, for several linear
  * layers (their weights without marks) on the same input. Written by nn_rms_norm, nn_layer_norm and
  * nn_prepare, read by nn_linear. */
@@ -197,8 +203,8 @@ void nn_repeat_end(nn *c);
 
 /* From now on the results of every operation are looked at, and the first that has numbers which
  * are not finite fails, by its name and that of its weight. Nothing is recorded. Slow: for finding
- * out what went wrong with results that were found to be bad. when: "step 3 of 8"; NULL: no longer.
- * */
+ * out what went wrong with results that were found to be bad. when: "step 3 of 8"; NULL: no
+ * longer. */
 void nn_check_numbers(nn *c, const char *when);
 
 /* out = x, same number of elements; the two may overlap. Matrices of one shape may be parts of

@@ -20,6 +20,8 @@ typedef struct nn_device {
     void (*arena_free)(nn *c);
     void (*set_precision)(nn *c);
     dtype (*work_type)(const nn *c);
+    dtype (*wide_type)(const nn *c);  /* NULL: the work type */
+    int (*hidden_shift)(const nn *c); /* NULL: 0 */
     void (*upload)(nn *c, const nn_tensor *t, const float *data);
     void (*download)(nn *c, const nn_tensor *t, float *data);
     float *(*begin_write)(nn *c, const nn_tensor *t);

@@ -17,7 +17,7 @@ struct ct_context {
     pool *threads;
     cpu_kernels kernels;
     cuda_gpu *gpu; /* where networks run; NULL: on the CPU */
-    char *cache; /* a folder, or NULL */
+    char *cache;   /* a folder, or NULL */
 };
 
 struct ct_model {

@@ -109,17 +109,17 @@ static ct_status resolve_guidance(ct_job *job, const ct_generate_params *p, ct_e
 
 const char *ct_precision_name(ct_precision precision)
 {
-    static const char *const names[] = {"auto", "fp32", "bf16", "int8", "fp8"};
-    return precision >= CT_PRECISION_AUTO && precision <= CT_PRECISION_FP8 ? names[precision]
-                                                                           : NULL;
+    static const char *const names[] = {"auto", "fp32", "bf16", "int8", "fp8", "fp16"};
+    return precision >= CT_PRECISION_AUTO && precision <= CT_PRECISION_FP16 ? names[precision]
+                                                                            : NULL;
 }
 
-/* On a GPU bfloat16, as the reference; else bfloat16 where it is faster and the weights have no
- * more digits. */
+/* On a GPU bfloat16, as the reference, or halves where it has none; else bfloat16 where it is faster
+ * and the weights have no more digits. */
 static ct_precision natural_precision(const ct_model *m)
 {
     if (m->context->gpu)
-        return CT_PRECISION_BF16;
+        return cuda_gpu_has_bf16(m->context->gpu) ? CT_PRECISION_BF16 : CT_PRECISION_FP16;
     const nn_weight *typical = m->parts.typical;
     bool fast = m->context->kernels.gemm[CPU_BF16] != NULL;
     bool short_weights = typical && (typical->bits || typical->type != DTYPE_F32);
@@ -132,6 +132,12 @@ static ct_status check_precision(const ct_context *c, ct_precision precision, ct
     if (fp8 && !c->gpu)
         return error_set(error, CT_EUNSUPPORTED,
                          "precision fp8 needs a GPU; on the CPU choose int8, bf16 or fp32");
+    if (precision == CT_PRECISION_FP16 && !c->gpu)
+        return error_set(error, CT_EUNSUPPORTED,
+                         "precision fp16 needs a GPU; on the CPU choose bf16 or fp32");
+    if (precision == CT_PRECISION_BF16 && c->gpu && !cuda_gpu_has_bf16(c->gpu))
+        return error_set(error, CT_EUNSUPPORTED, "%s has no bfloat16; choose fp16 or fp32",
+                         cuda_gpu_name(c->gpu));
     if (c->gpu && eight && !cuda_gpu_can(c->gpu, fp8 ? NN_FP8 : NN_INT8))
         return error_set(error, CT_EUNSUPPORTED,
                          "%s cannot multiply matrices in %s, or its cuBLASLt is too old for it; "
@@ -158,7 +164,7 @@ static ct_status resolve_numbers(ct_job *job, const ct_generate_params *p, ct_er
                          "shift is %g; it must be 0.01 to 100, or 0 for the model's "
                          "own",
                          p->shift);
-    if (p->precision < CT_PRECISION_AUTO || p->precision > CT_PRECISION_FP8)
+    if (p->precision < CT_PRECISION_AUTO || p->precision > CT_PRECISION_FP16)
         return error_set(error, CT_EINVAL, "precision has the unknown value %d", (int)p->precision);
     if (check_precision(job->model->context, p->precision, error) != CT_OK)
         return CT_EUNSUPPORTED;

@@ -121,8 +121,10 @@ static void encode_prompt(ct_job *job, nn *c, prompt *p, unit_counter *units)
 
 static nn_precision vae_precision(const ct_job *job)
 {
-    const bool halves = job->model->context->gpu && job->info.precision != CT_PRECISION_FP32;
-    return halves ? NN_BF16 : NN_F32;
+    const cuda_gpu *gpu = job->model->context->gpu;
+    const ct_precision precision = job->info.precision;
+    const bool shorter = precision != CT_PRECISION_FP32 && precision != CT_PRECISION_FP16;
+    return gpu && cuda_gpu_has_bf16(gpu) && shorter ? NN_BF16 : NN_F32;
 }
 
 /* The prompts through the text encoder, then the reference pictures through the VAE. */
@@ -395,11 +397,13 @@ static void decode(ct_job *job, nn *c)
 }
 
 /* The text encoder is small work, so 8 bits would gain little there. On the CPU the VAE is computed
- * in float32 (its convolutions gain more from fewer products than from shorter numbers). */
+ * in float32 (its convolutions gain more from fewer products than from shorter numbers), and where
+ * there is no bfloat16, because its pictures leave the range of fp16. */
 void job_execute(ct_job *job, nn *c, uint64_t seed)
 {
     const ct_precision precision = job->info.precision;
-    nn_set_precision(c, precision == CT_PRECISION_FP32 ? NN_F32 : NN_BF16);
+    const bool half = precision == CT_PRECISION_FP16;
+    nn_set_precision(c, precision == CT_PRECISION_FP32 ? NN_F32 : half ? NN_FP16 : NN_BF16);
     residency_start(&job->residency, nn_is_dry(c));
     encode_inputs(job, c);
     draw_noise(job, c, seed);

@@ -99,7 +99,7 @@ static nn_weight weight(dtype type, int bits, int rank, int64_t n0, int64_t n1)
 
 typedef struct test {
     const char *name;
-    double bound[4]; /* relative L2 by nn_precision; 0: not done */
+    double bound[4]; /* relative L2 by nn_precision, that of NN_BF16 for NN_FP16; 0: not done */
     int64_t outputs; /* numbers that body downloads */
     void (*body)(nn *c, void *user, float *out);
     void *user;
@@ -148,22 +148,23 @@ static double distance(const float *got, const float *want, int64_t n)
 
 static void run(const test *t)
 {
-    static const char *const names[] = {"fp32", "bf16", "int8", "fp8"};
+    static const char *const names[] = {"fp32", "bf16", "int8", "fp8", "fp16"};
     float *want = allocate(t->outputs * 4), *got = allocate(t->outputs * 4);
     if (!run_on(t, false, NN_F32, want)) {
         failures++;
         return;
     }
-    for (int p = NN_F32; p <= NN_FP8; p++) {
-        if (t->bound[p] == 0 || !cuda_gpu_can(gpu, (nn_precision)p))
+    for (int p = NN_F32; p <= NN_FP16; p++) {
+        const double bound = t->bound[p == NN_FP16 ? NN_BF16 : p]; /* fp16 is closer */
+        if (bound == 0 || !cuda_gpu_can(gpu, (nn_precision)p))
             continue;
         cases++;
         memset(got, 0xff, (size_t)t->outputs * 4);
         bool ran = run_on(t, true, (nn_precision)p, got);
         double d = ran ? distance(got, want, t->outputs) : NAN;
-        bool good = d <= t->bound[p];
+        bool good = d <= bound;
         printf("%s %-44s %-5s %.2e of %.0e\n", good ? "ok    " : "FAILED", t->name, names[p], d,
-               t->bound[p]);
+               bound);
         failures += !good;
     }
     fflush(stdout);
@@ -210,7 +211,7 @@ typedef struct linear_case {
     int64_t m, n, k;
     bool x_work, out_work, operand;
     float *x, *out, *gate;
-    nn_weight w, up, bias;
+    nn_weight w, up, bias, down, norm;
     bool use_up, use_bias, use_gate, add;
     nn_activation activation;
 } linear_case;
@@ -825,6 +826,33 @@ static void repeat_body(nn *c, void *user, float *out)
     }
 }
 
+/* A gated feed-forward whose hidden numbers leave fp16: up to some 1e5, sums of 1e6, and a norm. */
+static void large_body(nn *c, void *user, float *out)
+{
+    const linear_case *l = user;
+    nn_tensor x = put_float(c, l->x, l->m, l->k), sum = put_float(c, l->x, l->m, l->k);
+    nn_tensor operand = nn_new_operand(c, l->m, l->k), hidden = nn_new_input(c, l->m, &l->down);
+    nn_tensor y = nn_new_wide2(c, l->m, l->k);
+    nn_prepare(c, &operand, &x);
+    nn_linear(c, &hidden, &operand, &l->w, &(nn_epilogue){.activation = NN_SILU, .up = &l->up});
+    nn_linear(c, &y, &hidden, &l->down, NULL);
+    nn_add_rms_norm(c, &sum, &y, &l->norm, 1e-5, NULL, NULL);
+    nn_download(c, &sum, out, l->m * l->k);
+}
+
+static void test_large(void)
+{
+    linear_case l = {.m = 50, .n = 96, .k = 64};
+    l.w = weight(DTYPE_BF16, 0, 2, l.n, l.k);
+    l.up = weight(DTYPE_BF16, 0, 2, l.n, l.k);
+    l.down = weight(DTYPE_BF16, 0, 2, l.k, l.n);
+    l.down.outliers = true;
+    l.norm = weight(DTYPE_F32, 0, 1, l.k, 1);
+    l.x = numbers(l.m * l.k + 4, 100);
+    run(&(test){"feed-forward beyond fp16", {1e-5, 2e-2, 6e-2, 1e-1}, l.m * l.k, large_body, &l});
+    free(l.x);
+}
+
 static void test_repeat(void)
 {
     linear_case l = {.m = 40, .n = 64, .k = 96};
@@ -838,7 +866,7 @@ static void test_repeat(void)
     free(l.x);
 }
 
-int main(void)
+int main(int argc, char **argv)
 {
     ct_error error;
     if (pool_create(&threads, &mem_default, 0, &error) != CT_OK ||
@@ -846,8 +874,11 @@ int main(void)
         fprintf(stderr, "%s\n", error.message);
         return 1;
     }
-    const cuda_gpu_params params = {
-        .allocator = &mem_default, .threads = threads, .folder = getenv("CALOTYPE_CACHE")};
+    const cuda_gpu_params params = {.allocator = &mem_default,
+                                    .threads = threads,
+                                    .half = argc > 1 && !strcmp(argv[1], "fp16") ? DTYPE_F16
+                                                                                 : DTYPE_F32,
+                                    .folder = getenv("CALOTYPE_CACHE")};
     if (cuda_gpu_open(&gpu, &params, &error) != CT_OK) {
         printf("skipped: %s\n", error.message);
         return 77;
@@ -866,6 +897,7 @@ int main(void)
     test_conv();
     test_chains();
     test_few();
+    test_large();
     test_repeat();
     printf("%d cases, %d failed\n", cases, failures);
     cuda_gpu_close(gpu);

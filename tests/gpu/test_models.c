@@ -9,6 +9,8 @@
  *          the CPU (1e-6) may grow a little; whatever is wrong moves some tensor by 1e-4.
  *   bf16   1.2 times the error of the reference's own run in bf16, where that is recorded. Both
  *          round the same operands to 2^-9.
+ *   fp16   has three bits more than bf16, and so an eighth of the error; half of what bf16 may have
+ *          is allowed, because the reference's error is one sample of what rounding does.
  *   8 bits see test_eight_bits. */
 #define _XOPEN_SOURCE 700 /* mkdtemp */
 #include "recorded.h"
@@ -181,6 +183,10 @@ static void test_halves(void **state)
         for (int k = 0; k < 2; k++)
             bounds[k] *= HALF_FACTOR;
         against_record(model, rounded_runs[i], CT_PRECISION_BF16, bounds);
+        for (int k = 0; k < 2; k++)
+            bounds[k] /= 2;
+        if (ct_context_gpu(context)) /* a CPU has no fp16 */
+            against_record(model, rounded_runs[i], CT_PRECISION_FP16, bounds);
         ct_model_free(&model);
     }
     none_failed();

@@ -8,6 +8,24 @@
 #define SLOTS 2
 #define RECORDINGS 8
 
+/* fp16 ends at 65504. What of a transformer is larger, or may be:
+ *
+ *   the residual stream    is float32 always.
+ *   silu(w1 h) * (w3 h)    is beyond it in Z-Image, as users of fp16 there report. Stored divided by
+ *                          2^7 it may be 8.4e6. Then numbers below 2^-14 * 2^7 = 0.008 lie 7.6e-6
+ *                          apart. Their rounding, 2.2e-6 in the root of the mean square, is less
+ *                          than that of the others, 2.8e-4 of each, wherever a row's root mean
+ *                          square is above 0.008; it is about 0.3 where h is a normed stream.
+ *   attention.out, w2      likewise; sums of up to 10240 terms. A norm follows, which would divide
+ *                          out any factor, but float32 needs no thought of its eps: nn_new_wide2.
+ *                          Before a gate (FLUX.2) they are float32 in scratch memory.
+ *   q, k, v, normed rows   are far below: products of rows with a root mean square near 1.
+ *   scores of attention    are float32 in every way of computing them.
+ *   the VAE                is computed in float32 (pipeline/run.c).
+ *
+ * bfloat16 reaches as far as float32 and needs none of it. */
+#define HIDDEN_SHIFT 7
+
 /* Calls that are the same every time: run, then recorded, then played back. */
 typedef struct recording {
     uint64_t key; /* 0: free */
@@ -160,8 +178,24 @@ static void cuda_arena_free(nn *c)
 
 dtype cuda_work_type(const nn *c)
 {
+    return c->params.precision == NN_F32 ? DTYPE_F32 : cuda_half_type(c);
+}
+
+dtype cuda_half_type(const nn *c)
+{
     const cuda_state *s = c->device_state;
-    return c->params.precision == NN_F32 ? DTYPE_F32 : cuda_gpu_half(s->gpu);
+    return c->params.precision == NN_FP16 ? DTYPE_F16 : cuda_gpu_half(s->gpu);
+}
+
+dtype cuda_wide_type(const nn *c)
+{
+    const dtype type = cuda_work_type(c);
+    return type == DTYPE_F16 ? DTYPE_F32 : type;
+}
+
+static int cuda_hidden_shift(const nn *c)
+{
+    return cuda_work_type(c) == DTYPE_F16 ? HIDDEN_SHIFT : 0;
 }
 
 cuda_kind cuda_kind_of(const nn *c, const nn_tensor *t)
@@ -524,6 +558,8 @@ const nn_device nn_cuda_device = {
     .arena_alloc = cuda_arena_alloc,
     .arena_free = cuda_arena_free,
     .work_type = cuda_work_type,
+    .wide_type = cuda_wide_type,
+    .hidden_shift = cuda_hidden_shift,
     .upload = cuda_upload,
     .download = cuda_download,
     .begin_write = cuda_begin_write,

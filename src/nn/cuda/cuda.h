@@ -31,6 +31,7 @@ struct cuda_gpu {
     blas *blas;
     bool has_dnn;
     char *folder, libraries[160];
+    dtype half;                     /* F16 or BF16 */
     struct cuda_gpu_shared *shared; /* kernels by type, and the lock over them: gpu.c */
 };
 
@@ -83,6 +84,10 @@ static inline cu_address cuda_at(const nn_tensor *t)
 bool cuda_idle(nn *c);
 /* The storage type of the present precision: F32, F16 or BF16. */
 dtype cuda_work_type(const nn *c);
+/* The same, but under NN_F32 the type of 16 bits that would be the GPU's. */
+dtype cuda_half_type(const nn *c);
+/* Where sums must have room: F32 instead of F16. */
+dtype cuda_wide_type(const nn *c);
 /* How a tensor or operand lies in memory. */
 cuda_kind cuda_kind_of(const nn *c, const nn_tensor *t);
 /* The factors of the rows of an operand of CUDA_E4M3 or CUDA_INT8; otherwise 0. */

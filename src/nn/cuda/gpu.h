@@ -12,6 +12,7 @@ typedef struct cuda_gpu_params {
     const ct_allocator *allocator;
     pool *threads;      /* for reading weights */
     int ordinal;        /* which GPU */
+    dtype half;         /* F16: do without bfloat16, as on older GPUs; 0: what the GPU has */
     const char *folder; /* for compiled kernels and choices of cuBLASLt; NULL: keep none. Copied */
 } cuda_gpu_params;
 
@@ -23,6 +24,8 @@ const char *cuda_gpu_name(const cuda_gpu *g);      /* "NVIDIA H200" */
 const char *cuda_gpu_libraries(const cuda_gpu *g); /* "CUDA 13.0, cuBLASLt 13.1.0, cuDNN 9.19.0" */
 /* Whether products can be computed so, in operands of 16 or 8 bits. */
 bool cuda_gpu_can(const cuda_gpu *g, nn_precision precision);
+/* Whether NN_BF16 is bfloat16; otherwise it is NN_FP16. */
+bool cuda_gpu_has_bf16(const cuda_gpu *g);
 /* Bytes that are free now, and all. */
 ct_status cuda_gpu_memory(cuda_gpu *g, size_t *free_bytes, size_t *total_bytes, ct_error *error);
 

@@ -307,7 +307,7 @@ static int out_kind(dtype type)
 
 static dtype variant(nn *c, dtype type)
 {
-    return type == DTYPE_F32 ? cuda_gpu_half(cuda_of(c)->gpu) : type;
+    return type == DTYPE_F32 ? cuda_half_type(c) : type;
 }
 
 static float factor_of(const nn_weight *w)
@@ -443,7 +443,7 @@ static ct_status upload_conv(cuda_store *s, nn *c, const cuda_request *r, entry 
 static ct_status upload_rows8(cuda_store *s, nn *c, const cuda_request *r, entry *e,
                               ct_error *error)
 {
-    const dtype half = cuda_gpu_half(s->gpu);
+    const dtype half = cuda_half_type(c);
     const int64_t k = r->w[0]->n[1];
     int64_t rows = 0, most = 0;
     for (int i = 0; i < r->count; i++) {
