@@ -120,6 +120,14 @@ void nn_block(nn *c)
 {
     if (c->params.residency && c->params.residency->block && c->error.code == CT_OK)
         c->params.residency->block(c->params.residency->user);
+    if (c->device->block && c->error.code == CT_OK)
+        c->device->block(c);
+}
+
+void nn_section(nn *c, int section, size_t arena_bytes)
+{
+    if (c->device->section && c->error.code == CT_OK)
+        c->device->section(c, section, arena_bytes);
 }
 
 /* ---- Memory ---------------------------------------------------------------------------------- */

@@ -99,8 +99,9 @@ typedef struct nn_params {
     const ct_allocator *allocator;
     pool *threads;
     const struct cpu_kernels *kernels;
-    struct cuda_gpu *gpu;           /* where to compute; NULL: on the CPU */
-    struct cuda_store *gpu_weights; /* of the model, on that GPU */
+    struct cuda_gpu *gpu;               /* where to compute; NULL: on the CPU */
+    struct cuda_store *gpu_weights;     /* of the model, on that GPU */
+    struct cuda_schedule *gpu_schedule; /* what of them stays there; NULL: everything */
     bool dry;
     nn_precision precision;
     size_t arena_bytes;            /* for a real run: what the dry run found */
@@ -131,6 +132,9 @@ void nn_restart_peak(nn *c);
  * in use there. */
 void nn_trim(nn *c, size_t bytes);
 
+/* Another part of a job begins, 0 to 7, which may begin several times; a device that has memory of
+ * its own decides by it what stays there. arena_bytes: what tensors take in it. */
+void nn_section(nn *c, int section, size_t arena_bytes);
 /* Between blocks: before each turn of the loop over a network's layers, and behind the last. */
 void nn_block(nn *c);
 

@@ -27,6 +27,8 @@ typedef struct nn_device {
     void (*download_end)(nn *c, int slot, float *data, int64_t count);
     bool (*repeat_begin)(nn *c, int slot);
     void (*repeat_end)(nn *c);
+    void (*section)(nn *c, int section, size_t arena_bytes);
+    void (*block)(nn *c);                                          /* these two in a dry run, too */
     void (*move)(nn *c, void *to, const void *from, size_t bytes); /* may overlap */
     void (*take)(nn *c, const nn_tensor *out, const nn_tensor *x, int64_t index);
     /* Operations. */

@@ -11,6 +11,8 @@
 typedef struct recording {
     enum { NEW, RAN, RECORDED } state;
     cu_graph_exec exec;
+    int64_t generation; /* of the store, whose addresses are in it */
+    int64_t loads;      /* cuda_ring_loads before it ran */
 } recording;
 
 /* A download under way. */
@@ -113,6 +115,7 @@ static void cuda_close(nn *c)
         }
         for (int i = 0; i < WRITES; i++)
             mem_free(a, p->write[i].host);
+        cuda_ring_free(c);
         dnn_close(s->dnn);
         if (s->workspace)
             d->mem_free(s->workspace);
@@ -347,16 +350,44 @@ static void cuda_take(nn *c, const nn_tensor *out, const nn_tensor *x, int64_t i
 
 /* ---- Calls that repeat ----------------------------------------------------------------------- */
 
+static void forget(const cuda_state *s, recording *r)
+{
+    if (r->exec)
+        s->driver->graph_exec_destroy(r->exec);
+    *r = (recording){.state = NEW};
+}
+
+void cuda_resize_arena(nn *c, size_t bytes)
+{
+    cuda_state *s = cuda_of(c);
+    ct_error error;
+    if (bytes == c->capacity || c->used)
+        return;
+    for (int i = 0; i < SLOTS; i++)
+        forget(s, &s->private->recordings[i]);
+    if (c->arena)
+        cuda_arena_free(c);
+    c->capacity = 0;
+    c->arena = cuda_arena_alloc(c, bytes, &error);
+    if (c->arena)
+        c->capacity = bytes;
+    else
+        cuda_fail(c, &error);
+}
+
 static bool cuda_repeat_begin(nn *c, int index)
 {
     cuda_state *s = cuda_of(c);
     recording *r = &s->private->recordings[index];
+    if (r->generation != cuda_store_generation(s->store))
+        forget(s, r);
     if (r->state == RECORDED) {
         check(c, s->driver->graph_launch(r->exec, s->stream), "a recording");
         return false;
     }
     if (r->state == NEW) { /* uploads, choices of kernels and plans happen now */
         s->private->current = r;
+        r->loads = cuda_ring_loads(c);
         return true;
     }
     s->private->current = r;
@@ -372,8 +403,9 @@ static void cuda_repeat_end(nn *c)
     s->private->current = NULL;
     if (!r)
         return;
+    r->generation = cuda_store_generation(s->store);
     if (!s->capturing) {
-        r->state = RAN;
+        r->state = cuda_ring_loads(c) == r->loads ? RAN : NEW;
         return;
     }
     cu_graph graph = NULL;
@@ -395,7 +427,7 @@ static cu_address get_weight(nn *c, const nn_weight *w, const cuda_request *requ
 {
     ct_error error;
     *out = (cuda_weight){0};
-    if (cuda_idle(c) || !nn_has(w))
+    if (c->error.code != CT_OK || !nn_has(w))
         return 0;
     if (cuda_store_get(c, request, out, &error) != CT_OK)
         cuda_fail(c, &error);
@@ -444,6 +476,8 @@ const nn_device nn_cuda_device = {
     .download_end = cuda_download_end,
     .repeat_begin = cuda_repeat_begin,
     .repeat_end = cuda_repeat_end,
+    .section = cuda_section,
+    .block = cuda_block,
     .move = cuda_move,
     .take = cuda_take,
     .embed = cuda_embed,
