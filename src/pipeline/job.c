@@ -110,7 +110,7 @@ const char *ct_precision_name(ct_precision precision)
 {
     static const char *const names[] = {"auto", "fp32", "bf16", "int8", "fp8"};
     return precision >= CT_PRECISION_AUTO && precision <= CT_PRECISION_FP8 ? names[precision]
-                                                                            : NULL;
+                                                                           : NULL;
 }
 
 /* On a GPU bfloat16, as the reference; else bfloat16 where it is faster and the weights have no
@@ -135,8 +135,7 @@ static ct_status check_precision(const ct_context *c, ct_precision precision, ct
         return error_set(error, CT_EUNSUPPORTED,
                          "%s cannot multiply matrices in %s, or its cuBLASLt is too old for it; "
                          "choose %s or bf16",
-                         cuda_gpu_name(c->gpu), ct_precision_name(precision),
-                         fp8 ? "int8" : "fp8");
+                         cuda_gpu_name(c->gpu), ct_precision_name(precision), fp8 ? "int8" : "fp8");
     return CT_OK;
 }
 
@@ -327,6 +326,7 @@ nn_params job_network(const ct_job *job)
                        .kernels = &context->kernels,
                        .gpu = context->gpu,
                        .gpu_weights = job->model->gpu_weights,
+                       .gpu_schedule = job->schedule_gpu,
                        .trace = job->trace_modules ? &job->trace.hook : NULL,
                        .residency = &job->residency.hook,
                        .cancel = job->callbacks.cancel,
@@ -361,6 +361,12 @@ static ct_status take_memory(ct_job *job, ct_error *error)
     for (int i = 0; i < 3; i++)
         if (job->arena[i] > params.arena_bytes)
             params.arena_bytes = job->arena[i];
+    if (params.gpu) {
+        /* The arena of the first stage; the network changes it. */
+        if (job->gpu_way >= CT_GPU_TURNS)
+            params.arena_bytes = job->arena[CT_STAGE_ENCODE];
+        cuda_store_prepare(params.gpu_weights, job->schedule_gpu, SECTION_ENCODE);
+    }
     residency_read_ahead(&job->residency);
     return nn_create(&job->network, &params, error);
 }
@@ -390,6 +396,7 @@ ct_status job_open(ct_job **out, ct_model *model, const ct_generate_params *para
     job->allocator = a;
     job->callbacks = params->callbacks ? *params->callbacks : model->context->callbacks;
     job->max_memory = params->max_memory;
+    job->max_vram = params->max_vram;
     residency_init(&job->residency, a);
     for (int i = 0; i < PART_COUNT; i++)
         residency_watch(&job->residency, model->parts.weights[i]);
@@ -407,6 +414,8 @@ ct_status job_open(ct_job **out, ct_model *model, const ct_generate_params *para
         status = prepare_schedule(job, error);
     if (status == CT_OK)
         status = make_room(job, error);
+    if (status == CT_OK && model->context->gpu)
+        status = cuda_schedule_create(&job->schedule_gpu, a, error);
     if (status != CT_OK) {
         ct_job_free(&job);
         return status;
@@ -426,6 +435,17 @@ static void log_plan(const ct_job *job, const ct_memory_plan *plan)
                 "streamed, the VAE decodes %s",
                 (double)info->peak_bytes / 1048576.0, (double)plan->limit_bytes / 1048576.0,
                 info->streamed_blocks, info->blocks, decode);
+    const ct_gpu_choice *g = &plan->gpu.chosen;
+    static const char *const ways[] = {
+        "all weights stay", "the text encoder and the others take turns",
+        "text encoder, transformer and VAE take turns", "blocks are streamed"};
+    if (plan->gpu.total_bytes)
+        log_message(
+            &job->callbacks, CT_LOG_INFO,
+            "memory of the GPU: %.0f MiB at the most of %.0f MiB; %s (%d blocks of the text "
+            "encoder, %d of the transformer)",
+            (double)g->peak_bytes / 1048576.0, (double)plan->gpu.limit_bytes / 1048576.0,
+            ways[g->way], g->encoder_blocks, g->streamed_blocks);
 }
 
 ct_status ct_job_create(ct_model *model, const ct_generate_params *params, ct_job **out,
@@ -470,6 +490,7 @@ void ct_job_free(ct_job **job)
     residency_free(&j->residency);
     references_free(j);
     nn_free(j->network);
+    cuda_schedule_free(j->schedule_gpu);
     free_prompt(a, &j->positive);
     free_prompt(a, &j->negative);
     mem_free(a, j->schedule);
