@@ -193,8 +193,8 @@ const option_info option_table[OPTION_COUNT] = {
         .name = "max-vram", .kind = OPTION_KIND_BYTES, .metavar = "SIZE",
         .group = OPTION_GROUP_MACHINE, .commands = GENERATE | PLAN,
         .min = 1 << 20, .max = 0x1p60,
-        .help = "the most memory of the GPU that may be taken, such as 8G (powers of 1024); parts of "
-                "the model take turns there, and blocks come and go, where they do not fit",
+        .help = "the most memory of the GPU that may be taken, such as 8G (powers of 1024); parts "
+                "of the model take turns there, and blocks come and go, where they do not fit",
         .fallback = "what is free",
         .elsewhere = "vram gpu-memory max-gpu-memory vram-limit lowvram low-vram medvram "
                      "offload-to-cpu cpu-offload",

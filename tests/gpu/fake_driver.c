@@ -1,6 +1,6 @@
 /* A library with the name and the functions of the CUDA driver, for machines without one. It counts
- * and describes GPUs. What it says comes from the environment: FAKE_CUDA_INIT, the result of cuInit;
- * FAKE_CUDA_VERSION; FAKE_CUDA_GPUS, a number of them; FAKE_CUDA_ARCH, 10 * major + minor.
+ * and describes GPUs. What it says comes from the environment: FAKE_CUDA_INIT, the result of
+ * cuInit; FAKE_CUDA_VERSION; FAKE_CUDA_GPUS, a number of them; FAKE_CUDA_ARCH, 10 * major + minor.
  *
  * With FAKE_CUDA_WORKS it also has memory and streams, for one thread. Kernels do nothing. Streams
  * are as unkind as they may be: the first one works only when somebody waits for it, others as soon

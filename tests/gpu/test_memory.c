@@ -437,7 +437,9 @@ static ct_gpu_choice check_limit(const char *name, ct_precision precision, uint6
     print_message("%s, %s: way %d, %d + %d blocks, strips of %d: planned %llu, taken %zu\n", name,
                   ct_precision_name(precision), (int)c.way, c.encoder_blocks, c.streamed_blocks,
                   c.strip_height, (unsigned long long)c.peak_bytes, g.fake->peak);
-    assert_int_equal(g.fake->peak, c.peak_bytes);
+    /* Memory that an upload takes besides need not be taken when the rest is at its peak. */
+    const uint64_t besides = plan.gpu.fixed_bytes - cuda_gpu_fixed_bytes(&g.gpu);
+    assert_true(g.fake->peak <= c.peak_bytes && g.fake->peak + besides >= c.peak_bytes);
     close_model(&m);
     return c;
 }
@@ -445,7 +447,7 @@ static ct_gpu_choice check_limit(const char *name, ct_precision precision, uint6
 static void plans_as_it_takes(void **state)
 {
     (void)state;
-    static const char *const names[] = {"turbo/model", "base/model"};
+    static const char *const names[] = {"turbo/model", "base/model", "../../models/emoji-256"};
     static const ct_precision precisions[] = {CT_PRECISION_BF16, CT_PRECISION_INT8,
                                               CT_PRECISION_FP32};
     for (size_t i = 0; i < sizeof names / sizeof *names; i++)
@@ -470,8 +472,12 @@ static void plans_as_it_takes(void **state)
                 assert_true(c.fits && (int)c.way == w);
             }
             start_counting(); /* some of the blocks */
-            check_limit(names[i], precisions[k],
-                        (way[CT_GPU_TURNS].peak_bytes + way[CT_GPU_STREAMED].peak_bytes) / 2);
+            const ct_gpu_choice some = check_limit(
+                names[i], precisions[k],
+                (way[CT_GPU_TURNS].peak_bytes + 3 * way[CT_GPU_STREAMED].peak_bytes) / 4);
+            if (i == 2 && k == 0) /* in the others activations decide */
+                assert_true(some.streamed_blocks > 0 && some.host_bytes > 0 &&
+                            some.streamed_blocks < way[CT_GPU_STREAMED].streamed_blocks);
             start_counting();
             assert_false(
                 check_limit(names[i], precisions[k], way[CT_GPU_STREAMED].peak_bytes - 1).fits);
