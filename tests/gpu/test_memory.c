@@ -367,11 +367,12 @@ static void drops(void **state)
 typedef struct made {
     ct_context *context;
     ct_model *model;
+    ct_image *reference; /* where the model takes one */
 } made;
 
 static made open_model(const char *name)
 {
-    made m;
+    made m = {0};
     ct_error error;
     ct_context_params params;
     ct_context_params_init(&params);
@@ -381,11 +382,16 @@ static made open_model(const char *name)
     g.gpu.threads = m.context->threads;
     m.context->gpu = &g.gpu;
     test_ok(ct_model_load(m.context, test_fixture(name), &m.model, &error), &error);
+    if (ct_model_get_info(m.model)->max_references)
+        test_ok(ct_image_load(m.context, test_fixture("klein/one_reference.0.png"), &m.reference,
+                              &error),
+                &error);
     return m;
 }
 
 static void close_model(made *m)
 {
+    ct_image_free(&m->reference);
     ct_model_free(&m->model);
     m->context->gpu = NULL; /* which is not the context's */
     ct_context_free(&m->context);
@@ -394,11 +400,13 @@ static void close_model(made *m)
     assert_int_equal(g.fake->misuse, 0);
 }
 
-static ct_generate_params small_picture(ct_precision precision)
+static ct_generate_params small_picture(const made *m, ct_precision precision)
 {
     ct_generate_params p;
     ct_generate_params_init(&p);
     p.prompt = "a red apple";
+    p.references = (const ct_image *const *)&m->reference;
+    p.reference_count = m->reference ? 1 : 0;
     p.width = p.height = 64;
     p.steps = 3;
     p.precision = precision;
@@ -409,7 +417,7 @@ static ct_generate_params small_picture(ct_precision precision)
 static ct_gpu_choice check_limit(const char *name, ct_precision precision, uint64_t limit)
 {
     made m = open_model(name);
-    ct_generate_params p = small_picture(precision);
+    ct_generate_params p = small_picture(&m, precision);
     ct_memory_plan plan;
     ct_error error;
     ct_job *job;
@@ -447,14 +455,15 @@ static ct_gpu_choice check_limit(const char *name, ct_precision precision, uint6
 static void plans_as_it_takes(void **state)
 {
     (void)state;
-    static const char *const names[] = {"turbo/model", "base/model", "../../models/emoji-256"};
+    static const char *const names[] = {"turbo/model", "base/model", "klein/model",
+                                        "../../models/emoji-256"};
     static const ct_precision precisions[] = {CT_PRECISION_BF16, CT_PRECISION_INT8,
                                               CT_PRECISION_FP32};
     for (size_t i = 0; i < sizeof names / sizeof *names; i++)
         for (size_t k = 0; k < sizeof precisions / sizeof *precisions; k++) {
             start_counting();
             made m = open_model(names[i]);
-            const ct_generate_params p = small_picture(precisions[k]);
+            const ct_generate_params p = small_picture(&m, precisions[k]);
             ct_memory_plan plan;
             ct_error error;
             ct_memory_plan_init(&plan);
@@ -475,7 +484,7 @@ static void plans_as_it_takes(void **state)
             const ct_gpu_choice some = check_limit(
                 names[i], precisions[k],
                 (way[CT_GPU_TURNS].peak_bytes + 3 * way[CT_GPU_STREAMED].peak_bytes) / 4);
-            if (i == 2 && k == 0) /* in the others activations decide */
+            if (i == 3 && k == 0) /* in the others activations decide */
                 assert_true(some.streamed_blocks > 0 && some.host_bytes > 0 &&
                             some.streamed_blocks < way[CT_GPU_STREAMED].streamed_blocks);
             start_counting();
