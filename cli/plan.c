@@ -268,7 +268,9 @@ static void print_verdict(const terminal *t, const ct_memory_plan *plan, bool li
             c->fits ? "peak" : "at the least", format_bytes(text, c->peak_bytes),
             terminal_escape(t, STYLE_PLAIN));
     const int blocks = plan->stage[CT_STAGE_DENOISE].blocks;
-    if (c->streamed_blocks == blocks)
+    if (plan->gpu.total_bytes)
+        fputs(" of the machine's memory", t->stream);
+    else if (c->streamed_blocks == blocks)
         fprintf(t->stream, ", all %d blocks of the transformer streamed", blocks);
     else if (c->streamed_blocks)
         fprintf(t->stream, ", %d of %d blocks of the transformer streamed", c->streamed_blocks,
@@ -361,10 +363,12 @@ static void print_plan(const terminal *t, const ct_model_info *model, const ct_m
     const page p = {t, plan};
     print_title(t, model, plan);
     print_parts(t, plan);
-    heading(t, "one stage at a time", WAY_COLUMNS, columns, 1);
-    print_encoding(&p);
-    print_denoising(&p);
-    print_decoding(&p);
+    if (plan->gpu.total_bytes == 0) { /* else there is nothing to choose here */
+        heading(t, "one stage at a time", WAY_COLUMNS, columns, 1);
+        print_encoding(&p);
+        print_denoising(&p);
+        print_decoding(&p);
+    }
     print_verdict(t, plan, params->max_memory > 0);
     print_gpu(&p, params->max_vram > 0);
 }

@@ -413,13 +413,13 @@ typedef struct ct_job_info {
     ct_precision precision;    /* never AUTO */
     uint64_t activation_bytes; /* working memory, besides the weights */
     uint64_t peak_bytes;       /* the most resident memory of the process, see MEMORY */
-    int streamed_blocks;       /* of the transformer, that come and go at every step */
+    int streamed_blocks;       /* of the transformer, that come and go at every step: in the GPU's
+                                * memory, where there is one */
     int blocks;                /* of the transformer */
     int strip_height;          /* rows of the picture that the VAE decodes at a time; 0: all */
     int references;            /* how many pictures it is made from */
     int picture_width, picture_height; /* less than width and height only with keep_size */
     uint64_t gpu_peak_bytes;           /* the most memory of the GPU; 0 without one */
-    int gpu_streamed_blocks;           /* of the transformer, that come to the GPU at every step */
 } ct_job_info;
 
 CT_API const ct_job_info *ct_job_get_info(const ct_job *job);

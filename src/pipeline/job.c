@@ -424,28 +424,39 @@ ct_status job_open(ct_job **out, ct_model *model, const ct_generate_params *para
     return CT_OK;
 }
 
+static void log_gpu_plan(const ct_job *job, const ct_memory_plan *plan)
+{
+    const ct_gpu_choice *g = &plan->gpu.chosen;
+    static const char *const ways[] = {
+        "all weights stay there", "the text encoder and the others take turns",
+        "text encoder, transformer and VAE take turns", "so many blocks are streamed: "};
+    char blocks[64] = "";
+    if (g->way == CT_GPU_STREAMED)
+        snprintf(blocks, sizeof blocks, "%d of the text encoder, %d of the transformer",
+                 g->encoder_blocks, g->streamed_blocks);
+    log_message(&job->callbacks, CT_LOG_INFO,
+                "memory: %.0f MiB at the most of %.0f MiB; of the GPU %.0f MiB at the most of %.0f "
+                "MiB; %s%s",
+                (double)job->info.peak_bytes / 1048576.0, (double)plan->limit_bytes / 1048576.0,
+                (double)g->peak_bytes / 1048576.0, (double)plan->gpu.limit_bytes / 1048576.0,
+                ways[g->way], blocks);
+}
+
 static void log_plan(const ct_job *job, const ct_memory_plan *plan)
 {
     const ct_job_info *info = &job->info;
     char decode[64] = "at once";
     if (info->strip_height)
         snprintf(decode, sizeof decode, "in strips of %d rows", info->strip_height);
+    if (plan->gpu.total_bytes) {
+        log_gpu_plan(job, plan);
+        return;
+    }
     log_message(&job->callbacks, CT_LOG_INFO,
                 "memory: %.0f MiB at the most of %.0f MiB; %d of %d blocks of the transformer are "
                 "streamed, the VAE decodes %s",
                 (double)info->peak_bytes / 1048576.0, (double)plan->limit_bytes / 1048576.0,
                 info->streamed_blocks, info->blocks, decode);
-    const ct_gpu_choice *g = &plan->gpu.chosen;
-    static const char *const ways[] = {
-        "all weights stay", "the text encoder and the others take turns",
-        "text encoder, transformer and VAE take turns", "blocks are streamed"};
-    if (plan->gpu.total_bytes)
-        log_message(
-            &job->callbacks, CT_LOG_INFO,
-            "memory of the GPU: %.0f MiB at the most of %.0f MiB; %s (%d blocks of the text "
-            "encoder, %d of the transformer)",
-            (double)g->peak_bytes / 1048576.0, (double)plan->gpu.limit_bytes / 1048576.0,
-            ways[g->way], g->encoder_blocks, g->streamed_blocks);
 }
 
 ct_status ct_job_create(ct_model *model, const ct_generate_params *params, ct_job **out,

@@ -227,7 +227,8 @@ void plan_gpu_apply(ct_job *job, const ct_memory_plan *plan)
     job->arena[CT_STAGE_DECODE] = job->gpu_decode_bytes;
     job->info.strip_height = c->strip_height;
     job->info.gpu_peak_bytes = c->peak_bytes;
-    job->info.gpu_streamed_blocks = c->streamed_blocks;
+    job->info.streamed_blocks = c->streamed_blocks;
+    job->info.blocks = plan->gpu.stage[CT_STAGE_DENOISE].blocks;
     cuda_schedule_set(job->schedule_gpu, c->way >= CT_GPU_TURNS,
                       c->host_bytes ? SECTION_EVALUATE : -1);
 }

@@ -435,7 +435,7 @@ static ct_gpu_choice check_limit(const char *name, ct_precision precision, uint6
     for (int i = 0; i < 2; i++) { /* the second finds what the first has left */
         test_ok(ct_job_create(m.model, &p, &job, &error), &error);
         assert_int_equal(ct_job_get_info(job)->gpu_peak_bytes, c.peak_bytes);
-        assert_int_equal(ct_job_get_info(job)->gpu_streamed_blocks, c.streamed_blocks);
+        assert_int_equal(ct_job_get_info(job)->streamed_blocks, c.streamed_blocks);
         for (uint64_t seed = 0; seed < 2; seed++) {
             test_ok(ct_job_run(job, seed, &image, &error), &error);
             ct_image_free(&image);
