@@ -493,6 +493,50 @@ static void plans_as_it_takes(void **state)
         }
 }
 
+/* One picture; what the job took is given back, what the model holds is not. */
+static ct_status make_picture(const made *m, const ct_generate_params *p, ct_error *error)
+{
+    ct_image *image = NULL;
+    const ct_status status = ct_generate(m->model, p, &image, error);
+    assert_true((image != NULL) == (status == CT_OK));
+    ct_image_free(&image);
+    assert_int_equal(g.fake->misuse, 0);
+    /* What weights pass through belongs to the model. */
+    assert_true(g.fake->pinned <= 3 * ((size_t)32 << 20));
+    return status;
+}
+
+static void model_survives_a_lack_of_memory(void **state)
+{
+    (void)state;
+    start_counting();
+    made m = open_model("turbo/model");
+    ct_generate_params p = small_picture(&m, CT_PRECISION_BF16);
+    ct_memory_plan plan;
+    ct_error error;
+    ct_memory_plan_init(&plan);
+    test_ok(ct_model_plan(m.model, &p, &plan, &error), &error);
+    for (int way = 0; way <= CT_GPU_STREAMED; way++) {
+        long failures = 0;
+        p.max_vram = plan.gpu.way[way].peak_bytes;
+        for (long n = 1;; n += 1 + n / 8) { /* the first ones all, then some */
+            g.fake->allocations = 0;
+            g.fake->fail_at = n;
+            const ct_status status = make_picture(&m, &p, &error);
+            if (g.fake->allocations < n)
+                break;
+            assert_true(status == CT_OK || status == CT_ENOMEM);
+            failures += status != CT_OK;
+        }
+        g.fake->fail_at = 0;
+        g.fake->peak = g.fake->used;
+        assert_true(failures > 2);
+        test_ok(make_picture(&m, &p, &error), &error); /* what was left behind does not matter */
+        assert_true(g.fake->peak <= plan.gpu.way[way].peak_bytes);
+    }
+    close_model(&m);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -501,6 +545,7 @@ int main(void)
         cmocka_unit_test(survives_a_lack_of_memory),
         cmocka_unit_test(drops),
         cmocka_unit_test(plans_as_it_takes),
+        cmocka_unit_test(model_survives_a_lack_of_memory),
     };
     return cmocka_run_group_tests(tests, open_gpu, close_gpu);
 }
