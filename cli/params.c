@@ -48,6 +48,7 @@ void params_from_options(ct_generate_params *p, const options *o)
     p->shift = value[OPTION_SHIFT].number;
     p->precision = parse_precision(&value[OPTION_PRECISION]);
     p->max_memory = value[OPTION_MAX_MEMORY].bytes;
+    p->max_vram = value[OPTION_MAX_VRAM].bytes;
 }
 
 ct_status references_open(ct_image *references[OPTIONS_REFERENCES], ct_generate_params *p,

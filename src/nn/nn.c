@@ -77,6 +77,11 @@ bool nn_reuse(nn *c, const nn_params *params)
     return true;
 }
 
+size_t nn_arena_bytes(const nn *c)
+{
+    return c && c->arena ? c->capacity : 0;
+}
+
 void nn_reset(nn *c)
 {
     c->error = (ct_error){0};
@@ -137,6 +142,14 @@ void nn_block(nn *c)
 {
     if (c->params.residency && c->params.residency->block && c->error.code == CT_OK)
         c->params.residency->block(c->params.residency->user);
+    if (c->device->block && c->error.code == CT_OK)
+        c->device->block(c);
+}
+
+void nn_section(nn *c, int section, size_t arena_bytes)
+{
+    if (c->device->section && c->error.code == CT_OK)
+        c->device->section(c, section, arena_bytes);
 }
 
 /* ---- Memory ---------------------------------------------------------------------------------- */

@@ -102,8 +102,9 @@ typedef struct nn_params {
     const ct_allocator *allocator;
     pool *threads;
     const struct cpu_kernels *kernels;
-    struct cuda_gpu *gpu;           /* where to compute; NULL: on the CPU */
-    struct cuda_store *gpu_weights; /* of the model, on that GPU */
+    struct cuda_gpu *gpu;               /* where to compute; NULL: on the CPU */
+    struct cuda_store *gpu_weights;     /* of the model, on that GPU */
+    struct cuda_schedule *gpu_schedule; /* what of them stays there; NULL: everything */
     bool dry;
     nn_precision precision;
     size_t arena_bytes;            /* for a real run: what the dry run found */
@@ -121,6 +122,8 @@ void nn_free(nn *c); /* NULL is allowed */
  * recordings, that it has. False where that does not do: another device, or memory that is too
  * small or far too large. */
 bool nn_reuse(nn *c, const nn_params *params);
+/* Bytes of its memory; 0 for NULL. */
+size_t nn_arena_bytes(const nn *c);
 
 /* Forgets the failure and all tensors, for the next run. */
 void nn_reset(nn *c);
@@ -138,6 +141,9 @@ void nn_restart_peak(nn *c);
  * in use there. */
 void nn_trim(nn *c, size_t bytes);
 
+/* Another part of a job begins, 0 to 7, which may begin several times; a device that has memory of
+ * its own decides by it what stays there. arena_bytes: what tensors take in it. */
+void nn_section(nn *c, int section, size_t arena_bytes);
 /* Between blocks: before each turn of the loop over a network's layers, and behind the last. */
 void nn_block(nn *c);
 

@@ -31,6 +31,8 @@ typedef struct nn_device {
     bool (*repeat_begin)(nn *c, uint64_t key);
     void (*repeat_end)(nn *c);
     int64_t (*count_broken)(nn *c, const nn_tensor *t);            /* numbers that are not finite */
+    void (*section)(nn *c, int section, size_t arena_bytes);
+    void (*block)(nn *c);                                          /* these two in a dry run, too */
     void (*move)(nn *c, void *to, const void *from, size_t bytes); /* may overlap */
     /* rows of bytes that begin to_pitch and from_pitch bytes apart */
     void (*move_rows)(nn *c, void *to, size_t to_pitch, const void *from, size_t from_pitch,

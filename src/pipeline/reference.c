@@ -220,7 +220,7 @@ void references_encode(ct_job *job, nn *c, void (*unit_done)(void *user, int uni
     for (int i = 0; i < job->references && !nn_stopped(c); i++) {
         reference *r = &job->reference[i];
         if (!r->latents) {
-            residency_begin(&job->residency, SECTION_REFERENCES);
+            job_begin_section(job, c, SECTION_REFERENCES);
             encode(job, c, r);
             unit_done(user, i);
         }

@@ -43,6 +43,17 @@ static void unit_done(void *user, int unit)
 
 /* ---- Stages ---------------------------------------------------------------------------------- */
 
+void job_begin_section(ct_job *job, nn *c, residency_section section)
+{
+    static const ct_stage stages[SECTION_COUNT] = {
+        [SECTION_ENCODE] = CT_STAGE_ENCODE,   [SECTION_REFERENCES] = CT_STAGE_ENCODE,
+        [SECTION_PREPARE] = CT_STAGE_DENOISE, [SECTION_EVALUATE] = CT_STAGE_DENOISE,
+        [SECTION_DECODE] = CT_STAGE_DECODE,
+    };
+    residency_begin(&job->residency, section);
+    nn_section(c, section, job->arena[stages[section]]);
+}
+
 /* Memory that other stages had, and this one does not need, goes back to the system. */
 static void begin_stage(ct_job *job, nn *c, ct_stage stage)
 {
@@ -86,7 +97,7 @@ static void look_into_prompt(ct_job *job, nn *c, prompt *p)
 {
     const family_model *m = &job->model->parts;
     nn_check_numbers(c, "text encoder");
-    residency_begin(&job->residency, SECTION_ENCODE);
+    job_begin_section(job, c, SECTION_ENCODE);
     m->family->encode(c, m, p->ids, p->count, p->words, NULL, NULL);
     not_again(c, "the text encoder");
     mem_free(job->allocator, p->features);
@@ -98,9 +109,9 @@ static void encode_prompt(ct_job *job, nn *c, prompt *p, unit_counter *units)
     const family_model *m = &job->model->parts;
     const int64_t size = p->count * m->feature_width;
     size_t mark = nn_mark(c);
-    residency_begin(&job->residency, SECTION_ENCODE);
-    /* Of a device that works later than it is told to, layers are done when the features are here.
-     * */
+    job_begin_section(job, c, SECTION_ENCODE);
+    /* Of a device that works later than it is told to, layers are done when the features are
+     * here. */
     const bool later = nn_lag(c) > 0;
     nn_tensor features =
         m->family->encode(c, m, p->ids, p->count, p->words, later ? NULL : unit_done, units);
@@ -235,12 +246,12 @@ static void trace_output(ct_job *job, nn *c, const char *name, int step, const n
 static void evaluate(ct_job *job, nn *c, const denoising *d, bool guided)
 {
     const family_model *m = &job->model->parts;
-    residency_begin(&job->residency, SECTION_EVALUATE);
+    job_begin_section(job, c, SECTION_EVALUATE);
     m->family->forward(c, m, job->schedule, job->positive.condition, &d->latents, &d->output);
     if (!guided)
         return;
     job->trace.active = false;
-    residency_begin(&job->residency, SECTION_EVALUATE);
+    job_begin_section(job, c, SECTION_EVALUATE);
     m->family->forward(c, m, job->schedule, job->negative.condition, &d->latents, &d->other);
 }
 
@@ -326,7 +337,7 @@ static void look_into_step(ct_job *job, nn *c, int step, size_t mark)
     snprintf(when, sizeof when, "step %d of %d", step + 1, job->info.steps);
     nn_release(c, mark);
     nn_check_numbers(c, when);
-    residency_begin(&job->residency, SECTION_PREPARE);
+    job_begin_section(job, c, SECTION_PREPARE);
     const denoising d = prepare(job, c);
     run_step(job, c, &d, step);
     not_again(c, when);
@@ -358,7 +369,7 @@ static void denoise(ct_job *job, nn *c)
     size_t mark = nn_mark(c);
     report(job, c, CT_STAGE_DENOISE, 0, steps, NULL);
     begin_stage(job, c, CT_STAGE_DENOISE);
-    residency_begin(&job->residency, SECTION_PREPARE);
+    job_begin_section(job, c, SECTION_PREPARE);
     job->trace.active = true;
     denoising d = prepare(job, c);
     for (int step = 0; step < steps + lag && !nn_stopped(c); step++) {
@@ -389,7 +400,7 @@ static void decode(ct_job *job, nn *c)
     if (!nn_is_dry(c) && !nn_stopped(c))
         trace_latents(job, "latents", job->latents);
     begin_stage(job, c, CT_STAGE_DECODE);
-    residency_begin(&job->residency, SECTION_DECODE);
+    job_begin_section(job, c, SECTION_DECODE);
     job->trace.active = true;
     m->family->decode(c, m, &d);
     job->trace.active = false;
@@ -419,7 +430,7 @@ static void look_into_picture(ct_job *job, nn *c)
     const family_model *m = &job->model->parts;
     const vae_decoding d = job_decoding(job);
     nn_check_numbers(c, "VAE");
-    residency_begin(&job->residency, SECTION_DECODE);
+    job_begin_section(job, c, SECTION_DECODE);
     m->family->decode(c, m, &d);
     not_again(c, "the VAE");
 }
@@ -517,7 +528,9 @@ ct_status ct_job_run(ct_job *job, uint64_t seed, ct_image **out, ct_error *error
         return status;
     nn_reset(job->network);
     job->began = clock_seconds();
+    cuda_store_enter(job->model->gpu_weights);
     job_execute(job, job->network, seed);
+    cuda_store_leave(job->model->gpu_weights);
     status = nn_status(job->network, error);
     ct_image *image = NULL;
     if (status == CT_OK)

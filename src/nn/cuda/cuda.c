@@ -11,10 +11,10 @@
 /* fp16 ends at 65504. What of a transformer is larger, or may be:
  *
  *   the residual stream    is float32 always.
- *   silu(w1 h) * (w3 h)    is beyond it in Z-Image, as users of fp16 there report. Stored divided by
- *                          2^7 it may be 8.4e6. Then numbers below 2^-14 * 2^7 = 0.008 lie 7.6e-6
- *                          apart. Their rounding, 2.2e-6 in the root of the mean square, is less
- *                          than that of the others, 2.8e-4 of each, wherever a row's root mean
+ *   silu(w1 h) * (w3 h)    is beyond it in Z-Image, as users of fp16 there report. Stored divided
+ * by                          2^7 it may be 8.4e6. Then numbers below 2^-14 * 2^7 = 0.008 lie
+ * 7.6e-6                          apart. Their rounding, 2.2e-6 in the root of the mean square, is
+ * less                          than that of the others, 2.8e-4 of each, wherever a row's root mean
  *                          square is above 0.008; it is about 0.3 where h is a normed stream.
  *   attention.out, w2      likewise; sums of up to 10240 terms. A norm follows, which would divide
  *                          out any factor, but float32 needs no thought of its eps: nn_new_wide2.
@@ -31,8 +31,9 @@ typedef struct recording {
     uint64_t key; /* 0: free */
     enum { NEW, RAN, RECORDED } state;
     cu_graph_exec exec;
-    int64_t weights; /* cuda_store_drops: whether weights have gone since */
-    int64_t used;    /* when, in order of use */
+    int64_t generation; /* of the store, whose addresses are in it */
+    int64_t loads;      /* cuda_ring_loads before it ran */
+    int64_t used;       /* when, in order of use */
 } recording;
 
 /* A download under way. */
@@ -140,6 +141,7 @@ static void cuda_close(nn *c)
             d->host_free(p->fetched.pinned);
         for (int i = 0; i < WRITES; i++)
             mem_free(a, p->write[i].host);
+        cuda_ring_free(c);
         dnn_close(s->dnn);
         if (s->workspace)
             d->mem_free(s->workspace);
@@ -434,11 +436,29 @@ static void forget(nn *c, recording *r)
     *r = (recording){.key = 0};
 }
 
+void cuda_resize_arena(nn *c, size_t bytes)
+{
+    cuda_state *s = cuda_of(c);
+    ct_error error;
+    if (bytes == c->capacity || c->used)
+        return;
+    for (int i = 0; i < RECORDINGS; i++)
+        forget(c, &s->private->recordings[i]);
+    if (c->arena)
+        cuda_arena_free(c);
+    c->capacity = 0;
+    c->arena = cuda_arena_alloc(c, bytes, &error);
+    if (c->arena)
+        c->capacity = bytes;
+    else
+        cuda_fail(c, &error);
+}
+
 /* The recording of a key, or the one whose last use is the longest ago, emptied. */
 static recording *recording_of(nn *c, uint64_t key)
 {
     cuda_state *s = cuda_of(c);
-    const int64_t drops = cuda_store_drops(s->store);
+    const int64_t generation = cuda_store_generation(s->store);
     recording *all = s->private->recordings, *oldest = all;
     recording *r = NULL;
     for (int i = 0; i < RECORDINGS && !r; i++) {
@@ -447,14 +467,14 @@ static recording *recording_of(nn *c, uint64_t key)
         if (all[i].used < oldest->used)
             oldest = &all[i];
     }
-    if (r && r->weights != drops)
+    if (r && r->generation != generation)
         forget(c, r);
     if (!r) {
         r = oldest;
         forget(c, r);
     }
     r->key = key;
-    r->weights = drops;
+    r->generation = generation;
     r->used = ++s->private->uses;
     return r;
 }
@@ -471,6 +491,7 @@ static bool cuda_repeat_begin(nn *c, uint64_t key)
     }
     if (r->state == NEW) { /* uploads, choices of kernels and plans happen now */
         s->private->current = r;
+        r->loads = cuda_ring_loads(c);
         return true;
     }
     s->private->current = r;
@@ -486,8 +507,9 @@ static void cuda_repeat_end(nn *c)
     s->private->current = NULL;
     if (!r)
         return;
+    r->generation = cuda_store_generation(s->store);
     if (!s->capturing) {
-        r->state = RAN;
+        r->state = cuda_ring_loads(c) == r->loads ? RAN : NEW;
         return;
     }
     cu_graph graph = NULL;
@@ -509,7 +531,7 @@ static cu_address get_weight(nn *c, const nn_weight *w, const cuda_request *requ
 {
     ct_error error;
     *out = (cuda_weight){0};
-    if (cuda_idle(c) || !nn_has(w))
+    if (c->error.code != CT_OK || !nn_has(w))
         return 0;
     if (cuda_store_get(c, request, out, &error) != CT_OK)
         cuda_fail(c, &error);
@@ -569,6 +591,8 @@ const nn_device nn_cuda_device = {
     .repeat_begin = cuda_repeat_begin,
     .repeat_end = cuda_repeat_end,
     .count_broken = cuda_count_broken,
+    .section = cuda_section,
+    .block = cuda_block,
     .move = cuda_move,
     .move_rows = cuda_move_rows,
     .take = cuda_take,

@@ -54,6 +54,8 @@ typedef enum cuda_attention_path {
     ATTENTION_PLAIN
 } cuda_attention_path;
 
+typedef struct cuda_ring cuda_ring; /* stream.c */
+
 /* Of one nn. */
 typedef struct cuda_state {
     cuda_gpu *gpu;
@@ -65,6 +67,7 @@ typedef struct cuda_state {
     cu_address workspace;           /* of cuBLASLt */
     bool capturing;
     int64_t uploads; /* of the store that the stream waits for: store.c */
+    cuda_ring *ring; /* NULL until a section begins */
     cuda_attention_path attention_path, attention_taken; /* wanted; taken last */
     struct cuda_private *private;                        /* cuda.c */
 } cuda_state;
@@ -147,8 +150,35 @@ typedef struct cuda_weight {
     cu_address data, scales, biases;
 } cuda_weight;
 
-/* store.c: the copy, made in the stream of c if it is not there yet. */
+#define CUDA_PARTS 3 /* of a cuda_weight */
+
+/* Bytes of the parts of a copy; returns what its upload takes besides. */
+size_t cuda_request_parts(const cuda_request *request, size_t part[CUDA_PARTS]);
+static inline size_t cuda_aligned(size_t bytes)
+{
+    return (bytes + CUDA_ALIGN - 1) / CUDA_ALIGN * CUDA_ALIGN;
+}
+
+/* store.c: the copy, made in the stream of c if it is not there yet. In a dry run it is noted in
+ * the schedule, and *out is 0. */
 ct_status cuda_store_get(nn *c, const cuda_request *request, cuda_weight *out, ct_error *error);
+/* Another copy, in the stream of c, to memory that has room for its aligned parts one behind the
+ * other. */
+ct_status cuda_store_put(nn *c, const cuda_request *request, cu_address to, ct_error *error);
+/* What blocks of these sections of a schedule do not keep goes, unless other runs are under way:
+ * more than `runs`. */
+void cuda_store_retain(cuda_store *s, const cuda_schedule *p, unsigned sections, int runs);
+/* How often something went: addresses that were learnt before may be stale. */
+int64_t cuda_store_generation(cuda_store *s);
+
+/* stream.c: blocks that come and go. */
+void cuda_section(nn *c, int section, size_t arena_bytes);
+void cuda_block(nn *c);
+/* Whether the block that runs is streamed and has this copy. */
+bool cuda_ring_find(const nn *c, const cuda_request *request, cuda_weight *out);
+/* How many blocks have come. Calls between which some came cannot be recorded. */
+int64_t cuda_ring_loads(const nn *c);
+void cuda_ring_free(nn *c);
 
 /* Low-bit groups of a matrix as numbers of `type` at `to`. */
 void cuda_unpack(nn *c, const nn_weight *w, const cuda_weight *packed, dtype type, cu_address to);
@@ -160,6 +190,8 @@ cu_address cuda_matrices(nn *c, const nn_weight *const *w, int count, dtype *typ
                          cu_address *scales);
 
 /* ---- Movement: cuda.c */
+/* An arena of another size; nothing may be in use. A failure sticks to c. */
+void cuda_resize_arena(nn *c, size_t bytes);
 void cuda_upload(nn *c, const nn_tensor *t, const float *data);
 void cuda_download(nn *c, const nn_tensor *t, float *data); /* any type of tensor */
 /* Bytes of the device in pinned memory of the host, valid until the next call; NULL in a dry run

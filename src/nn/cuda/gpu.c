@@ -152,6 +152,13 @@ ct_status cuda_gpu_memory(cuda_gpu *g, size_t *free_bytes, size_t *total_bytes, 
     return status;
 }
 
+/* Large allocations are whole pages of 2 MiB; small ones share pages. */
+size_t cuda_gpu_cost(size_t bytes)
+{
+    const size_t page = (size_t)2 << 20, unit = bytes >= page / 2 ? page : 512;
+    return bytes ? (bytes + unit - 1) / unit * unit : unit;
+}
+
 ct_status cuda_gpu_alloc(cuda_gpu *g, cu_address *out, size_t bytes, const char *what,
                          ct_error *error)
 {

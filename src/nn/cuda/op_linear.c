@@ -34,7 +34,7 @@ static cu_address unpacked(nn *c, const nn_weight *const *w, int count, dtype ty
         rows += w[i]->n[0];
     const cu_address to = cuda_scratch(c, (size_t)(rows * w[0]->n[1]) * dtype_size(type));
     cu_address at = to;
-    for (int i = 0; i < count && !cuda_idle(c); i++) {
+    for (int i = 0; i < count && c->error.code == CT_OK; i++) {
         const cuda_request request = {&w[i], 1, STORE_PACKED, w[i]->type};
         cuda_weight packed;
         ct_error error;
@@ -57,7 +57,7 @@ cu_address cuda_matrices(nn *c, const nn_weight *const *w, int count, dtype *typ
         packed = packed && w[i]->bits != 0;
     if (packed && dtype_size(*type) > 1)
         return unpacked(c, w, count, *type);
-    if (cuda_idle(c))
+    if (c->error.code != CT_OK)
         return 0;
     const cuda_request request = {w, count, STORE_MATRIX, *type};
     cuda_weight at = {0};

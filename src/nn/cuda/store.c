@@ -4,22 +4,25 @@
  *
  * A weight is known by its address in the host's memory and the form of the copy. */
 #include "core/mem.h"
-#include "nn/cuda/cuda.h"
+#include "nn/cuda/schedule.h"
 
+#include <limits.h>
 #include <pthread.h>
 #include <string.h>
 
 #define STAGE ((size_t)32 << 20) /* bytes of a piece of a weight on its way */
 #define STAGES 3
-#define PIECE ((size_t)512 << 10) /* what one thread copies at a time */
+#define CUDNN_BYTES ((uint64_t)256 << 20) /* left for its workspaces */
+#define PIECE ((size_t)512 << 10)         /* what one thread copies at a time */
 
 typedef struct entry {
     const void *key; /* NULL: free */
     int count, form;
     dtype type;
     cuda_weight at;
-    size_t bytes;
-    int64_t upload; /* number of its upload */
+    size_t bytes;     /* of the GPU's memory, as the driver hands it out */
+    int64_t upload;   /* number of its upload */
+    cu_address place; /* where its next part goes; 0: to memory of its own */
 } entry;
 
 /* Pinned memory of the host, and the same on the GPU for what must be changed there. */
@@ -38,7 +41,8 @@ struct cuda_store {
     stage stages[STAGES];
     int next;
     cu_event uploaded; /* behind the last upload */
-    int64_t uploads, drops;
+    int64_t uploads, generation;
+    int runs; /* under way */
 };
 
 /* ---- Life ------------------------------------------------------------------------------------ */
@@ -135,36 +139,111 @@ static ct_status rebuild(cuda_store *s, size_t capacity, ct_error *error)
     return CT_OK;
 }
 
+/* Closes the gap at place i: an entry behind it that would no longer be found moves there, and
+ * leaves a gap of its own. */
+static void close_gap(cuda_store *s, size_t i)
+{
+    const size_t mask = s->capacity - 1;
+    for (size_t k = (i + 1) & mask; s->entries[k].key; k = (k + 1) & mask) {
+        const entry e = s->entries[k];
+        s->entries[k].key = NULL;
+        insert(s, &e);
+    }
+}
+
+static void drop_entries(cuda_store *s, bool (*goes)(const void *user, const entry *e),
+                         const void *user)
+{
+    s->gpu->driver.context_set(s->gpu->context);
+    for (size_t i = 0; i < s->capacity;) {
+        entry *e = &s->entries[i];
+        if (!e->key || !goes(user, e)) {
+            i++;
+            continue;
+        }
+        free_entry(s, e);
+        e->key = NULL;
+        s->used--;
+        s->generation++;
+        close_gap(s, i); /* something else may stand here now */
+    }
+}
+
+typedef struct byte_range {
+    const char *begin;
+    size_t bytes;
+} byte_range;
+
+static bool is_inside(const void *user, const entry *e)
+{
+    const byte_range *r = user;
+    return (const char *)e->key >= r->begin && (const char *)e->key < r->begin + r->bytes;
+}
+
 void cuda_store_drop(cuda_store *s, const void *begin, size_t bytes)
+{
+    const byte_range range = {begin, bytes};
+    if (!s)
+        return;
+    pthread_mutex_lock(&s->lock);
+    drop_entries(s, is_inside, &range);
+    pthread_mutex_unlock(&s->lock);
+}
+
+typedef struct kept {
+    const cuda_schedule *schedule;
+    unsigned sections;
+} kept;
+
+static bool is_not_kept(const void *user, const entry *e)
+{
+    const kept *k = user;
+    return !schedule_keeps(k->schedule, k->sections, e->key, e->count, e->form, e->type);
+}
+
+void cuda_store_retain(cuda_store *s, const cuda_schedule *p, unsigned sections, int runs)
+{
+    const kept k = {p, sections};
+    if (!s)
+        return;
+    pthread_mutex_lock(&s->lock);
+    if (s->runs <= runs)
+        drop_entries(s, is_not_kept, &k);
+    pthread_mutex_unlock(&s->lock);
+}
+
+void cuda_store_prepare(cuda_store *s, const cuda_schedule *p, int section)
+{
+    if (p->list[section].keeps != UINT_MAX)
+        cuda_store_retain(s, p, p->list[section].keeps, 0);
+}
+
+void cuda_store_enter(cuda_store *s)
 {
     if (!s)
         return;
     pthread_mutex_lock(&s->lock);
-    s->gpu->driver.context_set(s->gpu->context);
-    size_t dropped = 0;
-    for (size_t i = 0; i < s->capacity; i++) {
-        entry *e = &s->entries[i];
-        if (!e->key || (const char *)e->key < (const char *)begin ||
-            (const char *)e->key >= (const char *)begin + bytes)
-            continue;
-        free_entry(s, e);
-        e->key = NULL;
-        dropped++;
-    }
-    s->used -= dropped;
-    s->drops += dropped > 0;
-    if (dropped) /* others may have stood behind those that went; without memory they are copied
-                  * again when they are needed */
-        rebuild(s, s->capacity, NULL);
+    s->runs++;
     pthread_mutex_unlock(&s->lock);
 }
 
-int64_t cuda_store_drops(cuda_store *s)
+void cuda_store_leave(cuda_store *s)
 {
+    if (!s)
+        return;
     pthread_mutex_lock(&s->lock);
-    int64_t drops = s->drops;
+    s->runs--;
     pthread_mutex_unlock(&s->lock);
-    return drops;
+}
+
+int64_t cuda_store_generation(cuda_store *s)
+{
+    if (!s)
+        return 0;
+    pthread_mutex_lock(&s->lock);
+    const int64_t generation = s->generation;
+    pthread_mutex_unlock(&s->lock);
+    return generation;
 }
 
 size_t cuda_store_bytes(cuda_store *s)
@@ -195,16 +274,19 @@ static ct_status open_stages(cuda_store *s, ct_error *error)
 {
     const cuda_driver *d = &s->gpu->driver;
     ct_status status = CT_OK;
-    for (int i = 0; i < STAGES && status == CT_OK && !s->stages[i].host; i++) {
+    /* What is there from an attempt that failed is not made again. */
+    for (int i = 0; i < STAGES && status == CT_OK; i++) {
+        stage *g = &s->stages[i];
         void *memory = NULL;
-        status = cuda_check(d, d->event_create(&s->stages[i].done, CU_EVENT_DISABLE_TIMING),
-                            "an event", error);
-        if (status == CT_OK)
-            status =
-                cuda_gpu_alloc(s->gpu, &s->stages[i].device, STAGE, "weights on their way", error);
-        if (status == CT_OK)
+        if (!g->done)
+            status = cuda_check(d, d->event_create(&g->done, CU_EVENT_DISABLE_TIMING), "an event",
+                                error);
+        if (status == CT_OK && !g->device)
+            status = cuda_gpu_alloc(s->gpu, &g->device, STAGE, "weights on their way", error);
+        if (status == CT_OK && !g->host) {
             status = cuda_check(d, d->host_alloc(&memory, STAGE, 0), "pinned memory", error);
-        s->stages[i].host = memory;
+            g->host = status == CT_OK ? memory : NULL;
+        }
     }
     if (status == CT_OK && !s->uploaded)
         status = cuda_check(d, d->event_create(&s->uploaded, CU_EVENT_DISABLE_TIMING), "an event",
@@ -354,12 +436,47 @@ static size_t count_of(const nn_weight *w)
     return count;
 }
 
+size_t cuda_request_parts(const cuda_request *r, size_t part[CUDA_PARTS])
+{
+    size_t numbers = 0, rows = 0, most = 0, passing = 0;
+    part[0] = part[1] = part[2] = 0;
+    for (int i = 0; i < r->count; i++) {
+        const nn_weight *w = r->w[i];
+        const size_t count = count_of(w);
+        numbers += count;
+        rows += (size_t)w->n[0];
+        most = count > most ? count : most;
+        if (w->bits == 0)
+            continue;
+        const size_t codes = count / 8 * (size_t)w->bits;
+        const size_t groups = count / (size_t)w->group * dtype_size(w->type);
+        const size_t all = cuda_gpu_cost(codes) + 2 * cuda_gpu_cost(groups);
+        passing = all > passing ? all : passing;
+        if (r->form == STORE_PACKED) {
+            part[0] = codes;
+            part[1] = part[2] = groups;
+        }
+    }
+    if (r->form == STORE_PACKED)
+        return 0;
+    part[0] = numbers * dtype_size(r->type);
+    if (r->type != DTYPE_F8_E4M3 && r->type != DTYPE_I8)
+        return passing;
+    part[1] = rows * sizeof(float);
+    return passing + cuda_gpu_cost(2 * most);
+}
+
 static ct_status allocate(cuda_store *s, entry *e, cu_address *at, size_t bytes, ct_error *error)
 {
+    if (e->place) {
+        *at = e->place;
+        e->place += cuda_aligned(bytes);
+        return CT_OK;
+    }
     ct_status status = cuda_gpu_alloc(s->gpu, at, bytes, "weights", error);
     if (status == CT_OK) {
-        e->bytes += bytes;
-        s->bytes += bytes;
+        e->bytes += cuda_gpu_cost(bytes);
+        s->bytes += cuda_gpu_cost(bytes);
     }
     return status;
 }
@@ -516,8 +633,28 @@ static ct_status upload(cuda_store *s, nn *c, const cuda_request *r, entry *e, c
                                                            : upload_numbers(s, c, r, e, error);
 }
 
+ct_status cuda_store_put(nn *c, const cuda_request *r, cu_address to, ct_error *error)
+{
+    cuda_store *s = cuda_of(c)->store;
+    entry placed = {.place = to};
+    pthread_mutex_lock(&s->lock);
+    ct_status status = upload(s, c, r, &placed, error);
+    pthread_mutex_unlock(&s->lock);
+    return status;
+}
+
+uint64_t cuda_gpu_fixed_bytes(const cuda_gpu *g)
+{
+    return CUDA_WORKSPACE + STAGES * STAGE + (g->has_dnn ? CUDNN_BYTES : 0);
+}
+
 ct_status cuda_store_get(nn *c, const cuda_request *r, cuda_weight *out, ct_error *error)
 {
+    *out = (cuda_weight){0};
+    if (c->params.dry)
+        schedule_note(c->params.gpu_schedule, r);
+    if (c->params.dry || cuda_ring_find(c, r, out))
+        return CT_OK;
     cuda_state *state = cuda_of(c);
     cuda_store *s = state->store;
     const cuda_driver *d = state->driver;
@@ -531,6 +668,8 @@ ct_status cuda_store_get(nn *c, const cuda_request *r, cuda_weight *out, ct_erro
     if (e && !e->key) {
         entry fresh = {.key = r->w[0]->data, .count = r->count, .form = r->form, .type = r->type};
         status = upload(s, c, r, &fresh, error);
+        if (status == CT_OK)
+            status = nn_status(c, error); /* of a launch */
         if (status == CT_OK)
             status = cuda_check(d, d->event_record(s->uploaded, state->stream), "an event", error);
         if (status == CT_OK) {
