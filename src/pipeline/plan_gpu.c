@@ -72,7 +72,7 @@ static uint64_t section_bytes(const planning *p, const choice *c, residency_sect
         most = arena[i] > most ? arena[i] : most;
     return p->plan->fixed_bytes + cuda_gpu_cost(most) +
            cuda_schedule_bytes(job->schedule_gpu, keeps[c->way][section]) +
-           cuda_schedule_buffers(job->schedule_gpu, section);
+           cuda_schedule_buffers(job->schedule_gpu, (int)section);
 }
 
 /* Sets what the job does, and says what it takes. */
@@ -182,7 +182,7 @@ static void describe(const ct_job *job, ct_gpu_plan *plan)
     for (int i = 0; i < 3; i++) {
         ct_gpu_stage *s = &plan->stage[i];
         for (int k = 0; k < 2; k++) {
-            const uint64_t largest = cuda_schedule_largest(schedule, sections[i][k]);
+            const uint64_t largest = cuda_schedule_largest(schedule, (int)sections[i][k]);
             s->block_bytes = largest > s->block_bytes ? largest : s->block_bytes;
         }
         s->weight_bytes = cuda_schedule_bytes(schedule, BIT(sections[i][0]) | BIT(sections[i][1]));

@@ -49,7 +49,7 @@ void job_begin_section(ct_job *job, nn *c, residency_section section)
         [SECTION_DECODE] = CT_STAGE_DECODE,
     };
     residency_begin(&job->residency, section);
-    nn_section(c, section, job->arena[stages[section]]);
+    nn_section(c, (int)section, job->arena[stages[section]]);
 }
 
 /* Memory that other stages had, and this one does not need, goes back to the system. */
