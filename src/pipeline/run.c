@@ -51,7 +51,7 @@ void job_begin_section(ct_job *job, nn *c, residency_section section)
         [SECTION_DECODE] = CT_STAGE_DECODE,
     };
     residency_begin(&job->residency, section);
-    nn_section(c, section, job->arena[stages[section]]);
+    nn_section(c, (int)section, job->arena[stages[section]]);
 }
 
 /* Memory that other stages had, and this one does not need, goes back to the system. */
@@ -130,7 +130,7 @@ static void encode_prompt(ct_job *job, nn *c, prompt *p, unit_counter *units)
         look_into_prompt(job, c, p);
 }
 
-static nn_precision vae_precision(const ct_job *job)
+nn_precision job_decode_precision(const ct_job *job)
 {
     const cuda_gpu *gpu = job->model->context->gpu;
     const ct_precision precision = job->info.precision;
@@ -166,7 +166,7 @@ static void encode_inputs(ct_job *job, nn *c)
     }
     job->trace.active = false;
     residency_let_go(&job->residency, m->weights[PART_TEXT_ENCODER]);
-    const nn_precision precision = nn_set_precision(c, vae_precision(job));
+    const nn_precision precision = nn_set_precision(c, job_decode_precision(job));
     references_encode(job, c, unit_done, &units);
     nn_set_precision(c, precision);
     end_stage(job, c, CT_STAGE_ENCODE, m->weights[PART_VAE]);
@@ -421,7 +421,7 @@ void job_execute(ct_job *job, nn *c, uint64_t seed)
     if (precision == CT_PRECISION_INT8 || precision == CT_PRECISION_FP8)
         nn_set_precision(c, precision == CT_PRECISION_INT8 ? NN_INT8 : NN_FP8);
     denoise(job, c);
-    nn_set_precision(c, vae_precision(job));
+    nn_set_precision(c, job_decode_precision(job));
     decode(job, c);
 }
 

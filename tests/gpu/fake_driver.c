@@ -5,12 +5,14 @@
  * With FAKE_CUDA_WORKS it also has memory and streams, for one thread. Kernels do nothing. Streams
  * are as unkind as they may be: the first one works only when somebody waits for it, others as soon
  * as the events allow that they wait for. So a copy that does not wait for what it must is seen. */
+#define _DEFAULT_SOURCE
 #include "fake_driver.h"
 #include "nn/cuda/driver.h"
 
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
 #define POISON ((size_t)1 << 20) /* of new memory; more would take long */
 
@@ -156,10 +158,10 @@ static cu_result take(void **at, size_t bytes, bool host)
     if (!host && fake_cuda.used + cost(bytes) > limit())
         return CU_OUT_OF_MEMORY;
     block *b = calloc(1, sizeof *b);
-    char *raw = malloc(bytes + 512);
-    if (!b || !raw) {
+    /* Not by malloc, which may be told to fill what it gives: most of it is never touched. */
+    char *raw = mmap(NULL, bytes + 512, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (!b || raw == MAP_FAILED) {
         free(b);
-        free(raw);
         return CU_OUT_OF_MEMORY;
     }
     /* What was never written shows. */
@@ -200,7 +202,7 @@ static cu_result give(const void *at, bool host)
         fake_cuda.pinned -= b->bytes;
     else
         fake_cuda.used -= cost(b->bytes);
-    free(b->raw);
+    munmap(b->raw, b->bytes + 512);
     free(b);
     fake_cuda.objects--;
     return 0;

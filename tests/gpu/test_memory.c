@@ -55,6 +55,7 @@ static int open_gpu(void **state)
     g.gpu.allocator = &mem_default;
     test_ok(pool_create(&g.threads, &mem_default, 2, &error), &error);
     g.gpu.threads = g.threads;
+    g.gpu.half = DTYPE_BF16;
     test_ok(cuda_driver_open(&g.gpu.driver, &error), &error);
     test_ok(cuda_device_query(&g.gpu.driver, 0, &g.gpu.info, &error), &error);
     assert_int_equal(g.gpu.driver.device_get(&device, 0), 0);
@@ -396,6 +397,7 @@ static void close_model(made *m)
     m->context->gpu = NULL; /* which is not the context's */
     ct_context_free(&m->context);
     g.gpu.threads = g.threads;
+    g.gpu.half = DTYPE_BF16;
     assert_int_equal(g.fake->objects, 0);
     assert_int_equal(g.fake->misuse, 0);
 }

@@ -20,9 +20,10 @@ typedef struct entry {
     int count, form;
     dtype type;
     cuda_weight at;
-    size_t bytes;     /* of the GPU's memory, as the driver hands it out */
-    int64_t upload;   /* number of its upload */
-    cu_address place; /* where its next part goes; 0: to memory of its own */
+    size_t bytes;   /* of the GPU's memory, as the driver hands it out */
+    int64_t upload; /* number of its upload */
+    /* Where its next part goes, and where they must end; 0: to memory of its own. */
+    cu_address place, end;
 } entry;
 
 /* Pinned memory of the host, and the same on the GPU for what must be changed there. */
@@ -469,6 +470,8 @@ size_t cuda_request_parts(const cuda_request *r, size_t part[CUDA_PARTS])
 static ct_status allocate(cuda_store *s, entry *e, cu_address *at, size_t bytes, ct_error *error)
 {
     if (e->place) {
+        if (cuda_aligned(bytes) > e->end - e->place)
+            return error_set(error, CT_EINTERNAL, "weights are larger than planned");
         *at = e->place;
         e->place += cuda_aligned(bytes);
         return CT_OK;
@@ -636,7 +639,11 @@ static ct_status upload(cuda_store *s, nn *c, const cuda_request *r, entry *e, c
 ct_status cuda_store_put(nn *c, const cuda_request *r, cu_address to, ct_error *error)
 {
     cuda_store *s = cuda_of(c)->store;
-    entry placed = {.place = to};
+    entry placed = {.place = to, .end = to};
+    size_t part[CUDA_PARTS];
+    cuda_request_parts(r, part);
+    for (int i = 0; i < CUDA_PARTS; i++)
+        placed.end += cuda_aligned(part[i]);
     pthread_mutex_lock(&s->lock);
     ct_status status = upload(s, c, r, &placed, error);
     pthread_mutex_unlock(&s->lock);
