@@ -697,6 +697,12 @@ void nn_download_planes(nn *c, const nn_tensor *picture, float *planes)
         c->device->download_planes(c, picture, planes);
 }
 
+/* Of a picture of so many rows. */
+static bool are_sums(const nn_tensor *sums, int64_t rows, int64_t channels)
+{
+    return sums->rank == 2 && sums->n[0] == rows && channels % (sums->n[1] / 4) == 0;
+}
+
 void nn_conv2d(nn *c, const nn_tensor *out, const nn_tensor *x, const nn_weight *w,
                const nn_weight *bias, const nn_conv *params)
 {
@@ -714,10 +720,13 @@ void nn_conv2d(nn *c, const nn_tensor *out, const nn_tensor *x, const nn_weight 
         int64_t pad = p.pad_bottom_right ? kernel / 2 : 2 * (kernel / 2);
         fits = band > 0 && in + pad >= kernel && out->n[i] == (in + pad - kernel) / p.stride + 1;
     }
-    fits = fits && (p.below == 0 || out->n[0] % 4 == 0);
+    fits = fits && (p.below == 0 || out->n[0] % 4 == 0) &&
+           (!p.sums || are_sums(p.sums, out->n[0], out->n[2])) && (p.sums || !p.late_bias);
     if (require(c, fits, "conv2d", w, "x [H, W, I], w [O, I, k, k], bias [O], out to match")) {
         reads_weight(c, bias);
         c->device->conv2d(c, out, x, w, bias, &p);
+        if (p.sums && !c->device->conv_sums)
+            c->device->group_sums(c, p.sums, 0, out);
     }
 }
 
@@ -730,13 +739,16 @@ void nn_group_sums(nn *c, const nn_tensor *sums, int64_t first, const nn_tensor 
 }
 
 void nn_group_factors(nn *c, const nn_tensor *norm, const nn_tensor *sums, int64_t width,
-                      const nn_weight *w, const nn_weight *b, double eps)
+                      const nn_weight *w, const nn_weight *b, double eps,
+                      const nn_weight *late_bias)
 {
     bool fits = norm->rank == 2 && norm->n[0] == 2 && is_vector(w, norm->n[1]) &&
-                is_vector(b, norm->n[1]) && norm->n[1] % (sums->n[1] / 4) == 0;
+                is_vector(b, norm->n[1]) && are_sums(sums, sums->n[0], norm->n[1]) &&
+                (!late_bias || is_vector(late_bias, norm->n[1]));
     if (require(c, fits, "group_factors", w, "norm [2, C], w and b [C], C = groups * n")) {
         reads_weight(c, b);
-        c->device->group_factors(c, norm, sums, width, w, b, eps);
+        reads_weight(c, late_bias);
+        c->device->group_factors(c, norm, sums, width, w, b, eps, late_bias);
     }
 }
 

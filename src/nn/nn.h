@@ -296,6 +296,12 @@ typedef struct nn_conv {
     /* The input is silu(x * norm[0] + norm[1]), [2, I], as nn_group_factors makes it; NULL: x. */
     const nn_tensor *norm;
     bool add; /* out += the result instead of out = */
+    /* The sums of each row of out, as nn_group_sums makes them, [Ho, ...]; NULL: none are wanted.
+     */
+    const nn_tensor *sums;
+    /* With sums: out is read through the norm that is made from them and not otherwise, so a device
+     * may leave the bias to that norm (not to the sums). nn_group_factors must be told. */
+    bool late_bias;
     /* x and out are a horizontal band of a larger picture: how many of the first and last rows of x
      * are neighbours of the band and no part of it. Where there are none zeros are padded. The
      * result is that of the whole picture, bit for bit, if the band begins and ends at multiples of
@@ -314,9 +320,11 @@ nn_tensor nn_new_sums(nn *c, int64_t rows, int groups);
 /* Rows first .. first+H-1 of sums = those of x [H, W, C]. */
 void nn_group_sums(nn *c, const nn_tensor *sums, int64_t first, const nn_tensor *x);
 /* norm [2, C]: (x - mean) / sqrt(var + eps) * w + b = x * norm[0] + norm[1], for rows of width
- * pixels. The sums are added in the order of the rows. */
+ * pixels. The sums are added in the order of the rows. late_bias: that of the convolution which
+ * made x, if it was told that the bias may come late; otherwise NULL. */
 void nn_group_factors(nn *c, const nn_tensor *norm, const nn_tensor *sums, int64_t width,
-                      const nn_weight *w, const nn_weight *b, double eps);
+                      const nn_weight *w, const nn_weight *b, double eps,
+                      const nn_weight *late_bias);
 /* out [H, W, C] = x * norm[0] + norm[1]. In place. */
 void nn_apply_norm(nn *c, const nn_tensor *out, const nn_tensor *x, const nn_tensor *norm);
 

@@ -11,6 +11,7 @@ typedef struct nn_device {
     bool host_memory; /* the arena is memory of the host */
     size_t align;     /* of every tensor */
     int lag;          /* nn_lag */
+    bool conv_sums;   /* conv2d heeds nn_conv's sums and late_bias; else group_sums follows it */
     /* Memory and movement. What a CPU does not need may be NULL. */
     ct_status (*open)(nn *c, ct_error *error);
     void (*close)(nn *c);
@@ -65,7 +66,8 @@ typedef struct nn_device {
                    const nn_weight *bias, const nn_conv *params);
     void (*group_sums)(nn *c, const nn_tensor *sums, int64_t first, const nn_tensor *x);
     void (*group_factors)(nn *c, const nn_tensor *norm, const nn_tensor *sums, int64_t width,
-                          const nn_weight *w, const nn_weight *b, double eps);
+                          const nn_weight *w, const nn_weight *b, double eps,
+                          const nn_weight *late_bias); /* may be NULL */
     void (*apply_norm)(nn *c, const nn_tensor *out, const nn_tensor *x, const nn_tensor *norm);
 } nn_device;
 

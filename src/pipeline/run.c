@@ -337,21 +337,41 @@ void job_execute(ct_job *job, nn *c, uint64_t seed)
     decode(job, c);
 }
 
-/* -1..1 to 0..1 in job->picture, and to bytes as the reference rounds them: half to even. */
+typedef struct finishing {
+    const ct_job *job;
+    ct_image *image;
+} finishing;
+
+/* -1..1 to 0..1 in a row of job->picture, and to bytes as the reference rounds them: half to even.
+ */
+static void finish_row(void *user, int64_t y, int worker)
+{
+    const finishing *f = user;
+    const ct_image *image = f->image;
+    const int64_t width = f->job->info.width, height = f->job->info.height;
+    (void)worker;
+    for (int64_t channel = 0; channel < 3; channel++) {
+        float *from = f->job->picture + (channel * height + y) * width;
+        for (int64_t x = 0; x < width; x++) {
+            float v = from[x] * 0.5f + 0.5f;
+            v = v >= 0 ? v : 0; /* also NaN */
+            v = v <= 1 ? v : 1;
+            from[x] = v;
+        }
+        for (int64_t x = 0; y < image->height && x < width && x < image->width; x++)
+            image->pixels[(y * image->width + x) * 3 + channel] = (uint8_t)rintf(from[x] * 255.0f);
+    }
+}
+
+/* keep_size cuts off what was padded. */
 static void finish_picture(ct_job *job, ct_image *image)
 {
-    const int64_t width = job->info.width, pixels = width * job->info.height;
+    const int64_t pixels = (int64_t)job->info.width * job->info.height;
     int64_t broken = 0;
-    for (int64_t i = 0; i < 3 * pixels; i++) {
-        float v = job->picture[i] * 0.5f + 0.5f;
-        broken += v != v;
-        v = v >= 0 ? v : 0; /* also NaN */
-        v = v <= 1 ? v : 1;
-        job->picture[i] = v;
-        const int64_t x = i % pixels % width, y = i % pixels / width;
-        if (x < image->width && y < image->height) /* keep_size cuts off what was padded */
-            image->pixels[(y * image->width + x) * 3 + i / pixels] = (uint8_t)rintf(v * 255.0f);
-    }
+    for (int64_t i = 0; i < 3 * pixels; i++)
+        broken += job->picture[i] != job->picture[i];
+    finishing f = {job, image};
+    pool_run(job->model->context->threads, job->info.height, finish_row, &f);
     if (broken)
         log_message(&job->callbacks, CT_LOG_WARNING,
                     "the picture has %" PRId64 " values that are not numbers: the weights or the "

@@ -549,6 +549,15 @@ static void conv_body(nn *c, void *user, float *out)
     nn_download_planes(c, &y, out);
 }
 
+static nn_weight conv_weight(int64_t out, int64_t in, int kernel)
+{
+    nn_weight w = weight(DTYPE_BF16, 0, 2, out, in * kernel * kernel);
+    w.rank = 4;
+    w.n[1] = in;
+    w.n[2] = w.n[3] = kernel;
+    return w;
+}
+
 static void test_conv(void)
 {
     for (int i = 0; i < 30; i++) {
@@ -573,10 +582,7 @@ static void test_conv(void)
             k.p.above = k.p.below = 1;
             k.h = (k.height - 2) * (k.p.upsample ? 2 : 1);
         }
-        k.weight = weight(DTYPE_BF16, 0, 2, k.out, k.in * k.kernel * k.kernel);
-        k.weight.rank = 4;
-        k.weight.n[1] = k.in;
-        k.weight.n[2] = k.weight.n[3] = k.kernel;
+        k.weight = conv_weight(k.out, k.in, k.kernel);
         k.bias = weight(DTYPE_F32, 0, 1, k.out, 1);
         k.x = numbers(k.height * k.width * k.in, 1);
         k.y = numbers(k.h * k.w * k.out, 1);
@@ -586,6 +592,95 @@ static void test_conv(void)
                  (int)k.width, (int)k.in, (int)k.out, k.normed ? " norm" : "",
                  k.p.add ? " add" : "", k.p.upsample ? " up" : "", k.p.stride == 2 ? " /2" : "",
                  k.p.above ? " band" : "");
+        run(&(test){name, {1e-5, 2e-2}, k.h * k.w * k.out, conv_body, &k});
+        free(k.x);
+        free(k.y);
+        free(k.norm);
+    }
+}
+
+/* Convolutions as the VAE chains them: the sums of a norm come with the result, and the bias of
+ * one that is only read through its norm comes late. x [H, W, in] -> conv1 (doubling, or not) ->
+ * norm -> conv2 added to y -> norm -> out. */
+typedef struct chain_case {
+    int64_t height, width, in, out;
+    int groups;
+    bool doubled, late;
+    float *x, *y;
+    nn_weight conv[2], bias[2], w[2], b[2];
+} chain_case;
+
+static void chain_body(nn *c, void *user, float *out)
+{
+    const chain_case *k = user;
+    const int64_t h = k->height << k->doubled, w = k->width << k->doubled;
+    nn_tensor x = put_picture(c, k->x, k->height, k->width, k->in);
+    nn_tensor y = put_picture(c, k->y, h, w, k->out), t = nn_new_work3(c, h, w, k->out);
+    nn_tensor sums = nn_new_sums(c, h, k->groups), norm = nn_new2(c, 2, k->out);
+    nn_conv2d(c, &t, &x, &k->conv[0], &k->bias[0],
+              &(nn_conv){.upsample = k->doubled, .sums = &sums, .late_bias = k->late});
+    nn_group_factors(c, &norm, &sums, w, &k->w[0], &k->b[0], 1e-6, k->late ? &k->bias[0] : NULL);
+    nn_conv2d(c, &y, &t, &k->conv[1], &k->bias[1],
+              &(nn_conv){.norm = &norm, .add = true, .sums = &sums});
+    nn_group_factors(c, &norm, &sums, w, &k->w[1], &k->b[1], 1e-6, NULL);
+    nn_apply_norm(c, &y, &y, &norm);
+    nn_download_planes(c, &y, out);
+}
+
+static void test_chains(void)
+{
+    for (int i = 0; i < 10; i++) {
+        chain_case k = {.height = between(1, 30),
+                        .width = between(1, 30),
+                        .in = i == 9 ? 12 : 16 * between(1, 8), /* 12 fit no vector */
+                        .groups = 4,
+                        .doubled = i % 2 == 0,
+                        .late = i % 3 != 0};
+        k.out = i == 8 ? 12 : 16 * between(1, 8);
+        const int64_t count = (k.height * k.width * k.out) << 2 * k.doubled;
+        k.x = numbers(k.height * k.width * k.in, 1);
+        k.y = numbers(count, 1);
+        for (int j = 0; j < 2; j++) {
+            k.conv[j] = conv_weight(k.out, j ? k.out : k.in, 3);
+            k.bias[j] = weight(DTYPE_F32, 0, 1, k.out, 1);
+            k.w[j] = weight(DTYPE_F32, 0, 1, k.out, 1);
+            k.b[j] = weight(DTYPE_BF16, 0, 1, k.out, 1);
+        }
+        char name[96];
+        snprintf(name, sizeof name, "convs and norms %dx%d %d>%d%s%s", (int)k.height, (int)k.width,
+                 (int)k.in, (int)k.out, k.doubled ? " up" : "", k.late ? " late bias" : "");
+        run(&(test){name, {2e-5, 3e-2}, count, chain_body, &k});
+        free(k.x);
+        free(k.y);
+    }
+}
+
+/* To a few channels, by the kernel that norms while it reads: tiles that end within the picture and
+ * at its edge, bands. */
+static void test_few(void)
+{
+    for (int i = 0; i < 8; i++) {
+        conv_case k = {.height = between(1, 40),
+                       .width = i % 2 ? 32 * between(1, 3) : between(1, 70),
+                       .in = 32 * between(1, 4),
+                       .out = i % 3 == 0 ? 3 : between(1, 8),
+                       .kernel = 3,
+                       .normed = i % 4 != 3};
+        k.h = k.height;
+        k.w = k.width;
+        if (i >= 6) {
+            k.height = 4 * between(2, 6) + 2;
+            k.p.above = k.p.below = 1;
+            k.h = k.height - 2;
+        }
+        k.weight = conv_weight(k.out, k.in, 3);
+        k.bias = weight(DTYPE_F32, 0, 1, k.out, 1);
+        k.x = numbers(k.height * k.width * k.in, 1);
+        k.y = numbers(k.h * k.w * k.out, 1);
+        k.norm = numbers(2 * k.in, 1);
+        char name[96];
+        snprintf(name, sizeof name, "conv to few, %dx%d %d>%d%s%s", (int)k.height, (int)k.width,
+                 (int)k.in, (int)k.out, k.normed ? " norm" : "", k.p.above ? " band" : "");
         run(&(test){name, {1e-5, 2e-2}, k.h * k.w * k.out, conv_body, &k});
         free(k.x);
         free(k.y);
@@ -611,7 +706,7 @@ static void group_body(nn *c, void *user, float *out)
     if (first)
         nn_group_sums(c, &sums, 0, &top);
     nn_group_sums(c, &sums, first, &rest);
-    nn_group_factors(c, &norm, &sums, g->width, &g->w, &g->b, 1e-6);
+    nn_group_factors(c, &norm, &sums, g->width, &g->w, &g->b, 1e-6, NULL);
     nn_apply_norm(c, &y, &x, &norm);
     nn_download_planes(c, &y, out);
 }
@@ -738,6 +833,8 @@ int main(void)
     test_attention();
     test_groups();
     test_conv();
+    test_chains();
+    test_few();
     test_repeat();
     printf("%d cases, %d failed\n", cases, failures);
     cuda_gpu_close(gpu);

@@ -43,7 +43,8 @@ void cpu_head_norm_rope(nn *c, const nn_tensor *x, int heads, const nn_weight *w
                         const nn_tensor *cosine, const nn_tensor *sine, nn_rope_pairs pairs);
 void cpu_group_sums(nn *c, const nn_tensor *sums, int64_t first, const nn_tensor *x);
 void cpu_group_factors(nn *c, const nn_tensor *norm, const nn_tensor *sums, int64_t width,
-                       const nn_weight *w, const nn_weight *b, double eps);
+                       const nn_weight *w, const nn_weight *b, double eps,
+                       const nn_weight *late_bias);
 void cpu_apply_norm(nn *c, const nn_tensor *out, const nn_tensor *x, const nn_tensor *norm);
 
 static inline int64_t min64(int64_t a, int64_t b)

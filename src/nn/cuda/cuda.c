@@ -28,6 +28,7 @@ struct cuda_private {
         float *host;
     } write[WRITES];
     slot slots[SLOTS];
+    slot fetched; /* of cuda_fetch */
     recording recordings[SLOTS];
     recording *current; /* being recorded */
 };
@@ -113,6 +114,8 @@ static void cuda_close(nn *c)
             if (p->slots[i].pinned)
                 d->host_free(p->slots[i].pinned);
         }
+        if (p->fetched.pinned)
+            d->host_free(p->fetched.pinned);
         for (int i = 0; i < WRITES; i++)
             mem_free(a, p->write[i].host);
         cuda_ring_free(c);
@@ -290,22 +293,42 @@ static void cuda_end_write(nn *c, const nn_tensor *t)
     }
 }
 
+/* Makes sure that a slot has so many bytes of pinned memory. */
+static bool pin_memory(nn *c, slot *to, size_t bytes)
+{
+    const cuda_state *s = cuda_of(c);
+    if (bytes <= to->bytes)
+        return true;
+    if (to->pinned)
+        s->driver->host_free(to->pinned);
+    to->pinned = NULL;
+    to->bytes = 0;
+    void *memory = NULL;
+    if (!check(c, s->driver->host_alloc(&memory, bytes, 0), "pinned memory"))
+        return false;
+    to->pinned = memory;
+    to->bytes = bytes;
+    return true;
+}
+
+const void *cuda_fetch(nn *c, cu_address from, size_t bytes)
+{
+    const cuda_state *s = cuda_of(c);
+    slot *to = &s->private->fetched;
+    if (cuda_idle(c) || !pin_memory(c, to, bytes) ||
+        !check(c, s->driver->copy_to_host(to->pinned, from, bytes, s->stream), "a download") ||
+        !check(c, s->driver->stream_wait(s->stream), "the GPU"))
+        return NULL;
+    return to->pinned;
+}
+
 static void cuda_download_begin(nn *c, int index, const nn_tensor *t)
 {
     const cuda_state *s = cuda_of(c);
     slot *to = &s->private->slots[index];
     const size_t bytes = (size_t)nn_count(t) * 4;
-    if (bytes > to->bytes) {
-        if (to->pinned)
-            s->driver->host_free(to->pinned);
-        to->pinned = NULL;
-        to->bytes = 0;
-        void *memory = NULL;
-        if (!check(c, s->driver->host_alloc(&memory, bytes, 0), "pinned memory"))
-            return;
-        to->pinned = memory;
-        to->bytes = bytes;
-    }
+    if (!pin_memory(c, to, bytes))
+        return;
     if (check(c, s->driver->copy_to_host(to->pinned, cuda_at(t), bytes, s->stream), "a download"))
         check(c, s->driver->event_record(to->done, s->stream), "an event");
 }
@@ -458,10 +481,18 @@ cu_address cuda_conv_weight(nn *c, const nn_weight *w)
     return get_weight(c, w, &request, &at);
 }
 
+cu_address cuda_folded_weight(nn *c, const nn_weight *w)
+{
+    const cuda_request request = {&w, 1, STORE_CONV_FOLDED, cuda_work_type(c)};
+    cuda_weight at;
+    return get_weight(c, w, &request, &at);
+}
+
 const nn_device nn_cuda_device = {
     .name = "cuda",
     .align = CUDA_ALIGN,
     .lag = 1,
+    .conv_sums = true,
     .open = cuda_open,
     .close = cuda_close,
     .reset = cuda_reset,

@@ -122,11 +122,22 @@ cu_address cuda_floats(nn *c, const nn_weight *w);
 cu_address cuda_table(nn *c, const nn_weight *w, dtype *type);
 /* A convolution's [O, I, k, k] as [O, k, k, I] in the work type. */
 cu_address cuda_conv_weight(nn *c, const nn_weight *w);
+/* A convolution [O, I, 3, 3] of a doubled picture as four of the picture itself, one for each of
+ * the four results that come from a pixel: [2, 2, O, 2, 2, I], first where the result is (y, x).
+ * The numbers are sums of up to four, made in float32 (kernel weight_conv_folded). */
+cu_address cuda_folded_weight(nn *c, const nn_weight *w);
 /* A weight on the GPU and how to get it there. */
 typedef struct cuda_request {
     const nn_weight *const *w; /* below each other: the same K */
     int count;
-    enum { STORE_FLOATS, STORE_TABLE, STORE_CONV, STORE_MATRIX, STORE_PACKED } form;
+    enum {
+        STORE_FLOATS,
+        STORE_TABLE,
+        STORE_CONV,
+        STORE_CONV_FOLDED,
+        STORE_MATRIX,
+        STORE_PACKED
+    } form;
     dtype type; /* of the copy: F32, F16, BF16, F8_E4M3, I8 */
 } cuda_request;
 
@@ -178,6 +189,9 @@ cu_address cuda_matrices(nn *c, const nn_weight *const *w, int count, dtype *typ
 void cuda_resize_arena(nn *c, size_t bytes);
 void cuda_upload(nn *c, const nn_tensor *t, const float *data);
 void cuda_download(nn *c, const nn_tensor *t, float *data); /* any type of tensor */
+/* Bytes of the device in pinned memory of the host, valid until the next call; NULL in a dry run
+ * and after a failure. */
+const void *cuda_fetch(nn *c, cu_address from, size_t bytes);
 
 /* ---- Operations, by file --------------------------------------------------------------------- */
 
@@ -214,7 +228,8 @@ void cuda_guide(nn *c, const nn_tensor *positive, const nn_tensor *negative, flo
                 bool normalize);
 void cuda_group_sums(nn *c, const nn_tensor *sums, int64_t first, const nn_tensor *x);
 void cuda_group_factors(nn *c, const nn_tensor *norm, const nn_tensor *sums, int64_t width,
-                        const nn_weight *w, const nn_weight *b, double eps);
+                        const nn_weight *w, const nn_weight *b, double eps,
+                        const nn_weight *late_bias);
 void cuda_apply_norm(nn *c, const nn_tensor *out, const nn_tensor *x, const nn_tensor *norm);
 
 /* The pixels under a convolution's kernel as rows of a matrix, or a padded, doubled or normed copy

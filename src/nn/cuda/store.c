@@ -417,6 +417,16 @@ static void change_conv(const conversion *v, int64_t first, int64_t count, cu_ad
                 &kernel);
 }
 
+/* Rows of k numbers of the file become 4 * 4 * I numbers each. */
+static void change_conv_folded(const conversion *v, int64_t first, int64_t count, cu_address from)
+{
+    cu_address out = v->to;
+    int in = v->w->type;
+    long long o = v->w->n[0], i = v->w->n[1], row = first, rows = count;
+    CUDA_LAUNCH(v->c, weight_conv_folded, v->type, flat_grid(count * 16 * i), &out, &from, &in, &o,
+                &i, &row, &rows);
+}
+
 /* ---- Forms ----------------------------------------------------------------------------------- */
 
 static size_t count_of(const nn_weight *w)
@@ -536,9 +546,16 @@ static ct_status upload_numbers(cuda_store *s, nn *c, const cuda_request *r, ent
 static ct_status upload_conv(cuda_store *s, nn *c, const cuda_request *r, entry *e, ct_error *error)
 {
     const nn_weight *w = r->w[0];
-    ct_status status = allocate(s, e, &e->at.data, count_of(w) * dtype_size(r->type), error);
-    const conversion v = {c,       w,          w->n[0],    (int64_t)count_of(w) / w->n[0],
-                          r->type, e->at.data, change_conv};
+    const bool folded = r->form == STORE_CONV_FOLDED;
+    const size_t numbers = folded ? (size_t)(16 * w->n[0] * w->n[1]) : count_of(w);
+    ct_status status = allocate(s, e, &e->at.data, numbers * dtype_size(r->type), error);
+    const conversion v = {c,
+                          w,
+                          w->n[0],
+                          (int64_t)count_of(w) / w->n[0],
+                          r->type,
+                          e->at.data,
+                          folded ? change_conv_folded : change_conv};
     return status == CT_OK ? convert_rows(s, &v, error) : status;
 }
 
@@ -608,7 +625,8 @@ static ct_status upload(cuda_store *s, nn *c, const cuda_request *r, entry *e, c
     if (status != CT_OK)
         return status;
     switch (r->form) {
-    case STORE_CONV: return upload_conv(s, c, r, e, error);
+    case STORE_CONV:
+    case STORE_CONV_FOLDED: return upload_conv(s, c, r, e, error);
     case STORE_PACKED: return upload_packed(s, c, r, e, error);
     case STORE_FLOATS:
     case STORE_TABLE:
