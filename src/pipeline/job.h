@@ -91,6 +91,8 @@ void plan_gpu_apply(ct_job *job, const ct_memory_plan *plan);
 /* CT_ENOMEM with numbers and advice. */
 ct_status plan_gpu_refuse(ct_job *job, ct_memory_plan *plan, ct_error *error);
 
+/* How the VAE computes. */
+nn_precision job_decode_precision(const ct_job *job);
 /* Tells the residency and the network. */
 void job_begin_section(ct_job *job, nn *c, residency_section section);
 /* Whether a step runs the negative prompt as well. */

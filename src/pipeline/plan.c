@@ -110,7 +110,7 @@ ct_status plan_decode_ways(const ct_job *job, decode_ways *ways, ct_error *error
     params.residency = NULL; /* has recorded already, and the weights are the same */
     params.cancel = NULL;
     params.gpu_schedule = NULL;
-    params.precision = params.gpu && job->info.precision != CT_PRECISION_FP32 ? NN_BF16 : NN_F32;
+    params.precision = job_decode_precision(job);
     const family_model *parts = &job->model->parts;
     vae_decoding d = job_decoding(job);
     ways->count = 1;

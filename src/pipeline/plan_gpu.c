@@ -16,7 +16,6 @@
 #define RESERVE_BYTES ((uint64_t)256 << 20)
 
 #define BIT(section) (1u << (section))
-#define EVERY_SECTION (BIT(SECTION_COUNT) - 1)
 
 static const ct_stage stage_of[SECTION_COUNT] = {
     [SECTION_ENCODE] = CT_STAGE_ENCODE,   [SECTION_REFERENCES] = CT_STAGE_ENCODE,
@@ -25,26 +24,20 @@ static const ct_stage stage_of[SECTION_COUNT] = {
 };
 
 /* Whose weights stay when a section begins. */
-static const unsigned keeps[][SECTION_COUNT] = {
-    [CT_GPU_ALL] = {EVERY_SECTION, EVERY_SECTION, EVERY_SECTION, EVERY_SECTION, EVERY_SECTION},
-    [CT_GPU_TWO] =
-        {
-            [SECTION_ENCODE] = BIT(SECTION_ENCODE) | BIT(SECTION_REFERENCES),
-            [SECTION_REFERENCES] = BIT(SECTION_ENCODE) | BIT(SECTION_REFERENCES),
-            [SECTION_PREPARE] = BIT(SECTION_PREPARE) | BIT(SECTION_EVALUATE) | BIT(SECTION_DECODE),
-            [SECTION_EVALUATE] = BIT(SECTION_PREPARE) | BIT(SECTION_EVALUATE) | BIT(SECTION_DECODE),
-            [SECTION_DECODE] = BIT(SECTION_PREPARE) | BIT(SECTION_EVALUATE) | BIT(SECTION_DECODE),
-        },
-    [CT_GPU_TURNS] =
-        {
-            [SECTION_ENCODE] = BIT(SECTION_ENCODE),
-            [SECTION_REFERENCES] = BIT(SECTION_REFERENCES),
-            [SECTION_PREPARE] = BIT(SECTION_PREPARE) | BIT(SECTION_EVALUATE),
-            [SECTION_EVALUATE] = BIT(SECTION_PREPARE) | BIT(SECTION_EVALUATE),
-            [SECTION_DECODE] = BIT(SECTION_DECODE),
-        },
-    [CT_GPU_STREAMED] = {BIT(0), BIT(1), BIT(2), BIT(3), BIT(4)},
-};
+static unsigned keeps(ct_gpu_way way, residency_section section)
+{
+    unsigned bits = 0;
+    const ct_stage stage = stage_of[section];
+    for (int i = 0; i < SECTION_COUNT; i++) {
+        bool stays = i == (int)section || way == CT_GPU_ALL;
+        if (way == CT_GPU_TWO)
+            stays = (stage == CT_STAGE_ENCODE) == (stage_of[i] == CT_STAGE_ENCODE);
+        if (way == CT_GPU_TURNS && stage == CT_STAGE_DENOISE)
+            stays = stage_of[i] == CT_STAGE_DENOISE;
+        bits |= stays ? BIT(i) : 0;
+    }
+    return bits;
+}
 
 typedef struct planning {
     ct_job *job;
@@ -71,7 +64,7 @@ static uint64_t section_bytes(const planning *p, const choice *c, residency_sect
     for (int i = 0; i < 3 && c->way < CT_GPU_TURNS; i++) /* one for all */
         most = arena[i] > most ? arena[i] : most;
     return p->plan->fixed_bytes + cuda_gpu_cost(most) +
-           cuda_schedule_bytes(job->schedule_gpu, keeps[c->way][section]) +
+           cuda_schedule_bytes(job->schedule_gpu, keeps(c->way, section)) +
            cuda_schedule_buffers(job->schedule_gpu, (int)section);
 }
 
@@ -93,7 +86,7 @@ static ct_gpu_choice choose(planning *p, const choice *c)
         const bool runs = i != SECTION_REFERENCES || job->references;
         if (runs && bytes > out.stage_bytes[stage_of[i]])
             out.stage_bytes[stage_of[i]] = bytes;
-        cuda_schedule_keep(schedule, i, keeps[c->way][i]);
+        cuda_schedule_keep(schedule, i, keeps(c->way, (residency_section)i));
     }
     for (int i = 0; i < 3; i++)
         if (out.stage_bytes[i] > out.peak_bytes)
@@ -172,21 +165,21 @@ static ct_status find_limit(const ct_job *job, ct_gpu_plan *plan, ct_error *erro
 static void describe(const ct_job *job, ct_gpu_plan *plan)
 {
     const cuda_schedule *schedule = job->schedule_gpu;
-    static const residency_section sections[3][2] = {
-        [CT_STAGE_ENCODE] = {SECTION_ENCODE, SECTION_REFERENCES},
-        [CT_STAGE_DENOISE] = {SECTION_PREPARE, SECTION_EVALUATE},
-        [CT_STAGE_DECODE] = {SECTION_DECODE, SECTION_DECODE},
-    };
+    static const residency_section counted[3] = {SECTION_ENCODE, SECTION_EVALUATE, SECTION_DECODE};
     plan->fixed_bytes =
         cuda_gpu_fixed_bytes(job->model->context->gpu) + cuda_schedule_temporary(schedule);
     for (int i = 0; i < 3; i++) {
         ct_gpu_stage *s = &plan->stage[i];
-        for (int k = 0; k < 2; k++) {
-            const uint64_t largest = cuda_schedule_largest(schedule, (int)sections[i][k]);
+        unsigned bits = 0;
+        for (int k = 0; k < SECTION_COUNT; k++) {
+            const uint64_t largest = cuda_schedule_largest(schedule, k);
+            if ((int)stage_of[k] != i)
+                continue;
+            bits |= BIT(k);
             s->block_bytes = largest > s->block_bytes ? largest : s->block_bytes;
         }
-        s->weight_bytes = cuda_schedule_bytes(schedule, BIT(sections[i][0]) | BIT(sections[i][1]));
-        s->blocks = cuda_schedule_blocks(schedule, sections[i][i == CT_STAGE_DENOISE]);
+        s->weight_bytes = cuda_schedule_bytes(schedule, bits);
+        s->blocks = cuda_schedule_blocks(schedule, (int)counted[i]);
         s->activation_bytes = job->arena[i];
     }
 }

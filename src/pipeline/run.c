@@ -320,6 +320,11 @@ static void decode(ct_job *job, nn *c)
     end_stage(job, c, CT_STAGE_DECODE, m->weights[PART_VAE]);
 }
 
+nn_precision job_decode_precision(const ct_job *job)
+{
+    return job->model->context->gpu && job->info.precision != CT_PRECISION_FP32 ? NN_BF16 : NN_F32;
+}
+
 /* The text encoder is small work, so 8 bits would gain little there. On the CPU the VAE is computed
  * in float32 (its convolutions gain more from fewer products than from shorter numbers). */
 void job_execute(ct_job *job, nn *c, uint64_t seed)
@@ -332,8 +337,7 @@ void job_execute(ct_job *job, nn *c, uint64_t seed)
     if (precision == CT_PRECISION_INT8 || precision == CT_PRECISION_FP8)
         nn_set_precision(c, precision == CT_PRECISION_INT8 ? NN_INT8 : NN_FP8);
     denoise(job, c);
-    const bool halves = job->model->context->gpu && precision != CT_PRECISION_FP32;
-    nn_set_precision(c, halves ? NN_BF16 : NN_F32);
+    nn_set_precision(c, job_decode_precision(job));
     decode(job, c);
 }
 
