@@ -372,10 +372,12 @@ static conv describe(nn *c, const nn_tensor *out, const nn_tensor *x, const nn_w
 }
 
 /* Whether conv_finish can follow: its rows are vectors. */
-static bool dnn_fits(nn *c, const conv *v)
+static bool dnn_fits(const nn *c, const conv *v)
 {
-    return cuda_of(c)->dnn && v->kernel > 1 && v->out_type == v->type && v->outputs % 8 == 0 &&
-           v->outputs <= 8 * GROUP_THREADS;
+    const cuda_state *s = c->device_state;
+    /* A dry run does not open it. */
+    return (c->params.dry ? s->gpu->has_dnn : s->dnn != NULL) && v->kernel > 1 &&
+           v->out_type == v->type && v->outputs % 8 == 0 && v->outputs <= 8 * GROUP_THREADS;
 }
 
 void cuda_conv2d(nn *c, const nn_tensor *out, const nn_tensor *x, const nn_weight *w,
@@ -395,7 +397,12 @@ void cuda_conv2d(nn *c, const nn_tensor *out, const nn_tensor *x, const nn_weigh
         v.scratch = cuda_scratch(c, v.scratch_bytes);
     if (v.folded || params->add)
         v.results = v.scratch + v.copied;
-    if (dnn_fits(c, &v)) {
+    if (c->params.dry) { /* which weights will be there: cuda_store_get */
+        if (v.folded && dnn_fits(c, &v))
+            cuda_folded_weight(c, w);
+        else
+            cuda_conv_weight(c, w);
+    } else if (dnn_fits(c, &v)) {
         in_bands(c, &v);
     } else {
         by_products(c, &v, 0, v.out_height);

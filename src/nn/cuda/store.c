@@ -437,13 +437,18 @@ static size_t count_of(const nn_weight *w)
     return count;
 }
 
+static size_t copied_numbers(const cuda_request *r, const nn_weight *w)
+{
+    return r->form == STORE_CONV_FOLDED ? (size_t)(16 * w->n[0] * w->n[1]) : count_of(w);
+}
+
 size_t cuda_request_parts(const cuda_request *r, size_t part[CUDA_PARTS])
 {
     size_t numbers = 0, rows = 0, most = 0, passing = 0;
     part[0] = part[1] = part[2] = 0;
     for (int i = 0; i < r->count; i++) {
         const nn_weight *w = r->w[i];
-        const size_t count = count_of(w);
+        const size_t count = copied_numbers(r, w);
         numbers += count;
         rows += (size_t)w->n[0];
         most = count > most ? count : most;
