@@ -327,6 +327,8 @@ cu_result cuMemcpyHtoDAsync_v2(cu_address to, const void *from, size_t bytes, cu
 EXPORT cu_result cuMemcpyDtoHAsync_v2(void *to, cu_address from, size_t bytes, cu_stream s);
 cu_result cuMemcpyDtoHAsync_v2(void *to, cu_address from, size_t bytes, cu_stream s)
 {
+    if (fake_cuda.blank)
+        return add(s, (op){.kind = OP_FILL, .to = to, .bytes = bytes});
     return add_copy(s, to, (void *)(size_t)from, bytes);
 }
 

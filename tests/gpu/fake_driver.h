@@ -2,6 +2,7 @@
 #ifndef FAKE_DRIVER_H
 #define FAKE_DRIVER_H
 
+#include <stdbool.h>
 #include <stddef.h>
 
 typedef struct fake_cuda_state {
@@ -12,6 +13,7 @@ typedef struct fake_cuda_state {
     long objects;              /* streams, events, allocations that are there */
     long misuse;               /* memory freed that is still to be copied to or from */
     long loads;                /* copies from the host */
+    bool blank;                /* what comes back is zeros, since nothing was computed */
 } fake_cuda_state;
 
 #endif

@@ -508,8 +508,8 @@ static void cuda_repeat_end(nn *c)
     if (!r)
         return;
     r->generation = cuda_store_generation(s->store);
-    if (!s->capturing) {
-        r->state = cuda_ring_loads(c) == r->loads ? RAN : NEW;
+    if (!s->capturing) { /* not all was met if it failed */
+        r->state = c->error.code == CT_OK && cuda_ring_loads(c) == r->loads ? RAN : NEW;
         return;
     }
     cu_graph graph = NULL;
