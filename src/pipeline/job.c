@@ -113,8 +113,8 @@ const char *ct_precision_name(ct_precision precision)
                                                                             : NULL;
 }
 
-/* On a GPU bfloat16, as the reference, or halves where it has none; else bfloat16 where it is faster and the weights have no
- * more digits. */
+/* On a GPU bfloat16, as the reference, or halves where it has none; else bfloat16 where it is
+ * faster and the weights have no more digits. */
 static ct_precision natural_precision(const ct_model *m)
 {
     if (m->context->gpu)
