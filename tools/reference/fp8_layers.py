@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
 """Which layers must stay out of 8 bits: pictures of the reference with products in e4m3 or int8.
 
-usage: fp8_layers.py MODEL [--count N] [--size N] [--steps N] [--json FILE]
+usage: fp8_layers.py MODEL [--count N] [--size N] [--steps N] [--latents] [--json FILE]
 
 Needs no GPU that has fp8: operands of linear layers are rounded to e4m3 (or
 int8) with a factor for each row of both, and multiplied in float32. Groups of
 layers are named below; a setting is a set of groups that is rounded. Prints the
-PSNR of the pictures against those in float32, mean and worst.
+PSNR of the pictures against those in float32, mean and worst; with --latents, which
+saves the VAE, the ratio of the latents to their error, which tells the same order.
 """
 
 import argparse
@@ -83,9 +84,15 @@ def draw(pipeline, args):
     pictures = []
     for seed, prompt in enumerate(PROMPTS[:args.count]):
         picture = pipeline(prompt=prompt, height=args.size, width=args.size, num_inference_steps=args.steps,
-                           guidance_scale=0.0, generator=torch.Generator().manual_seed(seed), output_type="pt")
-        pictures.append(picture.images[0].float().clamp(0, 1))
+                           guidance_scale=0.0, generator=torch.Generator().manual_seed(seed), output_type="latent" if args.latents else "pt")
+        picture = picture.images[0].float()
+        pictures.append(picture if args.latents else picture.clamp(0, 1))
     return pictures
+
+
+def decibels(picture, truth, latents):
+    error = float((picture - truth).square().mean()) / (float(truth.square().mean()) if latents else 1)
+    return -10 * math.log10(max(1e-12, error))
 
 
 def main():
@@ -94,6 +101,7 @@ def main():
     parser.add_argument("--count", type=int, default=len(PROMPTS))
     parser.add_argument("--size", type=int, default=256)
     parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--latents", action="store_true")
     parser.add_argument("--json", metavar="FILE")
     args = parser.parse_args()
     rows = []
@@ -103,7 +111,7 @@ def main():
         for label, to_codes, groups in SETTINGS:
             with Rounding(pipeline.transformer, to_codes, groups):
                 pictures = draw(pipeline, args)
-            values = [-10 * math.log10(max(1e-12, float((a - b).square().mean()))) for a, b in zip(pictures, truth)]
+            values = [decibels(a, b, args.latents) for a, b in zip(pictures, truth)]
             rows.append({"setting": label, "psnr": sum(values) / len(values), "worst": min(values)})
             print(f"{label:32} {rows[-1]['psnr']:6.2f} dB, worst {rows[-1]['worst']:6.2f} dB", flush=True)
     if args.json:
