@@ -195,8 +195,8 @@ static void test_halves(void **state)
 /* A number of e4m3 is off by 2^-4 at most and by 2.6 % in the root of the mean square; one of int8,
  * with rows whose largest number is 4 times their root mean square, by 0.9 %. A product of two such
  * operands is off by 1.4 times that, 3.7 and 1.3 %, and a network of tiny layers by about as much:
- * what residuals keep exact makes up for what products add. The bounds are three times that, and
- * far below the 100 % of a product that went wrong. */
+ * what residuals keep exact makes up for what products add. The bounds are three times that, far
+ * below the 100 % of a product that went wrong. */
 static void test_eight_bits(void **state)
 {
     (void)state;

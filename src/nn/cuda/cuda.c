@@ -11,11 +11,11 @@
 /* fp16 ends at 65504. What of a transformer is larger, or may be:
  *
  *   the residual stream    is float32 always.
- *   silu(w1 h) * (w3 h)    is beyond it in Z-Image, as users of fp16 there report. Stored divided
- * by                          2^7 it may be 8.4e6. Then numbers below 2^-14 * 2^7 = 0.008 lie
- * 7.6e-6                          apart. Their rounding, 2.2e-6 in the root of the mean square, is
- * less                          than that of the others, 2.8e-4 of each, wherever a row's root mean
- *                          square is above 0.008; it is about 0.3 where h is a normed stream.
+ *   silu(w1 h) * (w3 h)    is beyond it in Z-Image, as programs that clamp it show. Stored
+ *                          divided by 2^7 it may be 8.4e6. Then numbers below 2^-14 * 2^7 = 0.008
+ *                          lie 7.6e-6 apart. Their rounding, 2.2e-6 in the root of the mean square,
+ *                          is less than that of the others, 2.8e-4 of each, wherever a row's root
+ *                          mean square is above 0.008; it is about 0.3 where h is a normed stream.
  *   attention.out, w2      likewise; sums of up to 10240 terms. A norm follows, which would divide
  *                          out any factor, but float32 needs no thought of its eps: nn_new_wide2.
  *                          Before a gate (FLUX.2) they are float32 in scratch memory.
