@@ -8,10 +8,10 @@
 /* ---- Weights --------------------------------------------------------------------------------- */
 
 /* What products of these weights read: F32, F16, BF16, F8_E4M3 or I8. */
-static dtype operand_type(const nn *c, const nn_weight *w)
+static dtype operand_type(const nn *c, const nn_weight *w, int64_t rows)
 {
     const nn_precision precision = c->params.precision;
-    const bool long_numbers = w->sensitive || w->n[1] % 16 != 0;
+    const bool long_numbers = w->sensitive || w->n[1] % 16 != 0 || rows % 16 != 0;
     if (precision == NN_FP8 && !long_numbers)
         return DTYPE_F8_E4M3;
     if (precision == NN_INT8 && !long_numbers && !w->outliers)
@@ -22,7 +22,7 @@ static dtype operand_type(const nn *c, const nn_weight *w)
 /* In 8 bits: it saves a pass over the numbers. */
 bool cuda_writes_operand(const nn *c, const nn_weight *w)
 {
-    return dtype_size(operand_type(c, w)) == 1;
+    return dtype_size(operand_type(c, w, w->n[0])) == 1;
 }
 
 /* Packed groups stay as they are on the GPU, and are unpacked for each product; in 8 bits they are
@@ -51,10 +51,13 @@ cu_address cuda_matrices(nn *c, const nn_weight *const *w, int count, dtype *typ
                          cu_address *scales)
 {
     bool packed = true;
-    *type = operand_type(c, w[0]);
-    *scales = 0;
-    for (int i = 0; i < count; i++)
+    int64_t rows = 0;
+    for (int i = 0; i < count; i++) {
         packed = packed && w[i]->bits != 0;
+        rows += w[i]->n[0];
+    }
+    *type = operand_type(c, w[0], rows);
+    *scales = 0;
     if (packed && dtype_size(*type) > 1)
         return unpacked(c, w, count, *type);
     if (c->error.code != CT_OK)
@@ -90,7 +93,9 @@ static input input_of(nn *c, const nn_tensor *x, dtype type)
     if (kind_type(c, kind) == type)
         return (input){cuda_at(x), cuda_scales_of(c, x), x->stride};
     if (x->operand) {
-        nn_fail(c, CT_EINTERNAL, "linear: an operand of another precision");
+        nn_fail(c, CT_EUNSUPPORTED,
+                "8-bit products on a GPU need matrices whose sides are multiples of 16, which this "
+                "model has not; choose --precision bf16");
         return (input){0};
     }
     if (dtype_size(type) == 1) {

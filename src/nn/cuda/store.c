@@ -677,7 +677,15 @@ ct_status cuda_store_get(nn *c, const cuda_request *r, cuda_weight *out, ct_erro
     if (2 * (s->used + 1) > s->capacity)
         status = rebuild(s, s->capacity ? 2 * s->capacity : 1024, error);
     entry *e = status == CT_OK ? find(s, r) : NULL;
-    if (e && !e->key) {
+    /* Other streams have put something there, perhaps just now. The event is behind all of that only
+     * if it is waited for before it is recorded again. */
+    if (e && (!e->key || e->upload > state->uploads) && s->uploads > state->uploads &&
+        !state->capturing) {
+        status =
+            cuda_check(d, d->stream_wait_event(state->stream, s->uploaded, 0), "an event", error);
+        state->uploads = s->uploads;
+    }
+    if (status == CT_OK && e && !e->key) {
         entry fresh = {.key = r->w[0]->data, .count = r->count, .form = r->form, .type = r->type};
         status = upload(s, c, r, &fresh, error);
         if (status == CT_OK)
@@ -692,11 +700,6 @@ ct_status cuda_store_get(nn *c, const cuda_request *r, cuda_weight *out, ct_erro
             d->stream_wait(state->stream);
             free_entry(s, &fresh);
         }
-    } else if (e && e->upload > state->uploads && !state->capturing) {
-        /* Another stream has put it there, perhaps just now. */
-        status =
-            cuda_check(d, d->stream_wait_event(state->stream, s->uploaded, 0), "an event", error);
-        state->uploads = s->uploads;
     }
     if (status == CT_OK)
         *out = e->at;
