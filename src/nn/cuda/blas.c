@@ -614,8 +614,8 @@ static ct_status race(const call *c, const lt_candidate *candidates, int count, 
     return CT_OK;
 }
 
-/* Where a product is added, measuring it must not change the result: it gets zeros of the same
- * shape instead. False where there is no memory for them. */
+/* Measuring must change nothing that anybody reads: the result goes to memory of its own, zeros at
+ * first. False where there is none. */
 static bool take_scratch(const call *c, cu_address *scratch)
 {
     const cuda_driver *d = c->b->driver;
@@ -643,9 +643,8 @@ static ct_status tune(const blas *b, product *e, call *c, ct_error *error)
     ct_status status = CT_OK;
     c->from = c->to = NULL;
     if (d->event_create(&c->from, 0) == 0 && d->event_create(&c->to, 0) == 0 &&
-        (!e->key.add || take_scratch(c, &scratch))) {
-        if (scratch)
-            c->at.out = scratch;
+        take_scratch(c, &scratch)) {
+        c->at.out = scratch;
         status = race(c, candidates, count, &best, error);
         c->at.out = out;
     }

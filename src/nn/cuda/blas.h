@@ -52,7 +52,7 @@ const char *blas_version(const blas *b);
 /* Whether this GPU and cuBLASLt can do it; asks without touching memory. */
 bool blas_can(blas *b, const blas_product *p);
 /* Puts the product into the stream. The first time that a shape is met its candidates are timed on
- * these very operands (on a result of their own where `add` is set) and the fastest is kept: in
+ * these very operands, with a result of their own, and the fastest is kept: in
  * memory, and in a file, so that every later run computes the same bits. While the stream is being
  * captured (capturing) an unknown shape takes the first candidate, and is not remembered.
  * Thread-safe. */

@@ -677,8 +677,8 @@ ct_status cuda_store_get(nn *c, const cuda_request *r, cuda_weight *out, ct_erro
     if (2 * (s->used + 1) > s->capacity)
         status = rebuild(s, s->capacity ? 2 * s->capacity : 1024, error);
     entry *e = status == CT_OK ? find(s, r) : NULL;
-    /* Other streams have put something there, perhaps just now. The event is behind all of that only
-     * if it is waited for before it is recorded again. */
+    /* Other streams have put something there, perhaps just now. The event is behind all of that
+     * only if it is waited for before it is recorded again. */
     if (e && (!e->key || e->upload > state->uploads) && s->uploads > state->uploads &&
         !state->capturing) {
         status =
