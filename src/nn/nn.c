@@ -654,6 +654,17 @@ void nn_guide(nn *c, const nn_tensor *positive, const nn_tensor *negative, doubl
         c->device->guide(c, positive, negative, (float)guidance, normalize);
 }
 
+void nn_guide_tokens(nn *c, const nn_tensor *positive, const nn_tensor *negative, double guidance,
+                     int patch)
+{
+    if (require(c,
+                same_shape(positive, negative) && is_float(positive) && is_float(negative) &&
+                    positive->rank == 3 && patch > 0 && positive->n[1] % patch == 0 &&
+                    positive->n[2] % patch == 0,
+                "guide_tokens", NULL, "equal planes of float32, sides that are multiples of patch"))
+        c->device->guide_tokens(c, positive, negative, (float)guidance, patch);
+}
+
 static bool are_patches(const nn_tensor *tokens, const nn_tensor *planes, int patch)
 {
     return planes->rank == 3 && is_float(planes) && is_whole(tokens) && patch > 0 &&
@@ -666,14 +677,28 @@ void nn_patches(nn *c, const nn_tensor *tokens, const nn_tensor *planes, int pat
 {
     if (require(c, are_patches(tokens, planes, patch), "patches", NULL,
                 "planes [C, H, W], tokens [H/p * W/p, p * p * C]"))
-        c->device->patches(c, tokens, planes, patch, true);
+        c->device->patches(c, tokens, planes, patch, false, true);
 }
 
 void nn_from_patches(nn *c, const nn_tensor *planes, const nn_tensor *tokens, int patch)
 {
     if (require(c, are_patches(tokens, planes, patch), "from_patches", NULL,
                 "planes [C, H, W], tokens [H/p * W/p, p * p * C]"))
-        c->device->patches(c, tokens, planes, patch, false);
+        c->device->patches(c, tokens, planes, patch, false, false);
+}
+
+void nn_pack(nn *c, const nn_tensor *tokens, const nn_tensor *planes, int patch)
+{
+    if (require(c, are_patches(tokens, planes, patch), "pack", NULL,
+                "planes [C, H, W], tokens [H/p * W/p, C * p * p]"))
+        c->device->patches(c, tokens, planes, patch, true, true);
+}
+
+void nn_unpack(nn *c, const nn_tensor *planes, const nn_tensor *tokens, int patch)
+{
+    if (require(c, are_patches(tokens, planes, patch), "unpack", NULL,
+                "planes [C, H, W], tokens [H/p * W/p, C * p * p]"))
+        c->device->patches(c, tokens, planes, patch, true, false);
 }
 
 void nn_upload_planes(nn *c, const nn_tensor *picture, const float *planes, double factor,

@@ -54,8 +54,10 @@ typedef struct nn_device {
     void (*add_scaled)(nn *c, const nn_tensor *x, const nn_tensor *y, float factor);
     void (*guide)(nn *c, const nn_tensor *positive, const nn_tensor *negative, float guidance,
                   bool normalize);
+    void (*guide_tokens)(nn *c, const nn_tensor *positive, const nn_tensor *negative,
+                         float guidance, int patch);
     void (*patches)(nn *c, const nn_tensor *tokens, const nn_tensor *planes, int patch,
-                    bool to_tokens);
+                    bool channels_first, bool to_tokens);
     void (*upload_planes)(nn *c, const nn_tensor *picture, const float *planes, float factor,
                           float offset);
     void (*download_planes)(nn *c, const nn_tensor *picture, float *planes);

@@ -459,7 +459,7 @@ typedef struct latents_case {
     int64_t channels, height, width;
     int patch;
     float *a, *b;
-    bool normalize;
+    bool normalize, tokens, packed;
 } latents_case;
 
 static void guide_body(nn *c, void *user, float *out)
@@ -470,7 +470,10 @@ static void guide_body(nn *c, void *user, float *out)
     const int64_t n = nn_count(&a);
     nn_upload(c, &a, l->a, n);
     nn_upload(c, &b, l->b, n);
-    nn_guide(c, &a, &b, 3.5, l->normalize);
+    if (l->tokens)
+        nn_guide_tokens(c, &a, &b, 3.5, l->patch);
+    else
+        nn_guide(c, &a, &b, 3.5, l->normalize);
     nn_add_scaled(c, &b, &a, -0.125);
     nn_download_begin(c, 0, &a);
     nn_download_begin(c, 1, &b);
@@ -487,8 +490,8 @@ static void patches_body(nn *c, void *user, float *out)
     nn_tensor back = nn_new3(c, l->channels, l->height, l->width);
     const int64_t n = nn_count(&a);
     nn_upload(c, &a, l->a, n);
-    nn_patches(c, &t, &a, l->patch);
-    nn_from_patches(c, &back, &t, l->patch);
+    (l->packed ? nn_pack : nn_patches)(c, &t, &a, l->patch);
+    (l->packed ? nn_unpack : nn_from_patches)(c, &back, &t, l->patch);
     nn_download(c, &t, out, n);
     nn_download(c, &back, out + n, n);
 }
@@ -520,6 +523,9 @@ static void test_latents(void)
         l.b = numbers(n, 1);
         run(&(test){"guide, add_scaled", {1e-6, 1e-6}, 2 * n, guide_body, &l});
         run(&(test){"patches", {1e-9, 1e-9}, 2 * n, patches_body, &l});
+        l.tokens = l.packed = true;
+        run(&(test){"guide_tokens", {1e-6, 1e-6}, 2 * n, guide_body, &l});
+        run(&(test){"pack", {1e-9, 1e-9}, 2 * n, patches_body, &l});
         run(&(test){"take, write", {1e-9, 1e-9}, n + l.channels * l.width, take_body, &l});
         free(l.a);
         free(l.b);

@@ -120,6 +120,7 @@ const nn_device nn_cpu_device = {
     .add_scalar = cpu_add_scalar,
     .add_scaled = cpu_add_scaled,
     .guide = cpu_guide,
+    .guide_tokens = cpu_guide_tokens,
     .patches = cpu_patches,
     .upload_planes = cpu_upload_planes,
     .download_planes = cpu_download_planes,

@@ -462,6 +462,7 @@ const nn_device nn_cuda_device = {
     .add_scalar = cuda_add_scalar,
     .add_scaled = cuda_add_scaled,
     .guide = cuda_guide,
+    .guide_tokens = cuda_guide_tokens,
     .patches = cuda_patches,
     .upload_planes = cuda_upload_planes,
     .download_planes = cuda_download_planes,
