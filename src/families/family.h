@@ -68,10 +68,13 @@ struct family {
     int max_prompt_tokens;
     bool padded;
     const char *pad_token;
+    int dropped_tokens;              /* at the beginning, whose features encode leaves out */
+    const char *negative;            /* prompt, where none is given; NULL: "" */
     const char *const *added_tokens; /* that before and after are made of; NULL ends the list */
 
     double usual_shift;  /* of a model without a scheduler's configuration */
     double guidance_off; /* guidance that is off, where the usual scale is 1 */
+    bool guides_tokens;  /* guidance keeps the length of each token: nn_guide_tokens */
     bool negated;        /* the transformer estimates the negative of the velocity */
     /* Pictures that a new one can be made from; 0: none. Their sides and shape; larger ones are
      * made smaller to this area, in pixels. */
@@ -92,8 +95,8 @@ struct family {
      * scheduler's configuration says. */
     double (*mu)(int64_t tokens, int steps);
 
-    /* Tokens to features [count, feature_width], made in the arena. Behind the first `words` tokens
-     * there is only padding. */
+    /* Tokens to features [count - dropped_tokens, feature_width], made in the arena. Behind the
+     * first `words` tokens there is only padding. */
     nn_tensor (*encode)(nn *c, const family_model *m, const int32_t *ids, int64_t count,
                         int64_t words, void (*unit_done)(void *user, int unit), void *user);
 

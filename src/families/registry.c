@@ -5,9 +5,9 @@
 #include <stdio.h>
 #include <string.h>
 
-extern const family family_flux2_klein, family_zimage;
+extern const family family_flux2_klein, family_qwen_image, family_zimage;
 
-static const family *const families[] = {&family_zimage, &family_flux2_klein};
+static const family *const families[] = {&family_zimage, &family_flux2_klein, &family_qwen_image};
 enum { FAMILIES = sizeof families / sizeof *families };
 
 /* Pipelines of diffusers that this version cannot run but knows, and a tensor that tells them. */
@@ -15,7 +15,6 @@ static const struct {
     const char *pipeline, *evidence;
 } planned[] = {
     {"Flux2Pipeline", NULL},
-    {"QwenImagePipeline", "txt_norm.weight"},
     {"QwenImageEditPipeline", NULL},
     {"QwenImageEditPlusPipeline", NULL},
 };

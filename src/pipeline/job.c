@@ -110,7 +110,7 @@ const char *ct_precision_name(ct_precision precision)
 {
     static const char *const names[] = {"auto", "fp32", "bf16", "int8", "fp8"};
     return precision >= CT_PRECISION_AUTO && precision <= CT_PRECISION_FP8 ? names[precision]
-                                                                            : NULL;
+                                                                           : NULL;
 }
 
 /* On a GPU bfloat16, as the reference; else bfloat16 where it is faster and the weights have no
@@ -135,8 +135,7 @@ static ct_status check_precision(const ct_context *c, ct_precision precision, ct
         return error_set(error, CT_EUNSUPPORTED,
                          "%s cannot multiply matrices in %s, or its cuBLASLt is too old for it; "
                          "choose %s or bf16",
-                         cuda_gpu_name(c->gpu), ct_precision_name(precision),
-                         fp8 ? "int8" : "fp8");
+                         cuda_gpu_name(c->gpu), ct_precision_name(precision), fp8 ? "int8" : "fp8");
     return CT_OK;
 }
 
@@ -176,6 +175,12 @@ static ct_status resolve_numbers(ct_job *job, const ct_generate_params *p, ct_er
 }
 
 /* ---- Prompts --------------------------------------------------------------------------------- */
+
+int64_t job_feature_count(const ct_job *job, const prompt *p)
+{
+    const int64_t dropped = job->model->parts.family->dropped_tokens;
+    return p->count > dropped ? p->count - dropped : 0;
+}
 
 /* Fills a prompt up to the length that its model was trained with. */
 static ct_status pad_prompt(const ct_job *job, prompt *p, ct_error *error)
@@ -230,6 +235,11 @@ static ct_status set_prompt(ct_job *job, prompt *out, const char *text, const ch
         log_message(&job->callbacks, CT_LOG_WARNING,
                     "the %s has %zu tokens; only the first %d are used", name, count,
                     m->info.max_prompt_tokens);
+    if (job_feature_count(job, out) == 0)
+        return error_set(error, CT_EFORMAT,
+                         "%s: the frame around a prompt has only %" PRId64
+                         " tokens, but features begin behind %d; tokenizer/ is of another model",
+                         m->directory, out->count, m->parts.family->dropped_tokens);
     return m->parts.family->padded ? pad_prompt(job, out, error) : CT_OK;
 }
 
@@ -239,8 +249,12 @@ static ct_status resolve_prompts(ct_job *job, const ct_generate_params *p, ct_er
         return error_set(error, CT_EINVAL, "a prompt is required");
     ct_status status = set_prompt(job, &job->positive, p->prompt, "prompt", error);
     const bool guided = job->guides;
+    const char *usual = job->model->parts.family->negative;
     if (status == CT_OK && guided)
-        status = set_prompt(job, &job->negative, p->negative_prompt ? p->negative_prompt : "",
+        status = set_prompt(job, &job->negative,
+                            p->negative_prompt ? p->negative_prompt
+                            : usual            ? usual
+                                               : "",
                             "negative prompt", error);
     if (status == CT_OK && !guided && p->negative_prompt && p->negative_prompt[0])
         log_message(&job->callbacks, CT_LOG_WARNING,
@@ -302,6 +316,10 @@ static ct_status prepare_schedule(ct_job *job, ct_error *error)
         if (job->info.shift == 0)
             job->info.shift = exp(parts->family->mu(tokens, steps));
         f.dynamic = true;
+        f.power = job->info.shift;
+    } else if (job->model->info.default_shift == 0) { /* what the configuration says */
+        if (job->info.shift == 0)
+            job->info.shift = f.dynamic ? flow_match_power(&f, (double)tokens) : f.shift;
         f.power = job->info.shift;
     }
     f.shift = job->info.shift;

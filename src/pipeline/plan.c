@@ -57,7 +57,8 @@ static uint64_t process_bytes(const ct_job *job)
 static void describe_stages(const ct_job *job, ct_memory_plan *plan)
 {
     const residency_list *list = job->residency.list;
-    const uint64_t features = (uint64_t)(job->positive.count + job->negative.count) *
+    const uint64_t features = (uint64_t)(job_feature_count(job, &job->positive) +
+                                         job_feature_count(job, &job->negative)) *
                               (uint64_t)job->model->parts.feature_width * sizeof(float);
     const uint64_t pixels = (uint64_t)job->info.width * (uint64_t)job->info.height;
     const uint64_t references = references_bytes(job);

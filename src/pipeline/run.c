@@ -63,7 +63,7 @@ static void end_stage(ct_job *job, const nn *c, ct_stage stage, const weights *p
 static void encode_prompt(ct_job *job, nn *c, prompt *p, unit_counter *units)
 {
     const family_model *m = &job->model->parts;
-    const int64_t size = p->count * m->feature_width;
+    const int64_t size = job_feature_count(job, p) * m->feature_width;
     size_t mark = nn_mark(c);
     residency_begin(&job->residency, SECTION_ENCODE);
     nn_tensor features = m->family->encode(c, m, p->ids, p->count, p->words, unit_done, units);
@@ -101,8 +101,8 @@ static void encode_inputs(ct_job *job, nn *c)
         snprintf(name, sizeof name, "%s.ids", names[i]);
         trace_ids(&job->trace, name, p->ids, p->count);
         snprintf(name, sizeof name, "%s.features", names[i]);
-        trace_floats(&job->trace, name, 2, (const int64_t[]){p->count, m->feature_width},
-                     p->features);
+        trace_floats(&job->trace, name, 2,
+                     (const int64_t[]){job_feature_count(job, p), m->feature_width}, p->features);
     }
     job->trace.active = false;
     residency_let_go(&job->residency, m->weights[PART_TEXT_ENCODER]);
@@ -207,8 +207,11 @@ static void run_step(ct_job *job, nn *c, const denoising *d, int step)
     trace_output(job, c, "model_output", step, &d->output);
     if (guided) {
         trace_output(job, c, "negative_output", step, &d->other);
-        nn_guide(c, &d->output, &d->other, job->info.guidance - m->family->guidance_off,
-                 job->cfg_normalization);
+        const double guidance = job->info.guidance - m->family->guidance_off;
+        if (m->family->guides_tokens)
+            nn_guide_tokens(c, &d->output, &d->other, guidance, m->patch);
+        else
+            nn_guide(c, &d->output, &d->other, guidance, job->cfg_normalization);
     }
     /* x += (sigma' - sigma) * velocity */
     const float *sigma = &job->sigmas[step];
@@ -238,7 +241,7 @@ static void prepare_prompt(ct_job *job, nn *c, prompt *p)
         references[i] = (family_reference){r->latents, r->height / m->factor, r->width / m->factor};
     }
     const family_input input = {.features = p->features,
-                                .count = p->count,
+                                .count = job_feature_count(job, p),
                                 .height = job->latent_height,
                                 .width = job->latent_width,
                                 .references = references,
