@@ -68,8 +68,9 @@ struct family {
     int max_prompt_tokens;
     bool padded;
     const char *pad_token;
-    int dropped_tokens;              /* at the beginning, whose features encode leaves out */
-    const char *negative;            /* prompt, where none is given; NULL: "" */
+    int dropped_tokens;   /* at the beginning, whose features encode leaves out */
+    const char *negative; /* prompt, where none is given; NULL: "" */
+    bool keeps_names;     /* files in MLX's format have the tensors' usual names, and a whole VAE */
     const char *const *added_tokens; /* that before and after are made of; NULL ends the list */
 
     double usual_shift;  /* of a model without a scheduler's configuration */

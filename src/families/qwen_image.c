@@ -157,6 +157,7 @@ const family family_qwen_image = {
     .max_prompt_tokens = DROPPED_TOKENS + PROMPT_TOKENS,
     .dropped_tokens = DROPPED_TOKENS,
     .negative = " ",
+    .keeps_names = true,
     .added_tokens = (const char *const[]){"<|im_start|>", "<|im_end|>", NULL},
     .usual_shift = 1,
     .guidance_off = 1,

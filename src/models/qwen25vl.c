@@ -1,6 +1,6 @@
 /* Qwen2.5-VL (https://arxiv.org/abs/2502.13923; transformers Qwen2_5_VLForConditionalGeneration):
- * the language model. Other than in Qwen3, queries, keys and values have biases, and there is no norm
- * of queries and keys. */
+ * the language model. Other than in Qwen3, queries, keys and values have biases, and there is no
+ * norm of queries and keys. */
 #include "models/qwen25vl.h"
 
 #include "core/mem.h"
