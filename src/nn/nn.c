@@ -627,6 +627,19 @@ void nn_silu(nn *c, const nn_tensor *out, const nn_tensor *x)
         c->device->silu(c, out, x);
 }
 
+void nn_gelu(nn *c, const nn_tensor *x)
+{
+    if (require(c, is_whole(x), "gelu", NULL, "no gaps"))
+        c->device->gelu(c, x);
+}
+
+void nn_multiply(nn *c, const nn_tensor *x, const nn_tensor *y)
+{
+    if (require(c, same_shape(x, y) && is_whole(x) && is_whole(y), "multiply", NULL,
+                "equal shapes without gaps"))
+        c->device->multiply(c, x, y);
+}
+
 void nn_tanh(nn *c, const nn_tensor *x)
 {
     if (require(c, is_whole(x), "tanh", NULL, "no gaps"))

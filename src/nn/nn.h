@@ -264,6 +264,10 @@ void nn_attention(nn *c, const nn_tensor *out, const nn_tensor *q, const nn_tens
 
 /* out = x / (1 + exp(-x)). In place. */
 void nn_silu(nn *c, const nn_tensor *out, const nn_tensor *x);
+/* x = x / 2 * (1 + erf(x / sqrt(2))): GELU itself, not the approximation of NN_GELU_TANH. */
+void nn_gelu(nn *c, const nn_tensor *x);
+/* x = x * y, number by number. */
+void nn_multiply(nn *c, const nn_tensor *x, const nn_tensor *y);
 /* x = tanh(x). */
 void nn_tanh(nn *c, const nn_tensor *x);
 /* x = x + value. */

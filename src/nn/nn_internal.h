@@ -49,6 +49,8 @@ typedef struct nn_device {
     void (*attention)(nn *c, const nn_tensor *out, const nn_tensor *q, const nn_tensor *k,
                       const nn_tensor *v, int heads, int kv_heads, bool causal);
     void (*silu)(nn *c, const nn_tensor *out, const nn_tensor *x);
+    void (*gelu)(nn *c, const nn_tensor *x);
+    void (*multiply)(nn *c, const nn_tensor *x, const nn_tensor *y);
     void (*tanh)(nn *c, const nn_tensor *x);
     void (*add_scalar)(nn *c, const nn_tensor *x, float value);
     void (*add_scaled)(nn *c, const nn_tensor *x, const nn_tensor *y, float factor);

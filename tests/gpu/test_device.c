@@ -323,7 +323,7 @@ typedef struct rows_case {
     bool work;
 } rows_case;
 
-enum { RMS, RMS_OPERAND, ADD_RMS, ADD_RMS_NEXT, LAYER, ROPE, ROPE_HALVES, SILU, TANH, ADD, FILL };
+enum { RMS, RMS_OPERAND, ADD_RMS, ADD_RMS_NEXT, LAYER, ROPE, ROPE_HALVES, SILU, TANH, ADD, GELU, FILL };
 static const char *const row_names[] = {"rms_norm",
                                         "rms_norm to operand",
                                         "add_rms_norm",
@@ -334,6 +334,7 @@ static const char *const row_names[] = {"rms_norm",
                                         "silu",
                                         "tanh",
                                         "add_scalar",
+                                        "gelu, multiply",
                                         "fill_rows"};
 
 static void rows_body(nn *c, void *user, float *out)
@@ -382,6 +383,11 @@ static void rows_body(nn *c, void *user, float *out)
         break;
     case ADD:
         nn_add_scalar(c, &stream, 1);
+        y = stream;
+        break;
+    case GELU:
+        nn_gelu(c, &stream);
+        nn_multiply(c, &stream, &y);
         y = stream;
         break;
     case FILL:

@@ -163,6 +163,8 @@ void cuda_layer_norm(nn *c, const nn_tensor *out, const nn_tensor *x, float eps,
 void cuda_head_norm_rope(nn *c, const nn_tensor *x, int heads, const nn_weight *w, float eps,
                          const nn_tensor *cosine, const nn_tensor *sine, nn_rope_pairs pairs);
 void cuda_silu(nn *c, const nn_tensor *out, const nn_tensor *x);
+void cuda_gelu(nn *c, const nn_tensor *x);
+void cuda_multiply(nn *c, const nn_tensor *x, const nn_tensor *y);
 void cuda_tanh(nn *c, const nn_tensor *x);
 void cuda_add_scalar(nn *c, const nn_tensor *x, float value);
 /* How the epilogue kernel is launched. */
