@@ -3,8 +3,8 @@
 
     python tools/reference/make_fixtures.py [--only NAME ...] [--out DIR]
 
-NAME is one of: turbo, base, head128, klein, klein_base, qwen, qwen_bf16, tokenizer,
-rng, sigmas, pictures.
+NAME is one of: turbo, base, head128, klein, klein_base, qwen, qwen_bf16, qwen_edit,
+qwen_plus, tokenizer, rng, sigmas, pictures.
 """
 
 import argparse
@@ -18,6 +18,7 @@ import fixture_flux2
 import fixture_models
 import fixture_numbers
 import fixture_pictures
+import fixture_qwen_edit
 import fixture_qwen_image
 import fixture_tokenizer
 import model_files
@@ -134,11 +135,28 @@ def make_qwen_image(description, out):
     write_record(directory, "encode", tensors, {"model": name, **size})
 
 
+def make_qwen_edit(description, out):
+    """The same for a Qwen-Image-Edit model."""
+    name = description["name"]
+    directory = os.path.join(out, name)
+    model = os.path.join(directory, "model")
+    os.makedirs(directory, exist_ok=True)
+    fixture_qwen_edit.build(description, model)
+    pipeline = fixture_qwen_edit.load(description, model)
+    for run in description["runs"]:
+        arguments = fixture_qwen_edit.arguments_of(description, run)
+        fixture_qwen_edit.save_references(directory, run)
+        tensors = fixture_qwen_edit.record_run(pipeline, run)
+        report(name + "/" + run["name"], tensors)
+        write_record(directory, run["name"], tensors, arguments, run.get("drop", ()))
+
+
 def main():
     models = {description["name"]: description for description in fixture_models.MODELS}
     flux2 = {description["name"]: description for description in fixture_flux2.MODELS}
     qwen = {description["name"]: description for description in fixture_qwen_image.MODELS}
-    names = list(models) + list(flux2) + list(qwen) + ["tokenizer", "rng", "sigmas", "pictures"]
+    edit = {description["name"]: description for description in fixture_qwen_edit.MODELS}
+    names = list(models) + list(flux2) + list(qwen) + list(edit) + ["tokenizer", "rng", "sigmas", "pictures"]
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", default=os.path.join(ROOT, "tests", "fixtures"))
     parser.add_argument("--only", nargs="+", choices=names, default=names)
@@ -154,6 +172,8 @@ def main():
             make_flux2(flux2[name], arguments.out)
         elif name in qwen:
             make_qwen_image(qwen[name], arguments.out)
+        elif name in edit:
+            make_qwen_edit(edit[name], arguments.out)
         elif name == "tokenizer":
             fixture_tokenizer.write(os.path.join(arguments.out, "tokenizer"))
         elif name == "rng":
