@@ -5,9 +5,11 @@
 #include <stdio.h>
 #include <string.h>
 
-extern const family family_flux2_klein, family_qwen_image, family_zimage;
+extern const family family_flux2_klein, family_qwen_edit, family_qwen_edit_plus, family_qwen_image,
+    family_zimage;
 
-static const family *const families[] = {&family_zimage, &family_flux2_klein, &family_qwen_image};
+static const family *const families[] = {&family_zimage, &family_flux2_klein, &family_qwen_image,
+                                         &family_qwen_edit, &family_qwen_edit_plus};
 enum { FAMILIES = sizeof families / sizeof *families };
 
 /* Pipelines of diffusers that this version cannot run but knows, and a tensor that tells them. */
@@ -15,8 +17,7 @@ static const struct {
     const char *pipeline, *evidence;
 } planned[] = {
     {"Flux2Pipeline", NULL},
-    {"QwenImageEditPipeline", NULL},
-    {"QwenImageEditPlusPipeline", NULL},
+    {"QwenImageLayeredPipeline", NULL},
 };
 enum { PLANNED = sizeof planned / sizeof *planned };
 

@@ -345,6 +345,23 @@ nn_weight bind_last_slice(binder *b, int64_t n0, int64_t n1, int64_t k, const ch
     return b->status == CT_OK ? w : (nn_weight){0};
 }
 
+nn_weight bind_kernel_rows(binder *b, int64_t n0, int64_t n1, int64_t frames, int64_t k,
+                           const char *format, ...)
+{
+    va_list args;
+    va_start(args, format);
+    const weight_view *v = find(b, format, args);
+    va_end(args);
+    if (!v)
+        return (nn_weight){0};
+    nn_weight w = {.name = v->name, .rank = 2, .n = {n0, n1 * frames * k * k}, .data = v->data};
+    b->status = check_shape(b, v, 5, (const int64_t[]){n0, n1, frames, k, k});
+    if (b->status == CT_OK)
+        b->status = check_numbers(b, v, &w);
+    b->parameters += (uint64_t)(w.n[0] * w.n[1]);
+    return b->status == CT_OK ? w : (nn_weight){0};
+}
+
 nn_weight bind_channels(binder *b, int64_t n0, const char *format, ...)
 {
     va_list args;

@@ -47,10 +47,32 @@ static void infer(const weights *w, json_writer *out)
     infer_integer(out, "rope_theta", 1000000);
 }
 
-/* The position of a word is one number in this program, though it may stand for three (row and
- * column of a picture): for text all three are equal, and so any division of the features. */
-static ct_status read_rope(const config *c, double *theta, ct_error *error)
+/* A token has three positions: picture (or film's time), row, column; for words they are equal. The
+ * angles of a head are divided among them. */
+static ct_status read_sections(qwen25vl *m, const config *c, const json_value *scaling,
+                               ct_error *error)
 {
+    const json_value *sections = json_get(scaling, "mrope_section");
+    int64_t sum = 0;
+    m->sections[0] = m->head_dim / 2;
+    if (!sections)
+        return CT_OK;
+    for (size_t i = 0; i < 3; i++) {
+        m->sections[i] = -1;
+        json_get_integer(json_at(sections, i), &m->sections[i]);
+        sum += m->sections[i] >= 0 && m->sections[i] <= m->head_dim ? m->sections[i] : m->head_dim;
+    }
+    return json_size(sections) == 3 && sum == m->head_dim / 2
+               ? CT_OK
+               : error_set(error, CT_EFORMAT,
+                           "%s: mrope_section must have three numbers that add up to half of the "
+                           "dimension of a head (%" PRId64 ")",
+                           c->path, m->head_dim);
+}
+
+static ct_status read_rope(qwen25vl *m, const config *c, ct_error *error)
+{
+    double *theta = &m->theta;
     *theta = 1000000;
     const json_value *theta_value = json_get(c->root, "rope_theta");
     const json_value *scaling = json_get(c->root, "rope_parameters");
@@ -66,7 +88,7 @@ static ct_status read_rope(const config *c, double *theta, ct_error *error)
     if (type && strcmp(type, "default") != 0 && strcmp(type, "mrope") != 0)
         return error_set(error, CT_EUNSUPPORTED, "%s: rope type \"%s\" is not supported", c->path,
                          type);
-    return CT_OK;
+    return read_sections(m, c, scaling, error);
 }
 
 static ct_status read_config(qwen25vl *m, const config *whole, ct_error *error)
@@ -100,7 +122,8 @@ static ct_status read_config(qwen25vl *m, const config *whole, ct_error *error)
     if (s == CT_OK)
         s = config_string(c, "hidden_act", false, &activation, error);
     if (s == CT_OK)
-        s = read_rope(c, &m->theta, error);
+        s = config_integer(whole, "image_token_id", 0, INT32_MAX, false, 151655, &m->image_token,
+                           error);
     if (s != CT_OK)
         return s;
     if (heads % kv_heads != 0 || m->hidden % heads != 0 || m->hidden / heads % 2 != 0)
@@ -117,7 +140,7 @@ static ct_status read_config(qwen25vl *m, const config *whole, ct_error *error)
     m->kv_heads = (int)kv_heads;
     m->layers = (int)layers;
     m->head_dim = m->hidden / heads;
-    return CT_OK;
+    return read_rope(m, c, error);
 }
 
 static ct_status bind_weights(qwen25vl *m, const load_options *options, ct_error *error)
@@ -193,24 +216,72 @@ void qwen25vl_describe(const qwen25vl *m, strbuf *out)
 
 /* ---- Forward --------------------------------------------------------------------------------- */
 
+/* The next token's positions. Words count on from the largest before them; the cells of a picture
+ * all begin there, and count their rows and columns. */
+typedef struct place {
+    const qwen25vl *m;
+    const qwen25vl_picture *pictures;
+    int picture_count, picture; /* the next one */
+    int64_t cell;               /* of it */
+    int64_t next;               /* position */
+} place;
+
+static void next_place(place *p, int32_t id, int64_t position[3])
+{
+    position[0] = position[1] = position[2] = p->next;
+    if (id != p->m->image_token || p->picture >= p->picture_count) {
+        p->next++;
+        return;
+    }
+    const qwen25vl_picture *picture = &p->pictures[p->picture];
+    position[1] += p->cell / picture->columns;
+    position[2] += p->cell % picture->columns;
+    if (++p->cell < picture->rows * picture->columns)
+        return;
+    p->next += picture->rows > picture->columns ? picture->rows : picture->columns;
+    p->cell = 0;
+    p->picture++;
+}
+
 /* cos and sin of position * theta^(-2k/D), [S, D/2]; angles in float32 as the reference has
  * them. */
-static void rope_table(nn *c, const qwen25vl *m, int64_t count, nn_tensor *cosine, nn_tensor *sine)
+static void rope_table(nn *c, const qwen25vl *m, place p, const int32_t *ids, int64_t count,
+                       nn_tensor *cosine, nn_tensor *sine)
 {
     const int64_t half = m->head_dim / 2;
     *cosine = nn_new2(c, count, half);
     *sine = nn_new2(c, count, half);
     float *cosines = nn_begin_write(c, cosine), *sines = nn_begin_write(c, sine);
-    for (int64_t k = 0; cosines && sines && k < half; k++) {
-        float frequency = 1.0f / powf((float)m->theta, (float)(2 * k) / (float)m->head_dim);
-        for (int64_t s = 0; s < count; s++) {
-            float angle = (float)s * frequency;
-            cosines[s * half + k] = cosf(angle);
-            sines[s * half + k] = sinf(angle);
+    for (int64_t s = 0; cosines && sines && s < count; s++) {
+        int64_t position[3];
+        next_place(&p, ids[s], position);
+        for (int64_t k = 0; k < half; k++) {
+            const int axis = k < m->sections[0] ? 0 : k < m->sections[0] + m->sections[1] ? 1 : 2;
+            float frequency = 1.0f / powf((float)m->theta, (float)(2 * k) / (float)m->head_dim);
+            float angle = (float)position[axis] * frequency;
+            *cosines++ = cosf(angle);
+            *sines++ = sinf(angle);
         }
     }
     nn_end_write(c, cosine);
     nn_end_write(c, sine);
+}
+
+/* Features of pictures instead of the embeddings of the tokens that stand for them. */
+static void place_pictures(nn *c, const qwen25vl *m, const nn_tensor *x, const int32_t *ids,
+                           int64_t count, const qwen25vl_picture *pictures, int picture_count)
+{
+    int64_t at = 0;
+    for (int i = 0; i < picture_count; i++) {
+        const int64_t cells = pictures[i].rows * pictures[i].columns;
+        while (at < count && ids[at] != m->image_token)
+            at++;
+        if (at + cells > count)
+            return; /* a plan, whose words are assumed */
+        nn_tensor rows = nn_rows(x, at, cells);
+        nn_upload(c, &rows, pictures[i].features, cells * m->hidden);
+        at += cells;
+    }
 }
 
 static void attention(nn *c, const qwen25vl *m, const qwen25vl_layer *l, const nn_tensor *x,
@@ -244,13 +315,18 @@ static void feed_forward(nn *c, const qwen25vl *m, const qwen25vl_layer *l, cons
 }
 
 nn_tensor qwen25vl_forward(nn *c, const qwen25vl *m, const int32_t *ids, int64_t count,
-                           int64_t dropped, void (*layer_done)(void *, int), void *user)
+                           int64_t dropped, const qwen25vl_picture *pictures, int picture_count,
+                           void (*layer_done)(void *, int), void *user)
 {
     nn_tensor features = nn_new2(c, count - dropped, m->hidden);
     size_t mark = nn_mark(c);
     nn_tensor x = nn_new2(c, count, m->hidden), cosine, sine;
-    rope_table(c, m, count, &cosine, &sine);
+    const place first = {.m = m, .pictures = pictures, .picture_count = picture_count};
+    rope_table(c, m, first, ids, count, &cosine, &sine);
+    nn_trace_tensor(c, &cosine, "text_encoder.rope.cos");
+    nn_trace_tensor(c, &sine, "text_encoder.rope.sin");
     nn_embed(c, &x, &m->embed, ids, count);
+    place_pictures(c, m, &x, ids, count, pictures, picture_count);
     nn_trace_tensor(c, &x, "text_encoder.embed_tokens");
     for (int i = 0; i < m->layers && !nn_stopped(c); i++) {
         nn_block(c);

@@ -66,7 +66,15 @@ static void encode_prompt(ct_job *job, nn *c, prompt *p, unit_counter *units)
     const int64_t size = job_feature_count(job, p) * m->feature_width;
     size_t mark = nn_mark(c);
     residency_begin(&job->residency, SECTION_ENCODE);
-    nn_tensor features = m->family->encode(c, m, p->ids, p->count, p->words, unit_done, units);
+    nn_tensor features;
+    if (m->family->encode_sights) {
+        family_sight sights[MAX_REFERENCES];
+        references_sights(job, sights);
+        const family_words words = {p->ids, p->count, sights, job->references};
+        features = m->family->encode_sights(c, m, &words, unit_done, units);
+    } else {
+        features = m->family->encode(c, m, p->ids, p->count, p->words, unit_done, units);
+    }
     if (!nn_is_dry(c) && !nn_stopped(c)) {
         p->features = mem_array(job->allocator, (size_t)size, sizeof(float));
         if (!p->features)
@@ -86,10 +94,12 @@ static void encode_inputs(ct_job *job, nn *c)
     const family_model *m = &job->model->parts;
     const int count = job->guides ? 2 : 1;
     unit_counter units = {job, c, CT_STAGE_ENCODE, 0, count * m->encode_units + job->references};
+    units.all += m->family->see ? job->references : 0;
     if (!job->positive.features) {
         begin_stage(job, c, CT_STAGE_ENCODE);
         report(job, c, CT_STAGE_ENCODE, 0, units.all, NULL);
     }
+    references_see(job, c, unit_done, &units);
     for (int i = 0; i < count && !nn_stopped(c); i++) {
         prompt *p = prompts[i];
         job->trace.active = i == 0;

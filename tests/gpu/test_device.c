@@ -323,7 +323,20 @@ typedef struct rows_case {
     bool work;
 } rows_case;
 
-enum { RMS, RMS_OPERAND, ADD_RMS, ADD_RMS_NEXT, LAYER, ROPE, ROPE_HALVES, SILU, TANH, ADD, GELU, FILL };
+enum {
+    RMS,
+    RMS_OPERAND,
+    ADD_RMS,
+    ADD_RMS_NEXT,
+    LAYER,
+    ROPE,
+    ROPE_HALVES,
+    SILU,
+    TANH,
+    ADD,
+    GELU,
+    FILL
+};
 static const char *const row_names[] = {"rms_norm",
                                         "rms_norm to operand",
                                         "add_rms_norm",

@@ -42,7 +42,9 @@ static const char *const runs[] = {"turbo/small",
                                    "qwen/long_negative",
                                    "qwen/truncated_prompt",
                                    "qwen_bf16/guided",
-                                   "qwen_bf16/unguided"};
+                                   "qwen_bf16/unguided",
+                                   "qwen_edit/guided",
+                                   "qwen_plus/two_references"};
 enum { RUNS = sizeof runs / sizeof *runs };
 
 static weights *open_run(const char *run)
