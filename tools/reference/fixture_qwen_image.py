@@ -98,7 +98,8 @@ SMALL = {
             "true_cfg_scale": 4.0,
             "modules": True,
             "drop": ["text_encoder.embed_tokens", "text_encoder.layers.0", "negative.features",
-                     "transformer.rope.text.", "transformer.transformer_blocks.0.text"],
+                     "transformer.rope.text.", "transformer.transformer_blocks.0.text",
+                     "vae.decoder.up_blocks.2", "vae.decoder.conv_out"],
         },
         {
             "name": "wide",
@@ -138,6 +139,7 @@ SMALL = {
 PUBLISHED = {
     "name": "qwen_bf16",
     "weight_seed": 7000,
+    "tied": False,
     "published_config": True,
     "tokenizer_vocab": 560,
     "tokenizer_layout": {"layout": "vocab"},
@@ -207,7 +209,11 @@ PUBLISHED = {
             "only": ["prompt.ids", "noise", "sigmas", "latents", "image.u8"],
         },
     ],
-    "encode": {"width": 24, "height": 40},
+    "encode": {
+        "width": 24,
+        "height": 40,
+        "drop": ["vae.encoder.conv_in", "vae.encoder.down_blocks.0"],
+    },
 }
 
 MODELS = [SMALL, PUBLISHED]
@@ -268,7 +274,7 @@ def save_text_encoder(description, directory, seed):
         vision_start_token_id=ids("<|vision_start|>"),
         vision_end_token_id=ids("<|vision_end|>"),
         # One tensor less in the small file; nothing reads it.
-        tie_word_embeddings=not description.get("published_config", False),
+        tie_word_embeddings=description.get("tied", True),
     )
     model = Qwen2_5_VLForConditionalGeneration(config)
     fill_text_encoder(model, seed, description.get("small_streams", False))

@@ -130,9 +130,10 @@ def make_qwen_image(description, out):
             low = fixture_qwen_image.record_bfloat16(model, run, tensors["noise"])
             arguments["computed_in"] = "bfloat16"
             write_record(directory, run["name"] + "_bf16", low, arguments)
-    size = description["encode"]
+    size = dict(description["encode"])
+    drop = size.pop("drop", ())
     tensors = fixture_qwen_image.record_encode(pipeline, size["width"], size["height"])
-    write_record(directory, "encode", tensors, {"model": name, **size})
+    write_record(directory, "encode", tensors, {"model": name, **size}, drop)
 
 
 def make_qwen_edit(description, out):
