@@ -153,10 +153,11 @@ const option_info option_table[OPTION_COUNT] = {
         .name = "precision", .kind = OPTION_KIND_CHOICE, .metavar = "P",
         .group = OPTION_GROUP_MACHINE, .commands = GENERATE | PLAN | BENCH,
         .help = "how the transformer multiplies: fp32 is the reference to rounding; bf16 and int8 "
-                "are faster where the processor has such instructions; fp8 on GPUs that have it; "
+                "are faster where the processor has such instructions; fp8 and fp16 on GPUs "
+                "that have them; "
                 "auto: bf16 where that is fast",
         .fallback = "auto",
-        .words = "auto fp32 bf16 int8 fp8",
+        .words = "auto fp32 bf16 int8 fp8 fp16",
         .elsewhere = "dtype torch-dtype type",
     },
     [OPTION_DEVICE] = {
@@ -186,7 +187,18 @@ const option_info option_table[OPTION_COUNT] = {
         .help = "the most memory that may be taken, such as 6G or 700M (powers of 1024); weights "
                 "come and go block by block where they do not fit",
         .fallback = "what the machine has",
-        .elsewhere = "memory max-ram max-vram memory-limit low-ram",
+        .elsewhere = "memory max-ram memory-limit low-ram",
+    },
+
+    [OPTION_MAX_VRAM] = {
+        .name = "max-vram", .kind = OPTION_KIND_BYTES, .metavar = "SIZE",
+        .group = OPTION_GROUP_MACHINE, .commands = GENERATE | PLAN,
+        .min = 1 << 20, .max = 0x1p60,
+        .help = "the most memory of the GPU that may be taken, such as 8G (powers of 1024); parts "
+                "of the model take turns there, and blocks come and go, where they do not fit",
+        .fallback = "what is free",
+        .elsewhere = "vram gpu-memory max-gpu-memory vram-limit lowvram low-vram medvram "
+                     "offload-to-cpu cpu-offload",
     },
 
     [OPTION_RNG] = {

@@ -35,6 +35,7 @@ typedef enum option_id {
     OPTION_DEVICE,
     OPTION_CPU,
     OPTION_MAX_MEMORY,
+    OPTION_MAX_VRAM,
     OPTION_RNG,
     OPTION_NOISE,
     OPTION_TRACE,

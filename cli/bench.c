@@ -293,7 +293,7 @@ static ct_status bench_model(measuring *m, const options *o, ct_error *error)
 {
     static const ct_precision in_order_of_words[] = {CT_PRECISION_AUTO, CT_PRECISION_FP32,
                                                      CT_PRECISION_BF16, CT_PRECISION_INT8,
-                                                     CT_PRECISION_FP8};
+                                                     CT_PRECISION_FP8,  CT_PRECISION_FP16};
     const option_value *v = o->value;
     stages s = {.report = report_callbacks(m->report)};
     ct_model *model = NULL;
@@ -348,9 +348,8 @@ static ct_status bench_model(measuring *m, const options *o, ct_error *error)
 static ct_status check_options(const options *o, ct_error *error)
 {
     static const option_id others[] = {OPTION_WHAT, OPTION_ROWS, OPTION_SECONDS};
-    static const option_id models[] = {OPTION_WIDTH,      OPTION_HEIGHT, OPTION_PRECISION,
-                                       OPTION_DEQUANTIZE, OPTION_BATCH_COUNT,
-                                       OPTION_STEPS};
+    static const option_id models[] = {OPTION_WIDTH,      OPTION_HEIGHT,      OPTION_PRECISION,
+                                       OPTION_DEQUANTIZE, OPTION_BATCH_COUNT, OPTION_STEPS};
     const bool model = o->value[OPTION_MODEL].given;
     for (size_t i = 0; model && i < sizeof others / sizeof *others; i++)
         if (o->value[others[i]].given)

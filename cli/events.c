@@ -54,6 +54,8 @@ static void add_job(json_writer *w, const ct_job_info *job)
     member_integer(w, "streamed_blocks", job->streamed_blocks);
     member_integer(w, "blocks", job->blocks);
     member_integer(w, "strip_height", job->strip_height);
+    if (job->gpu_peak_bytes)
+        member_unsigned(w, "gpu_peak_bytes", job->gpu_peak_bytes);
 }
 
 void events_start(FILE *out, const work_plan *plan)

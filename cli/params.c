@@ -25,7 +25,7 @@ static ct_precision parse_precision(const option_value *value)
 {
     static const ct_precision in_order_of_words[] = {CT_PRECISION_AUTO, CT_PRECISION_FP32,
                                                      CT_PRECISION_BF16, CT_PRECISION_INT8,
-                                                     CT_PRECISION_FP8};
+                                                     CT_PRECISION_FP8,  CT_PRECISION_FP16};
     return value->given ? in_order_of_words[value->integer] : CT_PRECISION_AUTO;
 }
 
@@ -48,6 +48,7 @@ void params_from_options(ct_generate_params *p, const options *o)
     p->shift = value[OPTION_SHIFT].number;
     p->precision = parse_precision(&value[OPTION_PRECISION]);
     p->max_memory = value[OPTION_MAX_MEMORY].bytes;
+    p->max_vram = value[OPTION_MAX_VRAM].bytes;
 }
 
 ct_status references_open(ct_image *references[OPTIONS_REFERENCES], ct_generate_params *p,

@@ -11,6 +11,12 @@
 
 static const char *const part_names[] = {"text encoder", "transformer", "VAE"};
 
+/* By ct_gpu_way: in JSON, and for people. */
+static const char *const way_keys[] = {"all", "two", "turns", "streamed"};
+static const char *const way_names[] = {"all weights stay", "text encoder / others in turns",
+                                        "all three parts in turns",
+                                        "blocks streamed, VAE in strips"};
+
 /* ---- JSON ---------------------------------------------------------------------------------- */
 
 static void member_bytes(json_writer *w, const char *key, uint64_t bytes)
@@ -50,6 +56,60 @@ static void choice_json(json_writer *w, const char *name, const ct_memory_choice
     json_write_object_end(w);
 }
 
+static void gpu_choice_json(json_writer *w, const char *name, const ct_gpu_choice *c)
+{
+    if (name)
+        json_write_key(w, name);
+    json_write_object(w);
+    member_string(w, "way", way_keys[c->way]);
+    member_integer(w, "encoder_blocks", c->encoder_blocks);
+    member_integer(w, "streamed_blocks", c->streamed_blocks);
+    member_integer(w, "strip_height", c->strip_height);
+    member_unsigned(w, "host_bytes", c->host_bytes);
+    for (int i = 0; i < 3; i++) {
+        char key[32];
+        snprintf(key, sizeof key, "%s_bytes", progress_stage_name((ct_stage)i));
+        member_unsigned(w, key, c->stage_bytes[i]);
+    }
+    member_unsigned(w, "peak_bytes", c->peak_bytes);
+    member_boolean(w, "fits", c->fits);
+    json_write_object_end(w);
+}
+
+static void gpu_json(json_writer *w, const ct_gpu_plan *gpu)
+{
+    json_write_key(w, "gpu");
+    if (gpu->total_bytes == 0) {
+        json_write_null(w);
+        return;
+    }
+    json_write_object(w);
+    member_unsigned(w, "total_bytes", gpu->total_bytes);
+    member_unsigned(w, "available_bytes", gpu->available_bytes);
+    member_unsigned(w, "limit_bytes", gpu->limit_bytes);
+    member_unsigned(w, "fixed_bytes", gpu->fixed_bytes);
+    json_write_key(w, "stages");
+    json_write_array(w);
+    for (int i = 0; i < 3; i++) {
+        const ct_gpu_stage *s = &gpu->stage[i];
+        json_write_object(w);
+        member_string(w, "stage", progress_stage_name((ct_stage)i));
+        member_unsigned(w, "weight_bytes", s->weight_bytes);
+        member_unsigned(w, "block_bytes", s->block_bytes);
+        member_integer(w, "blocks", s->blocks);
+        member_unsigned(w, "activation_bytes", s->activation_bytes);
+        json_write_object_end(w);
+    }
+    json_write_array_end(w);
+    json_write_key(w, "ways");
+    json_write_array(w);
+    for (int i = 0; i <= CT_GPU_STREAMED; i++)
+        gpu_choice_json(w, NULL, &gpu->way[i]);
+    json_write_array_end(w);
+    gpu_choice_json(w, "chosen", &gpu->chosen);
+    json_write_object_end(w);
+}
+
 static void plan_json(const ct_model_info *model, const ct_memory_plan *plan)
 {
     strbuf s;
@@ -75,6 +135,7 @@ static void plan_json(const ct_model_info *model, const ct_memory_plan *plan)
     choice_json(&w, "streamed", &plan->streamed);
     choice_json(&w, "strips", &plan->strips);
     choice_json(&w, "chosen", &plan->chosen);
+    gpu_json(&w, &plan->gpu);
     json_write_key(&w, "smaller_size");
     if (plan->smaller_width) {
         json_write_array(&w);
@@ -207,7 +268,9 @@ static void print_verdict(const terminal *t, const ct_memory_plan *plan, bool li
             c->fits ? "peak" : "at the least", format_bytes(text, c->peak_bytes),
             terminal_escape(t, STYLE_PLAIN));
     const int blocks = plan->stage[CT_STAGE_DENOISE].blocks;
-    if (c->streamed_blocks == blocks)
+    if (plan->gpu.total_bytes)
+        fputs(" of the machine's memory", t->stream);
+    else if (c->streamed_blocks == blocks)
         fprintf(t->stream, ", all %d blocks of the transformer streamed", blocks);
     else if (c->streamed_blocks)
         fprintf(t->stream, ", %d of %d blocks of the transformer streamed", c->streamed_blocks,
@@ -234,18 +297,80 @@ static void print_verdict(const terminal *t, const ct_memory_plan *plan, bool li
     fputs("\n", t->stream);
 }
 
+static void print_gpu_way(const page *p, const char *name, const ct_gpu_choice *c, bool chosen)
+{
+    const terminal *t = p->t;
+    fprintf(t->stream, "%s%-*s", terminal_escape(t, chosen ? STYLE_BOLD : STYLE_PLAIN), WAY_COLUMNS,
+            name);
+    for (int i = 0; i < 3; i++)
+        cell(t, c->stage_bytes[i]);
+    fprintf(t->stream, "%s%s%s\n", c->fits ? "  fits" : "  does not fit",
+            chosen ? (t->utf8 ? "  ← chosen" : "  <- chosen") : "",
+            terminal_escape(t, STYLE_PLAIN));
+}
+
+static void print_gpu(const page *p, bool limited)
+{
+    static const char *const columns[] = {"weights", "one block", "activations"};
+    static const char *const stages[] = {"encode", "denoise", "decode"};
+    const terminal *t = p->t;
+    const ct_gpu_plan *gpu = &p->plan->gpu;
+    const ct_gpu_choice *c = &gpu->chosen;
+    char text[FORMAT_SIZE], name[64];
+    if (gpu->total_bytes == 0)
+        return;
+    heading(t, "on the GPU", PART_COLUMNS, columns, 3);
+    for (int i = 0; i < 3; i++) {
+        fprintf(t->stream, "%-*s", PART_COLUMNS, part_names[i]);
+        cell(t, gpu->stage[i].weight_bytes);
+        cell(t, gpu->stage[i].block_bytes);
+        cell(t, gpu->stage[i].activation_bytes);
+        fputs("\n", t->stream);
+    }
+    fprintf(t->stream, "%-*s", PART_COLUMNS, "libraries, uploads");
+    cell(t, gpu->fixed_bytes);
+    fputs("\n", t->stream);
+    heading(t, "together", WAY_COLUMNS, stages, 3);
+    const bool between = c->way == CT_GPU_STREAMED && c->fits &&
+                         c->peak_bytes != gpu->way[CT_GPU_STREAMED].peak_bytes;
+    for (int i = 0; i <= CT_GPU_STREAMED; i++) {
+        if (between && i == CT_GPU_STREAMED) {
+            snprintf(name, sizeof name, "  %d of %d blocks streamed", c->streamed_blocks,
+                     gpu->stage[CT_STAGE_DENOISE].blocks);
+            print_gpu_way(p, name, c, true);
+        }
+        print_gpu_way(p, way_names[i], &gpu->way[i], c->fits && !between && (int)c->way == i);
+    }
+    fprintf(t->stream, "\n%s: %s\n", limited ? "limit on the GPU" : "free on the GPU",
+            format_bytes(text, gpu->limit_bytes));
+    fprintf(t->stream, "%s%s: %s%s\n", terminal_escape(t, STYLE_BOLD),
+            c->fits ? "peak on the GPU" : "at the least", format_bytes(text, c->peak_bytes),
+            terminal_escape(t, STYLE_PLAIN));
+    if (c->fits)
+        return;
+    fprintf(t->stream, "does not fit: %s more would be needed",
+            format_bytes(text, c->peak_bytes - gpu->limit_bytes));
+    if (p->plan->smaller_width)
+        fprintf(t->stream, "; %d%s%d would fit", p->plan->smaller_width, t->utf8 ? "×" : "x",
+                p->plan->smaller_height);
+    fputs("\n", t->stream);
+}
+
 static void print_plan(const terminal *t, const ct_model_info *model, const ct_memory_plan *plan,
-                       bool limited)
+                       const ct_generate_params *params)
 {
     static const char *const columns[] = {"in memory"};
     const page p = {t, plan};
     print_title(t, model, plan);
     print_parts(t, plan);
-    heading(t, "one stage at a time", WAY_COLUMNS, columns, 1);
-    print_encoding(&p);
-    print_denoising(&p);
-    print_decoding(&p);
-    print_verdict(t, plan, limited);
+    if (plan->gpu.total_bytes == 0) { /* else there is nothing to choose here */
+        heading(t, "one stage at a time", WAY_COLUMNS, columns, 1);
+        print_encoding(&p);
+        print_denoising(&p);
+        print_decoding(&p);
+    }
+    print_verdict(t, plan, params->max_memory > 0);
+    print_gpu(&p, params->max_vram > 0);
 }
 
 int plan_run(const options *o, report *r)
@@ -273,12 +398,13 @@ int plan_run(const options *o, report *r)
     if (status == CT_OK && r->mode == REPORT_JSON)
         plan_json(ct_model_get_info(model), &plan);
     else if (status == CT_OK)
-        print_plan(&r->out, ct_model_get_info(model), &plan, params.max_memory > 0);
+        print_plan(&r->out, ct_model_get_info(model), &plan, &params);
     references_close(references);
     ct_model_free(&model);
     ct_context_free(&context);
     mem_free(&mem_default, prompt);
     if (status != CT_OK)
         return report_error(r, &error);
-    return plan.chosen.fits ? EXIT_OK : EXIT_WORK_FAILED;
+    const bool there = plan.gpu.total_bytes == 0 || plan.gpu.chosen.fits;
+    return plan.chosen.fits && there ? EXIT_OK : EXIT_WORK_FAILED;
 }

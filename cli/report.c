@@ -155,6 +155,8 @@ static void print_plan(report *r, const work_plan *plan)
             ct_precision_name(job->precision), format_bytes(text, job->activation_bytes));
     label(r, "memory");
     fprintf(stderr, "%s at the most", format_bytes(text, job->peak_bytes));
+    if (job->gpu_peak_bytes)
+        fprintf(stderr, ", %s of the GPU", format_bytes(text, job->gpu_peak_bytes));
     if (job->streamed_blocks)
         fprintf(stderr, ", %d of %d blocks of the transformer streamed", job->streamed_blocks,
                 job->blocks);

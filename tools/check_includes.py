@@ -35,6 +35,7 @@ LAYERS = {
 FOREIGN = {
     "jansson.h": "src/io/json.c",
     "png.h": "src/io/png.c",
+    "zlib.h": "src/io/png_stream.c",
     "jpeglib.h": "src/io/jpeg.c",
     "jerror.h": "src/io/jpeg.c",
     "webp/decode.h": "src/io/webp.c",

@@ -22,6 +22,7 @@ need_library libpcre2-8 libpcre2-dev
 need_library libutf8proc libutf8proc-dev
 need_library jansson libjansson-dev
 need_library libpng libpng-dev
+need_library zlib zlib1g-dev
 need_library libjpeg libjpeg-dev
 need_library libwebp libwebp-dev
 need_library libxxhash libxxhash-dev

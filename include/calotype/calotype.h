@@ -35,7 +35,8 @@
  *     it to NULL, and does nothing when it already is. Strings and arrays reached through an object
  *     live as long as that object. Strings that are passed in are copied.
  * Order. A model must be freed before its context, a job before its model. Images stand alone, but
- *     must be freed before the context whose allocator made them.
+ *     must be saved and freed before the context that they come from: it has the allocator and the
+ *     threads.
  * Threads. A context and a model may be used from several threads. A job, an image and a ct_error
  *     belong to one thread at a time. There is no global state.
  * Strings. UTF-8, ended by a zero byte.
@@ -149,8 +150,8 @@ typedef struct ct_context ct_context;
 
 typedef struct ct_context_params {
     size_t struct_size;
-    int threads;            /* 0: one for each processor that this process may use; at most 1024 */
-    const char *cpu;        /* NULL: the best kernels for this processor; or force a set by name:
+    int threads;     /* 0: one for each processor that this process may use; at most 1024 */
+    const char *cpu; /* NULL: the best kernels for this processor; or force a set by name:
                              * "baseline", "avx2", "avx512" (x86-64), "baseline" (others) */
     /* Where networks run: "cpu", "cuda" or "cuda:0" (a GPU, see ct_devices; a failure where it
      * cannot be used), or "auto", which is what NULL means: the first GPU that can be used, else
@@ -317,10 +318,13 @@ typedef enum ct_precision {
     CT_PRECISION_INT8 = 3, /* matrix products of the transformer's blocks in 8-bit integers: a scale
                             * for each token and for each row of a weight (the down projections
                             * rotated by a Hadamard matrix first); the rest as bf16 */
-    CT_PRECISION_FP8 = 4   /* likewise in 8-bit floats (e4m3): GPUs that have them */
+    CT_PRECISION_FP8 = 4,  /* likewise in 8-bit floats (e4m3): GPUs that have them */
+    CT_PRECISION_FP16 =
+        5 /* as bf16 in IEEE halves, with the VAE in float32: GPUs; for those without
+                            * bfloat16 */
 } ct_precision;
 
-/* "auto", "fp32", "bf16", "int8", "fp8"; NULL for other values. */
+/* "auto", "fp32", "bf16", "int8", "fp8", "fp16"; NULL for other values. */
 CT_API const char *ct_precision_name(ct_precision precision);
 
 typedef enum ct_rng {
@@ -351,8 +355,9 @@ typedef struct ct_generate_params {
     double shift; /* time shift of the schedule; 0: the model's own */
     ct_precision precision;
     ct_rng rng;
-    /* A safetensors file whose tensor "noise" [channels, height/8, width/8] replaces the draw.
-     * NULL: draw. */
+    /* A safetensors file whose tensor "noise" replaces the draw: [channels, height, width] of the
+     * latents (Z-Image: an eighth of the picture's sides, FLUX.2-klein: a sixteenth). NULL:
+     * draw. */
     const char *noise_path;
     const char *trace_path;        /* write every stage to this safetensors file; NULL: do not */
     bool trace_modules;            /* also the output of every block, for finding a difference */
@@ -370,6 +375,11 @@ typedef struct ct_generate_params {
      * size_multiple. */
     const struct ct_image *const *references;
     int reference_count;
+    /* The most memory of the GPU, in bytes, that the job may take, with all that the model holds
+     * there already; what the driver and its libraries take for themselves is not counted. The job
+     * picks by itself what stays there, and is refused where nothing suffices. 0: what is free.
+     * Without a GPU it has no meaning. See MEMORY. */
+    uint64_t max_vram;
     /* Instead, references keep every pixel, and the new picture has exactly the size of the first
      * and lines up with it. Not together with width or height. */
     bool keep_size;
@@ -408,11 +418,13 @@ typedef struct ct_job_info {
     ct_precision precision;    /* never AUTO */
     uint64_t activation_bytes; /* working memory, besides the weights */
     uint64_t peak_bytes;       /* the most resident memory of the process, see MEMORY */
-    int streamed_blocks;       /* of the transformer, that come and go at every step */
+    int streamed_blocks;       /* of the transformer, that come and go at every step: in the GPU's
+                                * memory, where there is one */
     int blocks;                /* of the transformer */
     int strip_height;          /* rows of the picture that the VAE decodes at a time; 0: all */
     int references;            /* how many pictures it is made from */
     int picture_width, picture_height; /* less than width and height only with keep_size */
+    uint64_t gpu_peak_bytes;           /* the most memory of the GPU; 0 without one */
 } ct_job_info;
 
 CT_API const ct_job_info *ct_job_get_info(const ct_job *job);
@@ -446,6 +458,44 @@ typedef struct ct_memory_choice {
     bool fits;
 } ct_memory_choice;
 
+/* Memory of a GPU. Weights are copied there in the form in which they are computed with: as far as
+ * they fit they stay, between the pictures of a job and between jobs. */
+typedef struct ct_gpu_stage {
+    uint64_t weight_bytes; /* that the stage uses, in the form that they have there */
+    uint64_t block_bytes;  /* the largest block of them */
+    int blocks;
+    uint64_t activation_bytes;
+} ct_gpu_stage;
+
+typedef enum ct_gpu_way { /* each needs less than those before, and takes more time */
+                          CT_GPU_ALL = 0,   /* all weights stay */
+                          CT_GPU_TWO = 1,   /* the text encoder and the others take turns */
+                          CT_GPU_TURNS = 2, /* text encoder, transformer and VAE take turns */
+                          CT_GPU_STREAMED =
+                              3 /* so, and blocks of them are copied while others compute */
+} ct_gpu_way;
+
+typedef struct ct_gpu_choice {
+    ct_gpu_way way;
+    int encoder_blocks;      /* of the text encoder, that are streamed */
+    int streamed_blocks;     /* of the transformer, likewise, at every step */
+    int strip_height;        /* rows of the picture that the VAE decodes at a time; 0: all */
+    uint64_t host_bytes;     /* of pinned memory of the host, in which streamed blocks are kept */
+    uint64_t stage_bytes[3]; /* in each ct_stage */
+    uint64_t peak_bytes;     /* the largest of them */
+    bool fits;
+} ct_gpu_choice;
+
+typedef struct ct_gpu_plan {
+    uint64_t total_bytes;     /* that the GPU has; 0: there is no GPU, and the rest is 0 as well */
+    uint64_t available_bytes; /* free, or held by this model */
+    uint64_t limit_bytes;     /* max_vram, or else available_bytes less a reserve */
+    uint64_t fixed_bytes;     /* workspaces of libraries, and memory that weights pass through */
+    ct_gpu_stage stage[3];
+    ct_gpu_choice way[4]; /* by ct_gpu_way; the last: all blocks streamed, the lowest strips */
+    ct_gpu_choice chosen;
+} ct_gpu_plan;
+
 typedef struct ct_memory_plan {
     size_t struct_size;
     int width, height, steps;
@@ -466,6 +516,7 @@ typedef struct ct_memory_plan {
         chosen; /* what a job will do; chosen.fits is false where it would be refused */
     /* Where it would be refused, a size of about the same shape that would not; 0: none. */
     int smaller_width, smaller_height;
+    ct_gpu_plan gpu;
 } ct_memory_plan;
 
 CT_API void ct_memory_plan_init(ct_memory_plan *plan);
@@ -496,6 +547,9 @@ CT_API ct_status ct_image_save(const ct_image *image, const char *path, ct_error
  * recipe where it has one. Refuses animations. */
 CT_API ct_status ct_image_load(ct_context *context, const char *path, ct_image **out,
                                ct_error *error);
+/* A picture of the caller's pixels, [height][width] RGB, which are copied; for references. */
+CT_API ct_status ct_image_from_pixels(ct_context *context, int width, int height,
+                                      const uint8_t *pixels, ct_image **out, ct_error *error);
 CT_API void ct_image_free(ct_image **image);
 
 /* CT_OK if a file can be written at path: its folder exists and can be written to, and path is not

@@ -10,6 +10,7 @@
 
 #include "core/strbuf.h"
 #include "io/json.h"
+#include "io/names.h"
 #include "io/weights.h"
 #include "models/bind.h"
 #include "models/vae.h"
@@ -23,7 +24,8 @@ typedef struct family family;
 
 /* The networks of an open model, and what the pipeline must know about them. Filled by load. */
 typedef struct family_model {
-    const family *family;
+    const family *family;                   /* set before load, as the next */
+    const char *pipeline;                   /* one of the family's */
     void *text_encoder, *transformer, *vae; /* of the types that the family knows */
     void *vision;                           /* with which the text encoder sees; or NULL */
     const weights *weights[PART_COUNT];
@@ -79,10 +81,13 @@ typedef struct family_input {
 
 struct family {
     const char *name;                /* "Z-Image" */
-    const char *pipeline;            /* _class_name in model_index.json */
+    const char *const *pipelines;    /* _class_name in model_index.json, the usual one first; NULL
+                                      * ends the list */
     const char *classes[PART_COUNT]; /* of the parts, as their configurations have them */
     const char *const *evidence;     /* names of tensors that only this transformer has, one for
                                           * each layout of names; NULL ends the list */
+
+    name_layout mflux_names; /* those that mflux gives the tensors */
 
     /* What stands around a prompt. Prompts have at most max_prompt_tokens tokens with it, their
      * tail is cut off; padded: shorter ones are filled up with pad_token. */

@@ -6,6 +6,10 @@
 #include "models/vae_kl.h"
 
 #include <inttypes.h>
+#include <string.h>
+
+/* The same networks, trained for references that see nothing but one another. */
+#define KV_PIPELINE "Flux2KleinKVPipeline"
 
 #define PROMPT_TOKENS 512 /* that the reference pads every prompt to */
 #define SAMPLE_SIDE 1024  /* of a picture, whatever the VAE's configuration says */
@@ -19,7 +23,8 @@ static ct_status load(family_model *m, const load_options *options,
     qwen3 *text_encoder = NULL;
     flux2 *transformer = NULL;
     vae_kl *vae = NULL;
-    /* Programs around MLX do not say which it is; nearly all files are distilled. */
+    /* Programs around MLX do not say which it is. Nearly all files are distilled; but guidance that
+     * is asked for is given. */
     bool distilled = true;
     ct_status status =
         index ? config_boolean(index, "is_distilled", false, &distilled, error) : CT_OK;
@@ -51,8 +56,10 @@ static ct_status load(family_model *m, const load_options *options,
         m->typical = &transformer->single_block[0].gate;
     else if (transformer->doubles > 0)
         m->typical = &transformer->double_block[0].image.gate;
-    m->distilled = distilled;
-    m->guidance_ignored = distilled;
+    transformer->references_apart = !strcmp(m->pipeline, KV_PIPELINE);
+    /* The pipeline of these weights is distilled, whatever the index says. */
+    m->distilled = distilled || transformer->references_apart;
+    m->guidance_ignored = m->distilled && index;
     return CT_OK;
 }
 
@@ -107,7 +114,8 @@ static void describe(const family_model *m, int part, strbuf *out)
 static void choose_defaults(const family_model *m, double shift, ct_model_info *info)
 {
     (void)shift;
-    info->variant = m->distilled ? "distilled" : "base";
+    const flux2 *transformer = m->transformer;
+    info->variant = transformer->references_apart ? "KV" : m->distilled ? "distilled" : "base";
     info->default_steps = m->distilled ? 4 : 50;
     info->default_guidance = m->distilled ? 1.0 : 4.0;
     info->default_shift = 0; /* depends on the size */
@@ -190,9 +198,10 @@ static void encode_picture(nn *c, const family_model *m, const float *picture, i
 
 const family family_flux2_klein = {
     .name = "FLUX.2-klein",
-    .pipeline = "Flux2KleinPipeline",
+    .pipelines = (const char *const[]){"Flux2KleinPipeline", KV_PIPELINE, NULL},
     .classes = {"Qwen3ForCausalLM", "Flux2Transformer2DModel", "AutoencoderKLFlux2"},
     .evidence = (const char *const[]){"double_stream_modulation_img.linear.weight", NULL},
+    .mflux_names = NAMES_MFLUX_FLUX2,
     .before = "<|im_start|>user\n",
     .after = "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n",
     .max_prompt_tokens = PROMPT_TOKENS,

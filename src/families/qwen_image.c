@@ -268,7 +268,7 @@ static const char *const edit_tokens[] = {"<|im_start|>", "<|im_end|>",     "<|v
 
 const family family_qwen_image = {
     .name = "Qwen-Image",
-    .pipeline = "QwenImagePipeline",
+    .pipelines = (const char *const[]){"QwenImagePipeline", NULL},
     .classes = CLASSES,
     .evidence = (const char *const[]){"txt_norm.weight", NULL},
     .before = "<|im_start|>system\nDescribe the image by detailing the color, shape, size, "
@@ -302,7 +302,7 @@ const family family_qwen_image = {
 
 const family family_qwen_edit = {
     .name = "Qwen-Image",
-    .pipeline = "QwenImageEditPipeline",
+    .pipelines = (const char *const[]){"QwenImageEditPipeline", NULL},
     .classes = CLASSES,
     .evidence = (const char *const[]){NULL},
     .before = EDIT_BEFORE,
@@ -345,7 +345,7 @@ const family family_qwen_edit = {
 
 const family family_qwen_edit_plus = {
     .name = "Qwen-Image",
-    .pipeline = "QwenImageEditPlusPipeline",
+    .pipelines = (const char *const[]){"QwenImageEditPlusPipeline", NULL},
     .classes = CLASSES,
     .evidence = (const char *const[]){NULL},
     .before = EDIT_BEFORE,

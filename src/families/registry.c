@@ -25,22 +25,28 @@ enum { PLANNED = sizeof planned / sizeof *planned };
 static void list_supported(char *out, size_t size)
 {
     size_t at = 0;
-    for (int i = 0; i < FAMILIES && at < size; i++) {
-        const char *between = i == 0 ? "" : i + 1 < FAMILIES ? ", " : " and ";
-        const int n = snprintf(out + at, size - at, "%s%s", between, families[i]->pipeline);
-        at += n > 0 ? (size_t)n : 0;
-    }
+    for (int i = 0; i < FAMILIES; i++)
+        for (const char *const *name = families[i]->pipelines; *name && at < size; name++) {
+            const bool last = i + 1 == FAMILIES && !name[1];
+            const int n = snprintf(out + at, size - at, "%s%s",
+                                   at == 0 ? ""
+                                   : last  ? " and "
+                                           : ", ",
+                                   *name);
+            at += n > 0 ? (size_t)n : 0;
+        }
 }
 
-ct_status registry_find(const family **out, const char *pipeline, const char *source,
+ct_status registry_find(family_model *out, const char *pipeline, const char *source,
                         ct_error *error)
 {
-    *out = NULL;
     for (int i = 0; i < FAMILIES; i++)
-        if (!strcmp(pipeline, families[i]->pipeline)) {
-            *out = families[i];
-            return CT_OK;
-        }
+        for (const char *const *name = families[i]->pipelines; *name; name++)
+            if (!strcmp(pipeline, *name)) {
+                out->family = families[i];
+                out->pipeline = *name;
+                return CT_OK;
+            }
     const char *why = "is unknown";
     for (int i = 0; i < PLANNED; i++)
         if (!strcmp(pipeline, planned[i].pipeline))
@@ -51,13 +57,13 @@ ct_status registry_find(const family **out, const char *pipeline, const char *so
                      pipeline, why, names);
 }
 
-ct_status registry_recognize(const family **out, const weights *w, ct_error *error)
+ct_status registry_recognize(family_model *out, const weights *w, ct_error *error)
 {
-    *out = NULL;
     for (int i = 0; i < FAMILIES; i++)
         for (const char *const *name = families[i]->evidence; *name; name++)
             if (names_find(w, *name)) {
-                *out = families[i];
+                out->family = families[i];
+                out->pipeline = families[i]->pipelines[0];
                 return CT_OK;
             }
     for (int i = 0; i < PLANNED; i++)

@@ -4,10 +4,11 @@
 
 #include "families/family.h"
 
-/* By the class of the pipeline in model_index.json; source says where the name is from. */
-ct_status registry_find(const family **out, const char *pipeline, const char *source,
+/* By the class of the pipeline in model_index.json; source says where the name is from. Sets family
+ * and pipeline of a model. */
+ct_status registry_find(family_model *out, const char *pipeline, const char *source,
                         ct_error *error);
 /* By the tensors of a transformer. */
-ct_status registry_recognize(const family **out, const weights *w, ct_error *error);
+ct_status registry_recognize(family_model *out, const weights *w, ct_error *error);
 
 #endif

@@ -154,9 +154,10 @@ static ct_status decode_peak(const family_model *m, const vae_decoding *d, const
 
 const family family_zimage = {
     .name = "Z-Image",
-    .pipeline = "ZImagePipeline",
+    .pipelines = (const char *const[]){"ZImagePipeline", NULL},
     .classes = {"Qwen3ForCausalLM", "ZImageTransformer2DModel", "AutoencoderKL"},
     .evidence = (const char *const[]){"cap_embedder.1.weight", NULL},
+    .mflux_names = NAMES_MFLUX,
     .before = "<|im_start|>user\n",
     .after = "<|im_end|>\n<|im_start|>assistant\n",
     .max_prompt_tokens = MAX_PROMPT_TOKENS,

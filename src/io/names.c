@@ -24,6 +24,14 @@ static const rule mflux[] = {
     {NULL, NULL},
 };
 
+static const rule mflux_flux2[] = {
+    {"time_guidance_embed.timestep_embedder.", "time_guidance_embed."},
+    {".attn.to_out.0.", ".attn.to_out."},
+    {".attentions.0.to_out.0.", ".attentions.0.to_out."},
+    {"model.", ""}, /* the text encoder */
+    {NULL, NULL},
+};
+
 /* MLX_z-image (https://github.com/uqer1244/MLX_z-image). Text encoder and VAE are as usual. */
 static const rule mlx_z_image[] = {
     {"t_embedder.mlp.0.", "t_embedder.linear1."},
@@ -40,6 +48,7 @@ static const rule mlx_z_image[] = {
 
 static const rule *const layouts[NAMES_COUNT] = {
     [NAMES_MFLUX] = mflux,
+    [NAMES_MFLUX_FLUX2] = mflux_flux2,
     [NAMES_MLX_Z_IMAGE] = mlx_z_image,
 };
 
@@ -79,7 +88,9 @@ bool names_are_hf(const weights *w)
 {
     /* One of each component, with other names in other layouts. */
     static const char *const evidence[] = {"model.embed_tokens.weight", "t_embedder.mlp.0.weight",
-                                           "encoder.conv_in.weight"};
+                                           "encoder.conv_in.weight",
+                                           "time_guidance_embed.timestep_embedder.linear_1.weight",
+                                           "encoder.mid_block.attentions.0.to_out.0.weight"};
     for (size_t i = 0; i < sizeof evidence / sizeof *evidence; i++) {
         const weight_view *v = names_find(w, evidence[i]);
         if (v && strcmp(v->name, evidence[i]) != 0)
@@ -101,6 +112,9 @@ int names_parts(const weights *w, const char *stem, const char *name)
 
 bool names_channels_last(const weights *w)
 {
+    const weight_view *out = weights_find(w, "encoder.conv_out.weight");
     return weights_find(w, "encoder.conv_in.conv2d.weight") ||
-           weights_find(w, "decoder.conv_in.conv.weight");
+           weights_find(w, "decoder.conv_in.conv.weight") ||
+           (out && out->rank == 4 && out->shape[1] == 3 && out->shape[2] == 3 &&
+            out->shape[3] != 3);
 }

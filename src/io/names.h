@@ -9,7 +9,8 @@
 
 typedef enum name_layout {
     NAMES_HF,
-    NAMES_MFLUX,       /* as mflux saves models */
+    NAMES_MFLUX,       /* as mflux saves Z-Image */
+    NAMES_MFLUX_FLUX2, /* as mflux saves FLUX.2-klein */
     NAMES_MLX_Z_IMAGE, /* MLX-z-image, the 4-bit Z-Image checkpoints with groups of 32 */
     NAMES_COUNT
 } name_layout;
@@ -30,7 +31,8 @@ bool names_are_hf(const weights *w);
 int names_parts(const weights *w, const char *stem, const char *name);
 
 /* Whether convolutions are stored as [out, height, width, in] instead of [out, in, height, width]:
- * so in mflux's layout, which is told by its names, since 3 x 3 x 3 looks the same both ways. */
+ * so in mflux's layouts, which are told by their names or by the shape of a convolution that has
+ * more than 3 inputs. */
 bool names_channels_last(const weights *w);
 
 #endif

@@ -1,5 +1,7 @@
 #include "io/picture.h"
 
+#include "core/mem.h"
+#include "io/exif.h"
 #include "io/jpeg.h"
 #include "io/webp.h"
 
@@ -24,19 +26,44 @@ static bool begins(const unsigned char *data, size_t size, size_t at, const char
     return size >= at + length && !memcmp(data + at, text, length);
 }
 
-/* Whether the chunk acTL comes before the pixels. */
-static bool is_animated_png(const unsigned char *data, size_t size)
+/* The data of the first chunk of a PNG with this name; NULL where there is none. */
+static const unsigned char *find_chunk(const unsigned char *data, size_t size, const char *name,
+                                       size_t *found)
 {
     for (size_t at = 8; at + 8 <= size;) {
         const uint32_t length = (uint32_t)data[at] << 24 | (uint32_t)data[at + 1] << 16 |
                                 (uint32_t)data[at + 2] << 8 | data[at + 3];
-        if (!memcmp(data + at + 4, "acTL", 4))
-            return true;
-        if (!memcmp(data + at + 4, "IDAT", 4) || length > size - at - 8)
-            return false;
+        if (length > size - at - 8)
+            return NULL;
+        *found = length;
+        if (!memcmp(data + at + 4, name, 4))
+            return data + at + 8;
         at += 12 + (size_t)length;
     }
-    return false;
+    return NULL;
+}
+
+static ct_status read_png(const ct_allocator *a, const unsigned char *data, size_t size,
+                          const char *what, uint8_t **rgb, int *width, int *height,
+                          const char *const *keys, int key_count, char **found, ct_error *error)
+{
+    size_t length;
+    if (find_chunk(data, size, "acTL", &length))
+        return error_set(error, CT_EUNSUPPORTED, "%s is animated; give a single picture", what);
+    ct_status status =
+        png_read_memory(a, data, size, what, rgb, width, height, keys, key_count, found, error);
+    const unsigned char *exif = find_chunk(data, size, "eXIf", &length);
+    if (status == CT_OK && exif)
+        status = exif_turn(a, exif_orientation(exif, length), rgb, width, height, error);
+    if (status == CT_OK)
+        return CT_OK;
+    mem_free(a, *rgb);
+    *rgb = NULL;
+    for (int i = 0; i < key_count; i++) {
+        mem_free(a, found[i]);
+        found[i] = NULL;
+    }
+    return status;
 }
 
 /* The name of a format that we know and do not read; NULL: none. */
@@ -70,12 +97,8 @@ ct_status picture_read_memory(const ct_allocator *a, const unsigned char *data, 
         return jpeg_read_memory(a, data, size, what, rgb, width, height, error);
     if (begins(data, size, 0, "RIFF", 4) && begins(data, size, 8, "WEBP", 4))
         return webp_read_memory(a, data, size, what, rgb, width, height, error);
-    if (begins(data, size, 0, "\x89PNG", 4)) {
-        if (is_animated_png(data, size))
-            return error_set(error, CT_EUNSUPPORTED, "%s is animated; give a single picture", what);
-        return png_read_memory(a, data, size, what, rgb, width, height, keys, key_count, found,
-                               error);
-    }
+    if (begins(data, size, 0, "\x89PNG", 4))
+        return read_png(a, data, size, what, rgb, width, height, keys, key_count, found, error);
     const char *name = other_format(data, size);
     if (name)
         return error_set(error, CT_EUNSUPPORTED, "%s is a %s file; PNG, JPEG and WebP can be read",

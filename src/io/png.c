@@ -9,6 +9,7 @@
 #include "core/strbuf.h"
 #include "core/utf8.h"
 #include "io/png.h"
+#include "io/png_stream.h"
 
 #include <errno.h>
 #include <string.h>
@@ -17,7 +18,6 @@
 #define MAX_PIXELS ((uint64_t)1 << 28)
 #define MAX_CHUNK ((png_alloc_size_t)16 << 20) /* texts and profiles after decompression */
 #define MAX_CHUNKS 256                         /* of texts and unknown ones */
-#define COMPRESSION_LEVEL 6
 
 #define DAMAGED "the file is damaged or incomplete"
 
@@ -132,7 +132,7 @@ typedef struct png_writer {
     png_text *chunks;
     strbuf *buffers; /* behind the chunks */
     int text_count;
-    const uint8_t *rgb;
+    png_stream *pixels;
     png_uint_32 width, height;
 } png_writer;
 
@@ -158,13 +158,20 @@ static void encode(png_writer *w)
     png_set_write_fn(png, w, on_write, on_flush);
     png_set_IHDR(png, info, w->width, w->height, 8, PNG_COLOR_TYPE_RGB, PNG_INTERLACE_NONE,
                  PNG_COMPRESSION_TYPE_DEFAULT, PNG_FILTER_TYPE_DEFAULT);
-    png_set_compression_level(png, COMPRESSION_LEVEL);
     if (w->text_count)
         png_set_text(png, info, w->chunks, w->text_count);
     png_write_info(png, info);
-    for (size_t y = 0; y < w->height; y++)
-        png_write_row(png, w->rgb + y * w->width * 3);
-    png_write_end(png, info);
+    /* png_write_end would miss the rows, which libpng has not seen. */
+    for (;;) {
+        const uint8_t *data;
+        size_t size;
+        if (!png_stream_next(w->pixels, &data, &size))
+            png_error(png, "zlib failed");
+        if (!size)
+            break;
+        png_write_chunk(png, (png_const_bytep) "IDAT", data, size);
+    }
+    png_write_chunk(png, (png_const_bytep) "IEND", NULL, 0);
 }
 
 static bool encode_safely(png_writer *w)
@@ -233,8 +240,8 @@ static ct_status write_picture(png_writer *w, const char *path, const png_note *
     return error_set(error, CT_EINTERNAL, "cannot write %s: libpng: %s", path, c->message);
 }
 
-ct_status png_write(const ct_allocator *a, const char *path, const uint8_t *rgb, int width,
-                    int height, const png_note *texts, int text_count, ct_error *error)
+ct_status png_write(const ct_allocator *a, pool *threads, const char *path, const uint8_t *rgb,
+                    int width, int height, const png_note *texts, int text_count, ct_error *error)
 {
     if (width < 1 || height < 1 || text_count < 0)
         return error_set(error, CT_EINVAL, "cannot write %s: a picture of %d x %d pixels", path,
@@ -243,11 +250,13 @@ ct_status png_write(const ct_allocator *a, const char *path, const uint8_t *rgb,
     if (!w)
         return error_memory(error, sizeof *w, path);
     w->common.allocator = a;
-    w->rgb = rgb;
     w->width = (png_uint_32)width;
     w->height = (png_uint_32)height;
     w->text_count = text_count;
-    ct_status status = write_picture(w, path, texts, error);
+    w->pixels = png_stream_create(a, threads, rgb, (size_t)width, (size_t)height);
+    ct_status status = w->pixels ? write_picture(w, path, texts, error)
+                                 : error_memory(error, (size_t)width * 3, path);
+    png_stream_free(w->pixels);
     for (int i = 0; w->buffers && i < text_count; i++)
         if (w->buffers[i].data)
             strbuf_free(&w->buffers[i]);

@@ -12,6 +12,8 @@
 
 #include <math.h>
 
+#define MFLUX_GROUP 64
+
 /* ---- Loading --------------------------------------------------------------------------------- */
 
 /* What the shapes of the tensors tell; read_config has the values of the published models for the
@@ -20,13 +22,16 @@ static void infer(const weights *w, json_writer *out)
 {
     const int64_t dim = tensor_size(w, "x_embedder.weight", 0);
     const int64_t head = tensor_size(w, "transformer_blocks.0.attn.norm_q.weight", 0);
-    infer_integer(out, "in_channels", tensor_size(w, "x_embedder.weight", 1));
+    infer_integer(out, "in_channels", tensor_size(w, "proj_out.weight", 0));
     infer_integer(out, "num_layers", names_parts(w, "transformer_blocks", "attn.norm_q.weight"));
     infer_integer(out, "num_single_layers",
                   names_parts(w, "single_transformer_blocks", "attn.norm_q.weight"));
     infer_integer(out, "attention_head_dim", head);
     infer_integer(out, "num_attention_heads", head > 0 ? dim / head : 0);
-    infer_integer(out, "joint_attention_dim", tensor_size(w, "context_embedder.weight", 1));
+    /* Of codes the groups tell, of which mflux knows but one size. */
+    const int64_t groups = tensor_size(w, "context_embedder.scales", 1);
+    infer_integer(out, "joint_attention_dim",
+                  groups ? groups * MFLUX_GROUP : tensor_size(w, "context_embedder.weight", 1));
     json_write_key(out, "guidance_embeds");
     json_write_boolean(
         out, names_find(w, "time_guidance_embed.guidance_embedder.linear_1.weight") != NULL);
@@ -272,12 +277,13 @@ static void modulate(nn *c, const flux2 *m, const flux2_schedule *s, const nn_te
         nn_add_scalar(c, &value, 1);
 }
 
-flux2_schedule flux2_prepare_schedule(nn *c, const flux2 *m, const float *sigmas, int64_t steps)
+static flux2_schedule compute_schedule(nn *c, const flux2 *m, const float *sigmas, int64_t steps,
+                                       bool traced)
 {
     flux2_schedule s = {steps, nn_new3(c, PARTS, steps, m->dim), nn_new2(c, PARTS, m->dim)};
     size_t mark = nn_mark(c);
     nn_tensor embedding = embed_times(c, m, sigmas, steps);
-    for (int64_t i = 0; i < steps; i++) {
+    for (int64_t i = 0; traced && i < steps; i++) {
         nn_tensor row = nn_rows(&embedding, i, 1);
         nn_trace_tensor(c, &row, "step.%02d.t_embedder", (int)i);
     }
@@ -295,6 +301,11 @@ flux2_schedule flux2_prepare_schedule(nn *c, const flux2 *m, const float *sigmas
     modulate(c, m, &s, &embedding, &m->final_modulation, FINAL, 1, SHIFT);
     nn_release(c, mark);
     return s;
+}
+
+flux2_schedule flux2_prepare_schedule(nn *c, const flux2 *m, const float *sigmas, int64_t steps)
+{
+    return compute_schedule(c, m, sigmas, steps, true);
 }
 
 void flux2_set_step(nn *c, const flux2_schedule *schedule, int64_t step)
@@ -386,37 +397,47 @@ static void trace_rope(nn *c, const flux2_condition *p, const char *part, int64_
     nn_trace_tensor(c, &sine, "transformer.rope.%s.sin", part);
 }
 
-flux2_condition flux2_prepare_condition(nn *c, const flux2 *m, const float *features,
-                                        int64_t length, int64_t height, int64_t width,
-                                        const flux2_reference *references, int count)
-{
-    flux2_condition p = {.rows = height, .columns = width};
-    rope_table(c, m, &p, length, references, count);
-    trace_rope(c, &p, "text", 0, length);
-    trace_rope(c, &p, "image", length, p.cosine.n[0] - length);
-    p.text = nn_new2(c, length, m->dim);
-    const int64_t rest = p.cosine.n[0] - length - height * width;
-    if (rest > 0) {
-        p.references = nn_new2(c, rest, m->dim);
-        embed_references(c, m, &p.references, references, count);
-    }
-    size_t mark = nn_mark(c);
-    nn_tensor x = nn_new2(c, length, m->text_dim);
-    nn_upload(c, &x, features, length * m->text_dim);
-    nn_block(c);
-    nn_linear(c, &p.text, &x, &m->context_embedder, NULL);
-    nn_trace_tensor(c, &p.text, "transformer.context_embedder");
-    nn_release(c, mark);
-    return p;
-}
-
 /* ---- Blocks ------------------------------------------------------------------------------------
  * All tokens lie in one matrix, text first, so both kinds of block read the same memory. */
+
+/* Keys and values of a block, [tokens, 2 dim], that come from elsewhere or go there; either may be
+ * NULL. */
+typedef struct shared_keys {
+    const nn_tensor *more; /* are seen, too */
+    const nn_tensor *keep; /* those of the block's own tokens go here */
+} shared_keys;
+
+/* Room for queries, keys and values of s tokens [s + more, 3 dim]; those that come from elsewhere
+ * are in their place, behind the others. */
+static nn_tensor new_qkv(nn *c, const flux2 *m, int64_t s, const shared_keys *shared)
+{
+    const int64_t d = m->dim, more = shared->more ? shared->more->n[0] : 0;
+    nn_tensor qkv = nn_new_work2(c, s + more, 3 * d);
+    if (more) {
+        nn_tensor behind = nn_rows(&qkv, s, more), kv = nn_columns(&behind, d, 2 * d);
+        nn_copy(c, &kv, shared->more);
+    }
+    return qkv;
+}
+
+static void attend(nn *c, const flux2 *m, const nn_tensor *out, const nn_tensor *qkv,
+                   const shared_keys *shared)
+{
+    const int64_t s = out->n[0], d = m->dim;
+    nn_tensor own = nn_rows(qkv, 0, s), q = nn_columns(&own, 0, d);
+    nn_tensor k = nn_columns(qkv, d, d), v = nn_columns(qkv, 2 * d, d);
+    if (shared->keep) {
+        nn_tensor kv = nn_columns(&own, d, 2 * d);
+        nn_copy(c, shared->keep, &kv);
+    }
+    nn_attention(c, out, &q, &k, &v, m->heads, m->heads, false);
+}
 
 /* Of which the rows of one stream begin at first. */
 typedef struct stream_rows {
     const flux2_stream *weights;
     int64_t first, count;
+    int64_t position;               /* of the first, in the table of angles */
     nn_tensor attention[3], mlp[3]; /* shift, 1 + scale, gate */
 } stream_rows;
 
@@ -434,8 +455,8 @@ static void rotate(nn *c, const flux2 *m, const nn_tensor *q, const nn_tensor *k
 /* For each stream:
  *     x += gate * out(attention(norm(x) * (1 + scale) + shift)), attention over both streams
  *     x += gate * down(silu(gate h) * up h), h = norm(x) * (1 + scale) + shift */
-static void double_block(nn *c, const flux2 *m, const stream_rows streams[2], const nn_tensor *x,
-                         const flux2_condition *p)
+static void double_block(nn *c, const flux2 *m, const stream_rows *streams, int count,
+                         const nn_tensor *x, const shared_keys *shared, const flux2_condition *p)
 {
     if (nn_stopped(c))
         return;
@@ -443,8 +464,8 @@ static void double_block(nn *c, const flux2 *m, const stream_rows streams[2], co
     size_t mark = nn_mark(c);
     nn_tensor attended = nn_new_work2(c, s, d);
     size_t inner = nn_mark(c);
-    nn_tensor qkv = nn_new_work2(c, s, 3 * d);
-    for (int i = 0; i < 2; i++) {
+    nn_tensor qkv = new_qkv(c, m, s, shared);
+    for (int i = 0; i < count; i++) {
         const stream_rows *r = &streams[i];
         const flux2_stream *w = r->weights;
         size_t here = nn_mark(c);
@@ -453,25 +474,23 @@ static void double_block(nn *c, const flux2 *m, const stream_rows streams[2], co
         nn_tensor input = nn_new_operand(c, r->count, d);
         nn_layer_norm(c, &input, &rows, m->eps, &r->attention[SCALE], &r->attention[SHIFT]);
         nn_linears(c, &all, &input, (const nn_weight *const[]){&w->q, &w->k, &w->v}, NULL, 3);
-        rotate(c, m, &q, &k, &w->norm_q, &w->norm_k, p, r->first);
+        rotate(c, m, &q, &k, &w->norm_q, &w->norm_k, p, r->position);
         nn_release(c, here);
     }
-    nn_tensor q = nn_columns(&qkv, 0, d), k = nn_columns(&qkv, d, d);
-    nn_tensor v = nn_columns(&qkv, 2 * d, d);
-    nn_attention(c, &attended, &q, &k, &v, m->heads, m->heads, false);
+    attend(c, m, &attended, &qkv, shared);
     nn_release(c, inner);
-    for (int i = 0; i < 2; i++) {
+    for (int i = 0; i < count; i++) {
         const stream_rows *r = &streams[i];
         const flux2_stream *w = r->weights;
         nn_tensor rows = nn_rows(x, r->first, r->count), o = nn_rows(&attended, r->first, r->count);
         nn_linear(c, &rows, &o, &w->out, &(nn_epilogue){.gate = &r->attention[GATE], .add = true});
     }
     nn_release(c, mark);
-    for (int i = 0; i < 2; i++) {
+    for (int i = 0; i < count; i++) {
         const stream_rows *r = &streams[i];
         const flux2_stream *w = r->weights;
         nn_tensor rows = nn_rows(x, r->first, r->count),
-                  hidden = nn_new_work2(c, r->count, m->ffn_dim);
+                  hidden = nn_new_input(c, r->count, &w->down);
         size_t behind = nn_mark(c);
         nn_tensor input = nn_new_operand(c, r->count, d);
         nn_layer_norm(c, &input, &rows, m->eps, &r->mlp[SCALE], &r->mlp[SHIFT]);
@@ -485,7 +504,8 @@ static void double_block(nn *c, const flux2 *m, const stream_rows streams[2], co
 
 /* x += gate * out([attention(h) | silu(gate h) * up h]), h = norm(x) * (1 + scale) + shift */
 static void single_block(nn *c, const flux2 *m, const flux2_single *w, const nn_tensor *x,
-                         const nn_tensor modulation[3], const flux2_condition *p)
+                         const nn_tensor modulation[3], const shared_keys *shared,
+                         const flux2_condition *p, int64_t position)
 {
     if (nn_stopped(c))
         return;
@@ -494,29 +514,96 @@ static void single_block(nn *c, const flux2 *m, const flux2_single *w, const nn_
     nn_tensor both = nn_new_work2(c, s, d + m->ffn_dim);
     nn_tensor attended = nn_columns(&both, 0, d), hidden = nn_columns(&both, d, m->ffn_dim);
     size_t inner = nn_mark(c);
-    nn_tensor qkv = nn_new_work2(c, s, 3 * d);
-    nn_tensor q = nn_columns(&qkv, 0, d), k = nn_columns(&qkv, d, d);
-    nn_tensor v = nn_columns(&qkv, 2 * d, d);
+    nn_tensor qkv = new_qkv(c, m, s, shared), own = nn_rows(&qkv, 0, s);
+    nn_tensor q = nn_columns(&own, 0, d), k = nn_columns(&own, d, d);
     size_t behind = nn_mark(c);
     nn_tensor input = nn_new_operand(c, s, d);
     nn_layer_norm(c, &input, x, m->eps, &modulation[SCALE], &modulation[SHIFT]);
-    nn_linears(c, &qkv, &input, (const nn_weight *const[]){&w->q, &w->k, &w->v}, NULL, 3);
+    nn_linears(c, &own, &input, (const nn_weight *const[]){&w->q, &w->k, &w->v}, NULL, 3);
     nn_linear(c, &hidden, &input, &w->gate, &(nn_epilogue){.activation = NN_SILU, .up = &w->up});
     nn_release(c, behind);
-    rotate(c, m, &q, &k, &w->norm_q, &w->norm_k, p, 0);
-    nn_attention(c, &attended, &q, &k, &v, m->heads, m->heads, false);
+    rotate(c, m, &q, &k, &w->norm_q, &w->norm_k, p, position);
+    attend(c, m, &attended, &qkv, shared);
     nn_release(c, inner);
     nn_linear(c, x, &both, &w->out, &(nn_epilogue){.gate = &modulation[GATE], .add = true});
     nn_release(c, mark);
 }
-
-/* ---- One evaluation -------------------------------------------------------------------------- */
 
 static void take_parts(nn_tensor out[3], const flux2_schedule *s, int part)
 {
     for (int i = 0; i < 3; i++)
         out[i] = nn_rows(&s->now, part + i, 1);
 }
+
+/* ---- References apart --------------------------------------------------------------------------
+ * Where references see only one another, and always at time 0, nothing about them depends on the
+ * prompt or the step: what other tokens see of them, their keys and values in each block, is
+ * computed once. */
+
+/* Of block b, in the order in which they run. */
+static nn_tensor kept_of(nn *c, const flux2 *m, const flux2_condition *p, int b)
+{
+    nn_tensor one = nn_rows(&p->kept, b, 1);
+    return nn_as2(c, &one, p->kept.n[1], 2 * m->dim);
+}
+
+static void keep_references(nn *c, const flux2 *m, flux2_condition *p, int64_t tokens,
+                            const flux2_reference *references, int count)
+{
+    const float now = 0;
+    const int64_t position = p->cosine.n[0] - tokens;
+    p->kept = nn_new_work3(c, m->doubles + m->singles, tokens, 2 * m->dim);
+    size_t mark = nn_mark(c);
+    nn_tensor x = nn_new2(c, tokens, m->dim), modulation[3];
+    embed_references(c, m, &x, references, count);
+    flux2_schedule schedule = compute_schedule(c, m, &now, 1, false);
+    flux2_set_step(c, &schedule, 0);
+    stream_rows stream = {.count = tokens, .position = position};
+    take_parts(stream.attention, &schedule, IMAGE_ATTENTION);
+    take_parts(stream.mlp, &schedule, IMAGE_MLP);
+    take_parts(modulation, &schedule, SINGLE);
+    for (int b = 0; b < m->doubles + m->singles; b++) {
+        nn_tensor kept = kept_of(c, m, p, b);
+        const shared_keys shared = {.keep = &kept};
+        nn_block(c);
+        if (b < m->doubles) {
+            stream.weights = &m->double_block[b].image;
+            double_block(c, m, &stream, 1, &x, &shared, p);
+        } else {
+            single_block(c, m, &m->single_block[b - m->doubles], &x, modulation, &shared, p,
+                         position);
+        }
+    }
+    nn_release(c, mark);
+}
+
+flux2_condition flux2_prepare_condition(nn *c, const flux2 *m, const float *features,
+                                        int64_t length, int64_t height, int64_t width,
+                                        const flux2_reference *references, int count)
+{
+    flux2_condition p = {.rows = height, .columns = width};
+    rope_table(c, m, &p, length, references, count);
+    trace_rope(c, &p, "text", 0, length);
+    trace_rope(c, &p, "image", length, p.cosine.n[0] - length);
+    p.text = nn_new2(c, length, m->dim);
+    const int64_t rest = p.cosine.n[0] - length - height * width;
+    if (rest > 0 && m->references_apart)
+        keep_references(c, m, &p, rest, references, count);
+    else if (rest > 0) {
+        p.references = nn_new2(c, rest, m->dim);
+        embed_references(c, m, &p.references, references, count);
+    }
+    size_t mark = nn_mark(c);
+    nn_tensor x = nn_new2(c, length, m->text_dim);
+    nn_upload(c, &x, features, length * m->text_dim);
+    nn_block(c);
+    nn_linear(c, &p.text, &x, &m->context_embedder, NULL);
+    nn_trace_tensor(c, &p.text, "transformer.context_embedder");
+    nn_release(c, mark);
+    return p;
+}
+
+/* ---- One evaluation -------------------------------------------------------------------------- */
 
 /* Only the tokens of the picture are needed. */
 static void final_layer(nn *c, const flux2 *m, const flux2_schedule *schedule,
@@ -533,13 +620,15 @@ static void final_layer(nn *c, const flux2 *m, const flux2_schedule *schedule,
 void flux2_forward(nn *c, const flux2 *m, const flux2_schedule *schedule, const flux2_condition *p,
                    const nn_tensor *latents, const nn_tensor *output)
 {
-    const int64_t words = p->text.n[0], total = p->cosine.n[0], tokens = p->rows * p->columns;
-    const bool references = p->references.rank > 0;
+    const int64_t words = p->text.n[0], tokens = p->rows * p->columns;
+    const bool references = p->references.rank > 0, kept = p->kept.rank > 0;
+    const int64_t total = words + tokens + (references ? p->references.n[0] : 0);
     size_t mark = nn_mark(c);
     nn_tensor x = nn_new2(c, total, m->dim);
     nn_tensor text = nn_rows(&x, 0, words), image = nn_rows(&x, words, total - words);
     nn_tensor target = nn_rows(&image, 0, tokens);
-    stream_rows streams[2] = {{.first = words, .count = total - words}, {.count = words}};
+    stream_rows streams[2] = {{.first = words, .count = total - words, .position = words},
+                              {.count = words}};
     take_parts(streams[0].attention, schedule, IMAGE_ATTENTION);
     take_parts(streams[0].mlp, schedule, IMAGE_MLP);
     take_parts(streams[1].attention, schedule, TEXT_ATTENTION);
@@ -557,14 +646,17 @@ void flux2_forward(nn *c, const flux2 *m, const flux2_schedule *schedule, const 
     for (int i = 0; i < m->doubles; i++) {
         streams[0].weights = &m->double_block[i].image;
         streams[1].weights = &m->double_block[i].text;
+        const nn_tensor more = kept ? kept_of(c, m, p, i) : (nn_tensor){0};
         nn_block(c);
-        double_block(c, m, streams, &x, p);
+        double_block(c, m, streams, 2, &x, &(shared_keys){.more = kept ? &more : NULL}, p);
         nn_trace_tensor(c, &image, "transformer.transformer_blocks.%d", i);
         nn_trace_tensor(c, &text, "transformer.transformer_blocks.%d.text", i);
     }
     for (int i = 0; i < m->singles; i++) {
+        const nn_tensor more = kept ? kept_of(c, m, p, m->doubles + i) : (nn_tensor){0};
         nn_block(c);
-        single_block(c, m, &m->single_block[i], &x, modulation, p);
+        single_block(c, m, &m->single_block[i], &x, modulation,
+                     &(shared_keys){.more = kept ? &more : NULL}, p, 0);
         nn_trace_tensor(c, &x, "transformer.single_transformer_blocks.%d", i);
     }
     nn_block(c);

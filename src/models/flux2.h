@@ -35,6 +35,9 @@ typedef struct flux2 {
     int64_t dim, ffn_dim, head_dim, channels, text_dim, time_channels;
     int heads, doubles, singles;
     double eps, theta;
+    /* Made for references that see nothing but one another (klein-9b-kv), which the files do not
+     * say: set by who knows. */
+    bool references_apart;
     int64_t axes_dims[FLUX2_AXES];
 
     nn_weight time1, time2;
@@ -69,8 +72,9 @@ typedef struct flux2_reference {
 
 /* Embedded text and references, and the positions of all tokens. */
 typedef struct flux2_condition {
-    nn_tensor text;         /* [tokens of text, dim] */
-    nn_tensor references;   /* [tokens of all references, dim]; none: rank 0 */
+    nn_tensor text;       /* [tokens of text, dim] */
+    nn_tensor references; /* [tokens of all references, dim]; none: rank 0 */
+    nn_tensor kept;       /* or, where they stand apart, [blocks, tokens, 2 dim]: keys and values */
     nn_tensor cosine, sine; /* [all tokens, head_dim / 2]: text, image, references */
     int64_t rows, columns;  /* of image tokens */
 } flux2_condition;

@@ -248,7 +248,7 @@ static void feed_forward(nn *c, const qwen3 *m, const qwen3_layer *l, const nn_t
 {
     size_t mark = nn_mark(c);
     nn_tensor h = nn_new_operand(c, x->n[0], m->hidden);
-    nn_tensor hidden = nn_new_work2(c, x->n[0], m->intermediate);
+    nn_tensor hidden = nn_new_input(c, x->n[0], &l->down);
     nn_rms_norm(c, &h, x, &l->post_norm, m->eps, NULL);
     nn_linear(c, &hidden, &h, &l->gate, &(nn_epilogue){.activation = NN_SILU, .up = &l->up});
     nn_linear(c, x, &hidden, &l->down, &(nn_epilogue){.add = true});
@@ -266,11 +266,8 @@ static void tap(nn *c, const qwen3 *m, const nn_tensor *features, const nn_tenso
     for (int i = 0; i < m->taps.count && m->taps.count > 1; i++) {
         if (m->taps.layer[i] != layers)
             continue;
-        nn_tensor part = nn_columns(features, i * m->hidden, m->hidden), stream = *x;
-        stream.rank = 3;
-        stream.n[1] = 1;
-        stream.n[2] = m->hidden;
-        nn_take(c, &part, &stream, 0);
+        nn_tensor part = nn_columns(features, i * m->hidden, m->hidden);
+        nn_copy(c, &part, x);
     }
 }
 
@@ -286,15 +283,21 @@ nn_tensor qwen3_forward(nn *c, const qwen3 *m, const int32_t *ids, int64_t count
     nn_trace_tensor(c, &sine, "text_encoder.rope.sin");
     nn_embed(c, &x, &m->embed, ids, count);
     nn_trace_tensor(c, &x, "text_encoder.embed_tokens");
+    const int64_t key[] = {NN_PLACE_ENCODE, count, words};
+    const bool run = nn_repeat_begin(c, key, 3);
     for (int i = 0; i < m->used_layers && !nn_stopped(c); i++) {
-        nn_block(c);
-        attention(c, m, &m->layer[i], &x, words, &cosine, &sine);
-        feed_forward(c, m, &m->layer[i], &x);
-        nn_trace_tensor(c, &x, "text_encoder.layers.%d", i);
-        tap(c, m, &features, &x, i + 1);
+        if (run) {
+            nn_block(c);
+            attention(c, m, &m->layer[i], &x, words, &cosine, &sine);
+            feed_forward(c, m, &m->layer[i], &x);
+            nn_trace_tensor(c, &x, "text_encoder.layers.%d", i);
+            tap(c, m, &features, &x, i + 1);
+        }
         if (layer_done)
             layer_done(user, i);
     }
+    if (run)
+        nn_repeat_end(c);
     nn_release(c, mark);
     return features;
 }

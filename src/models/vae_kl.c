@@ -12,7 +12,16 @@
 
 /* ---- Parts ----------------------------------------------------------------------------------- */
 
-/* The factors of a group norm over the whole of x. */
+/* The factors of a group norm over x from its sums. late_bias: nn_group_factors. */
+static nn_tensor norm_from(nn *c, const nn_tensor *x, const nn_tensor *sums, const nn_weight *w,
+                           const nn_weight *b, const nn_weight *late_bias)
+{
+    nn_tensor norm = nn_new2(c, 2, x->n[2]);
+    nn_group_factors(c, &norm, sums, x->n[1], w, b, EPS, late_bias);
+    return norm;
+}
+
+/* The same where there are no sums yet. */
 static nn_tensor norm_of(nn *c, const vae_kl *m, const nn_tensor *x, const nn_weight *w,
                          const nn_weight *b)
 {
@@ -20,20 +29,45 @@ static nn_tensor norm_of(nn *c, const vae_kl *m, const nn_tensor *x, const nn_we
     size_t mark = nn_mark(c);
     nn_tensor sums = nn_new_sums(c, x->n[0], m->groups);
     nn_group_sums(c, &sums, 0, x);
-    nn_group_factors(c, &norm, &sums, x->n[1], w, b, EPS);
+    nn_group_factors(c, &norm, &sums, x->n[1], w, b, EPS, NULL);
     nn_release(c, mark);
     return norm;
 }
 
-/* The shortcut of x over x itself, which has as many channels or more: some rows at a time. */
+/* x, made at mark, by a convolution; sums, of the rows of the result or more, get its own. The
+ * smaller of the two is moved: the result down to mark, or x out of its way. */
+static nn_tensor convolved(nn *c, size_t mark, const nn_tensor *x, int64_t height, int64_t width,
+                           const nn_weight *w, const nn_weight *bias, const nn_tensor *sums,
+                           nn_conv p)
+{
+    const nn_tensor rows = nn_rows(sums, 0, height);
+    p.sums = &rows;
+    if (height * width * w->n[0] < nn_count(x)) {
+        nn_tensor y = nn_new_work3(c, height, width, w->n[0]);
+        nn_conv2d(c, &y, x, w, bias, &p);
+        return nn_keep(c, mark, &y);
+    }
+    nn_release(c, mark);
+    nn_tensor y = nn_new_work3(c, height, width, w->n[0]);
+    const size_t behind = nn_mark(c);
+    nn_tensor from = nn_new_work3(c, x->n[0], x->n[1], x->n[2]);
+    nn_copy(c, &from, x);
+    nn_conv2d(c, &y, &from, w, bias, &p);
+    nn_release(c, behind);
+    return y;
+}
+
+/* The shortcut of x over x itself, which has as many channels or more: some rows at a time. On a
+ * GPU, whose numbers have 16 bits, few rows do not keep it busy; the convolution that follows
+ * takes more memory than these. */
 static nn_tensor shortcut_in_place(nn *c, const vae_resnet *r, const nn_tensor *x)
 {
-    enum { ROWS = 16 };
+    const int64_t piece = x->type == DTYPE_F32 ? 16 : 256;
     nn_tensor y = *x;
     y.n[2] = r->out;
-    for (int64_t row = 0; row < x->n[0]; row += ROWS) {
+    for (int64_t row = 0; row < x->n[0]; row += piece) {
         size_t mark = nn_mark(c);
-        int64_t count = x->n[0] - row < ROWS ? x->n[0] - row : ROWS;
+        int64_t count = x->n[0] - row < piece ? x->n[0] - row : piece;
         nn_tensor from = nn_rows(x, row, count), to = nn_rows(&y, row, count);
         nn_tensor part = nn_new_work3(c, count, x->n[1], r->out);
         nn_conv2d(c, &part, &from, &r->shortcut, &r->shortcut_bias, NULL);
@@ -43,52 +77,59 @@ static nn_tensor shortcut_in_place(nn *c, const vae_resnet *r, const nn_tensor *
     return y;
 }
 
-/* x, which was made at mark, is replaced. */
-static nn_tensor resnet(nn *c, const vae_kl *m, const vae_resnet *r, size_t mark, nn_tensor x)
+/* x, which was made at mark, is replaced, and so are its sums. */
+static nn_tensor resnet(nn *c, const vae_resnet *r, size_t mark, nn_tensor x,
+                        const nn_tensor *all_sums)
 {
     const bool grows = r->out > r->in;
+    const nn_tensor sums = nn_rows(all_sums, 0, x.n[0]);
     nn_tensor y = x;
     if (grows)
         y = nn_new_work3(c, x.n[0], x.n[1], r->out);
     size_t temporary = nn_mark(c);
     nn_tensor h = nn_new_work3(c, x.n[0], x.n[1], r->out);
-    nn_tensor norm = norm_of(c, m, &x, &r->norm1, &r->norm1_bias);
-    nn_conv2d(c, &h, &x, &r->conv1, &r->conv1_bias, &(nn_conv){.norm = &norm});
-    norm = norm_of(c, m, &h, &r->norm2, &r->norm2_bias);
+    nn_tensor norm = norm_from(c, &x, &sums, &r->norm1, &r->norm1_bias, NULL);
+    nn_conv2d(c, &h, &x, &r->conv1, &r->conv1_bias,
+              &(nn_conv){.norm = &norm, .sums = &sums, .late_bias = true});
+    norm = norm_from(c, &h, &sums, &r->norm2, &r->norm2_bias, &r->conv1_bias);
     if (grows)
         nn_conv2d(c, &y, &x, &r->shortcut, &r->shortcut_bias, NULL);
     else if (nn_has(&r->shortcut))
         y = shortcut_in_place(c, r, &x);
-    nn_conv2d(c, &y, &h, &r->conv2, &r->conv2_bias, &(nn_conv){.norm = &norm, .add = true});
+    nn_conv2d(c, &y, &h, &r->conv2, &r->conv2_bias,
+              &(nn_conv){.norm = &norm, .add = true, .sums = &sums});
     nn_release(c, temporary);
     return nn_keep(c, mark, &y);
 }
 
-/* One head over all pixels. */
-static void attention(nn *c, const vae_kl *m, const vae_attention *a, const nn_tensor *x)
+/* One head over all pixels. x changes, and its sums with it. */
+static void attention(nn *c, const vae_attention *a, const nn_tensor *x, const nn_tensor *all_sums)
 {
+    const nn_tensor sums = nn_rows(all_sums, 0, x->n[0]);
     const int64_t pixels = x->n[0] * x->n[1], channels = x->n[2];
     size_t mark = nn_mark(c);
     nn_tensor normed = nn_new_work3(c, x->n[0], x->n[1], channels);
-    nn_tensor norm = norm_of(c, m, x, &a->norm, &a->norm_bias);
+    nn_tensor norm = norm_from(c, x, &sums, &a->norm, &a->norm_bias, NULL);
     nn_apply_norm(c, &normed, x, &norm);
-    nn_tensor h = nn_as2(c, &normed, pixels, channels), sum = nn_as2(c, x, pixels, channels);
+    nn_tensor h = nn_as2(c, &normed, pixels, channels), total = nn_as2(c, x, pixels, channels);
     nn_tensor q = nn_new_work2(c, pixels, channels), k = nn_new_work2(c, pixels, channels);
     nn_tensor v = nn_new_work2(c, pixels, channels);
     nn_linear(c, &q, &h, &a->q, &(nn_epilogue){.bias = &a->q_bias});
     nn_linear(c, &k, &h, &a->k, &(nn_epilogue){.bias = &a->k_bias});
     nn_linear(c, &v, &h, &a->v, &(nn_epilogue){.bias = &a->v_bias});
     nn_attention(c, &h, &q, &k, &v, 1, 1, false);
-    nn_linear(c, &sum, &h, &a->out, &(nn_epilogue){.bias = &a->out_bias, .add = true});
+    nn_linear(c, &total, &h, &a->out, &(nn_epilogue){.bias = &a->out_bias, .add = true});
+    nn_group_sums(c, &sums, 0, x);
     nn_release(c, mark);
 }
 
-static nn_tensor mid_block(nn *c, const vae_kl *m, const vae_stack *s, size_t mark, nn_tensor x)
+static nn_tensor mid_block(nn *c, const vae_kl *m, const vae_stack *s, size_t mark, nn_tensor x,
+                           const nn_tensor *sums)
 {
-    x = resnet(c, m, &s->mid[0], mark, x);
+    x = resnet(c, &s->mid[0], mark, x, sums);
     if (m->mid_attention)
-        attention(c, m, &s->attention, &x);
-    return resnet(c, m, &s->mid[1], mark, x);
+        attention(c, &s->attention, &x, sums);
+    return resnet(c, &s->mid[1], mark, x, sums);
 }
 
 /* ---- Strips ---------------------------------------------------------------------------------- */
@@ -192,6 +233,9 @@ static void source_band(nn *c, const source *s, const nn_tensor *out, band b)
 typedef struct strips {
     const vae_kl *m;
     int64_t height, width, rows; /* of a band: rows, a multiple of 4 */
+    nn_tensor sums;              /* of the picture between the blocks that are computed as a whole;
+                                  * they hold where summed */
+    bool summed;
     void (*unit_done)(void *user, int unit);
     void *user;
     int *unit;
@@ -230,7 +274,7 @@ static void first_resnet_strips(nn *c, const strips *s, const vae_resnet *r, con
         nn_group_sums(c, &sums, b.first, &rows);
         unit_done(c, s);
     }
-    nn_group_factors(c, &norm1, &sums, s->width, &r->norm1, &r->norm1_bias, EPS);
+    nn_group_factors(c, &norm1, &sums, s->width, &r->norm1, &r->norm1_bias, EPS, NULL);
     nn_release(c, bands);
 
     /* A row of the input above the band, and four below, since it comes by fours. */
@@ -247,7 +291,7 @@ static void first_resnet_strips(nn *c, const strips *s, const vae_resnet *r, con
         nn_group_sums(c, &sums, b.first, &h);
         unit_done(c, s);
     }
-    nn_group_factors(c, &norm2, &sums, s->width, &r->norm2, &r->norm2_bias, EPS);
+    nn_group_factors(c, &norm2, &sums, s->width, &r->norm2, &r->norm2_bias, EPS, NULL);
     nn_release(c, bands);
 
     /* The rows of conv1 are saved before the result takes their place. */
@@ -289,7 +333,7 @@ static void resnet_strips(nn *c, const strips *s, const vae_resnet *r, const nn_
         nn_group_sums(c, &sums, b.first, &rows);
         unit_done(c, s);
     }
-    nn_group_factors(c, &norm2, &sums, s->width, &r->norm2, &r->norm2_bias, EPS);
+    nn_group_factors(c, &norm2, &sums, s->width, &r->norm2, &r->norm2_bias, EPS, NULL);
     for (band b = {.height = s->height}; next_band(&b, s->rows);) {
         window_move(c, &h, max64(b.first - 1, 0));
         band more = {h.first + h.count, min64(b.end + 4, s->height), s->height};
@@ -351,7 +395,7 @@ int vae_kl_decode_units(const vae_kl *m, const vae_decoding *outside)
 }
 
 /* A block of the decoder; x, which was made at mark, is replaced. */
-static nn_tensor up_block(nn *c, const strips *s, int i, size_t mark, nn_tensor x)
+static nn_tensor up_block(nn *c, strips *s, int i, size_t mark, nn_tensor x)
 {
     const vae_stack *stack = &s->m->decoder;
     const vae_block *k = &stack->block[i], *before = i ? k - 1 : NULL;
@@ -362,25 +406,28 @@ static nn_tensor up_block(nn *c, const strips *s, int i, size_t mark, nn_tensor 
         y = nn_keep(c, mark, &y);
         for (int j = 1; j < k->resnets; j++)
             resnet_strips(c, s, &k->resnet[j], &y);
+        s->summed = false;
         return y;
     }
     if (before) {
-        nn_tensor y = nn_new_work3(c, s->height, s->width, x.n[2]);
-        nn_conv2d(c, &y, &x, &before->resize, &before->resize_bias, &(nn_conv){.upsample = true});
-        x = nn_keep(c, mark, &y);
+        x = convolved(c, mark, &x, s->height, s->width, &before->resize, &before->resize_bias,
+                      &s->sums, (nn_conv){.upsample = true});
+        s->summed = true;
         nn_trace_tensor(c, &x, "vae.decoder.up_blocks.%d", i - 1);
     }
     for (int j = 0; j < k->resnets; j++)
-        x = resnet(c, s->m, &k->resnet[j], mark, x);
+        x = resnet(c, &k->resnet[j], mark, x, &s->sums);
     unit_done(c, s);
     return x;
 }
 
-/* Norm, SiLU, convolution. */
-static nn_tensor output(nn *c, const vae_kl *m, const vae_stack *s, const nn_tensor *x)
+/* Norm, SiLU, convolution. sums: those of x, or NULL. */
+static nn_tensor output(nn *c, const vae_kl *m, const vae_stack *s, const nn_tensor *x,
+                        const nn_tensor *sums)
 {
     nn_tensor y = nn_new_work3(c, x->n[0], x->n[1], s->conv_out.n[0]);
-    nn_tensor norm = norm_of(c, m, x, &s->norm_out, &s->norm_out_bias);
+    nn_tensor norm = sums ? norm_from(c, x, sums, &s->norm_out, &s->norm_out_bias, NULL)
+                          : norm_of(c, m, x, &s->norm_out, &s->norm_out_bias);
     nn_conv2d(c, &y, x, &s->conv_out, &s->conv_out_bias, &(nn_conv){.norm = &norm});
     return y;
 }
@@ -435,7 +482,9 @@ void vae_kl_decode(nn *c, const vae_kl *m, const vae_decoding *outside)
     const vae_stack *s = &m->decoder;
     int unit = 0;
     strips part = {.m = m, .unit_done = d->unit_done, .user = d->user, .unit = &unit};
-    size_t mark = nn_mark(c);
+    const size_t all = nn_mark(c);
+    part.sums = nn_new_sums(c, d->height << (m->blocks - 1), m->groups);
+    const size_t mark = nn_mark(c);
     nn_tensor z = upload_latents(c, m, d);
     if (nn_has(&m->post_quant)) {
         nn_tensor y = nn_new_work3(c, d->height, d->width, m->latent_channels);
@@ -443,11 +492,11 @@ void vae_kl_decode(nn *c, const vae_kl *m, const vae_decoding *outside)
         z = nn_keep(c, mark, &y);
         nn_trace_tensor(c, &z, "vae.post_quant_conv");
     }
-    nn_tensor x = nn_new_work3(c, d->height, d->width, s->conv_in.n[0]);
-    nn_conv2d(c, &x, &z, &s->conv_in, &s->conv_in_bias, NULL);
-    x = nn_keep(c, mark, &x);
+    nn_tensor x = convolved(c, mark, &z, d->height, d->width, &s->conv_in, &s->conv_in_bias,
+                            &part.sums, (nn_conv){0});
     nn_trace_tensor(c, &x, "vae.decoder.conv_in");
-    x = mid_block(c, m, s, mark, x);
+    x = mid_block(c, m, s, mark, x, &part.sums);
+    part.summed = true;
     nn_trace_tensor(c, &x, "vae.decoder.mid_block");
     unit_done(c, &part);
     for (int i = 0; i < m->blocks && !nn_stopped(c); i++) {
@@ -457,11 +506,11 @@ void vae_kl_decode(nn *c, const vae_kl *m, const vae_decoding *outside)
         x = up_block(c, &part, i, mark, x);
     }
     nn_trace_tensor(c, &x, "vae.decoder.up_blocks.%d", m->blocks - 1);
-    nn_tensor y = output(c, m, s, &x);
+    nn_tensor y = output(c, m, s, &x, part.summed ? &part.sums : NULL);
     nn_trace_tensor(c, &y, "vae.decoder.conv_out");
     nn_download_planes(c, &y, d->picture);
     unit_done(c, &part);
-    nn_release(c, mark);
+    nn_release(c, all);
 }
 
 ct_status vae_kl_decode_peak(const vae_kl *m, const vae_decoding *d, const nn_params *params,
@@ -487,35 +536,34 @@ void vae_kl_encode(nn *c, const vae_kl *m, const float *picture, int64_t height,
                    float *moments)
 {
     const vae_stack *s = &m->encoder;
-    size_t mark = nn_mark(c);
+    const size_t all = nn_mark(c);
+    const nn_tensor sums = nn_new_sums(c, height, m->groups);
+    const size_t mark = nn_mark(c);
     nn_tensor in = nn_new_work3(c, height, width, 3);
     nn_upload_planes(c, &in, picture, 1, 0);
-    nn_tensor x = nn_new_work3(c, height, width, s->conv_in.n[0]);
-    nn_conv2d(c, &x, &in, &s->conv_in, &s->conv_in_bias, NULL);
-    x = nn_keep(c, mark, &x);
+    nn_tensor x =
+        convolved(c, mark, &in, height, width, &s->conv_in, &s->conv_in_bias, &sums, (nn_conv){0});
     nn_trace_tensor(c, &x, "vae.encoder.conv_in");
     for (int i = 0; i < m->blocks && !nn_stopped(c); i++) {
         const vae_block *k = &s->block[i];
         for (int j = 0; j < k->resnets; j++)
-            x = resnet(c, m, &k->resnet[j], mark, x);
-        if (nn_has(&k->resize)) {
-            nn_conv half = {.stride = 2, .pad_bottom_right = true};
-            nn_tensor y = nn_new_work3(c, x.n[0] / 2, x.n[1] / 2, x.n[2]);
-            nn_conv2d(c, &y, &x, &k->resize, &k->resize_bias, &half);
-            x = nn_keep(c, mark, &y);
-        }
+            x = resnet(c, &k->resnet[j], mark, x, &sums);
+        if (nn_has(&k->resize))
+            x = convolved(c, mark, &x, x.n[0] / 2, x.n[1] / 2, &k->resize, &k->resize_bias, &sums,
+                          (nn_conv){.stride = 2, .pad_bottom_right = true});
         nn_trace_tensor(c, &x, "vae.encoder.down_blocks.%d", i);
     }
-    x = mid_block(c, m, s, mark, x);
+    x = mid_block(c, m, s, mark, x, &sums);
     nn_trace_tensor(c, &x, "vae.encoder.mid_block");
-    nn_tensor y = output(c, m, s, &x);
+    const nn_tensor rows = nn_rows(&sums, 0, x.n[0]);
+    nn_tensor y = output(c, m, s, &x, &rows);
     if (nn_has(&m->quant)) {
         nn_tensor q = nn_new_work3(c, y.n[0], y.n[1], y.n[2]);
         nn_conv2d(c, &q, &y, &m->quant, &m->quant_bias, NULL);
         y = q;
     }
     nn_download_planes(c, &y, moments);
-    nn_release(c, mark);
+    nn_release(c, all);
 }
 
 void vae_kl_encode_mean(nn *c, const vae_kl *m, const float *picture, int64_t height, int64_t width,

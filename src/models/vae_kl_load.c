@@ -11,8 +11,8 @@
 
 /* ---- Loading --------------------------------------------------------------------------------- */
 
-/* What the tensors tell; the rest is that of the only published VAE with 16 latent channels and
- * this structure, FLUX.1's, which Z-Image uses. */
+/* What the tensors tell; the rest is that of the only published VAEs of this structure with 16 and
+ * 32 latent channels: FLUX.1's, which Z-Image uses, and FLUX.2's, which has statistics. */
 static void infer(const weights *w, json_writer *out)
 {
     char name[NAMES_LENGTH];
@@ -27,7 +27,12 @@ static void infer(const weights *w, json_writer *out)
     infer_integer(out, "layers_per_block",
                   names_parts(w, "encoder.down_blocks.0.resnets", "conv1.bias"));
     const int64_t moments = tensor_size(w, "encoder.conv_out.bias", 0);
-    infer_integer(out, "latent_channels", moments == 32 ? 16 : 0);
+    const bool statistics = names_find(w, "bn.running_mean") != NULL;
+    infer_integer(out, "latent_channels", moments == (statistics ? 64 : 32) ? moments / 2 : 0);
+    if (statistics) {
+        json_write_key(out, "_class_name");
+        json_write_string(out, "AutoencoderKLFlux2");
+    }
     json_write_key(out, "scaling_factor");
     json_write_number(out, 0.3611);
     json_write_key(out, "shift_factor");

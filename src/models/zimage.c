@@ -334,10 +334,12 @@ static void block(nn *c, const zimage *m, const zimage_block *k, const nn_tensor
     const nn_weight *norm_k = m->qk_norm ? &k->norm_k : NULL;
     const int64_t s = x->n[0], d = m->dim;
     size_t mark = nn_mark(c);
+    nn_tensor input = nn_new_operand(c, s, d);
+    size_t behind = nn_mark(c);
     nn_tensor h = nn_new_work2(c, s, d);
     size_t inner = nn_mark(c);
 
-    nn_tensor input = nn_new_operand(c, s, d), qkv = nn_new_work2(c, s, 3 * d);
+    nn_tensor qkv = nn_new_work2(c, s, 3 * d);
     nn_tensor q = nn_columns(&qkv, 0, d), key = nn_columns(&qkv, d, d);
     nn_tensor v = nn_columns(&qkv, 2 * d, d);
     nn_rms_norm(c, &input, x, &k->attention_norm1, m->eps, scale_msa);
@@ -347,17 +349,15 @@ static void block(nn *c, const zimage *m, const zimage_block *k, const nn_tensor
     nn_head_norm_rope(c, &key, m->heads, norm_k, 1e-5, cosine, sine, NN_ROPE_INTERLEAVED);
     nn_attention(c, &h, &q, &key, &v, m->heads, m->heads, false);
     nn_release(c, inner);
-    input = nn_new_operand(c, s, d);
-    size_t behind = nn_mark(c);
-    nn_tensor attended = nn_new_work2(c, s, d);
+    nn_tensor attended = nn_new_wide2(c, s, d);
     nn_linear(c, &attended, &h, &k->out, NULL);
     nn_add_rms_norm(c, x, &attended, &k->attention_norm2, m->eps, gate_msa,
                     &(nn_next_norm){&input, &k->ffn_norm1, m->eps, scale_mlp});
     nn_release(c, behind);
-    nn_tensor hidden = nn_new_work2(c, s, m->ffn_dim);
+    nn_tensor hidden = nn_new_input(c, s, &k->w2), y = nn_new_wide2(c, s, d);
     nn_linear(c, &hidden, &input, &k->w1, &(nn_epilogue){.activation = NN_SILU, .up = &k->w3});
-    nn_linear(c, &h, &hidden, &k->w2, NULL);
-    nn_add_rms_norm(c, x, &h, &k->ffn_norm2, m->eps, gate_mlp, NULL);
+    nn_linear(c, &y, &hidden, &k->w2, NULL);
+    nn_add_rms_norm(c, x, &y, &k->ffn_norm2, m->eps, gate_mlp, NULL);
     nn_release(c, mark);
 }
 

@@ -8,6 +8,9 @@
 #include <stdio.h>
 #include <string.h>
 
+/* What an arena may have too much for a run, besides a quarter. */
+#define SPARE_BYTES ((size_t)64 << 20)
+
 /* ---- The context ---------------------------------------------------------------------------- */
 
 /* Bytes of the arena that nobody may touch for now. */
@@ -61,9 +64,28 @@ void nn_free(nn *c)
     mem_free(c->params.allocator, c);
 }
 
+bool nn_reuse(nn *c, const nn_params *params)
+{
+    const size_t wanted = params->arena_bytes;
+    if (params->dry || !c->arena || params->gpu != c->params.gpu ||
+        params->gpu_weights != c->params.gpu_weights || params->allocator != c->params.allocator ||
+        wanted > c->capacity || c->capacity - wanted > wanted / 4 + SPARE_BYTES)
+        return false;
+    c->params = *params;
+    nn_reset(c);
+    c->peak = 0;
+    return true;
+}
+
+size_t nn_arena_bytes(const nn *c)
+{
+    return c && c->arena ? c->capacity : 0;
+}
+
 void nn_reset(nn *c)
 {
     c->error = (ct_error){0};
+    nn_check_numbers(c, NULL);
     nn_release(c, 0);
     if (c->device->reset && !c->params.dry)
         c->device->reset(c);
@@ -120,6 +142,14 @@ void nn_block(nn *c)
 {
     if (c->params.residency && c->params.residency->block && c->error.code == CT_OK)
         c->params.residency->block(c->params.residency->user);
+    if (c->device->block && c->error.code == CT_OK)
+        c->device->block(c);
+}
+
+void nn_section(nn *c, int section, size_t arena_bytes)
+{
+    if (c->device->section && c->error.code == CT_OK)
+        c->device->section(c, section, arena_bytes);
 }
 
 /* ---- Memory ---------------------------------------------------------------------------------- */
@@ -198,6 +228,12 @@ nn_tensor nn_new_work3(nn *c, int64_t n0, int64_t n1, int64_t n2)
     return new_tensor(c, work_type(c), 3, n0, n1, n2);
 }
 
+nn_tensor nn_new_wide2(nn *c, int64_t n0, int64_t n1)
+{
+    const nn_device *d = c->device;
+    return new_tensor(c, d->wide_type ? d->wide_type(c) : work_type(c), 2, n0, n1, 1);
+}
+
 nn_tensor nn_keep(nn *c, size_t mark, const nn_tensor *t)
 {
     const size_t end = c->used;
@@ -222,6 +258,16 @@ nn_tensor nn_new_operand(nn *c, int64_t m, int64_t k)
     nn_tensor t = {.rank = 2, .n = {m, k, 1, 1}, .stride = k, .operand = true};
     t.type = work_type(c);
     t.data = nn_scratch(c, c->device->operand_bytes(c, m, k), 1);
+    return t;
+}
+
+nn_tensor nn_new_input(nn *c, int64_t m, const nn_weight *w)
+{
+    const bool operand = c->device->writes_operand && c->device->writes_operand(c, w);
+    if (operand)
+        return nn_new_operand(c, m, w->n[1]);
+    nn_tensor t = nn_new_work2(c, m, w->n[1]);
+    t.shift = c->device->hidden_shift ? c->device->hidden_shift(c) : 0;
     return t;
 }
 
@@ -348,7 +394,7 @@ static bool require(nn *c, bool condition, const char *operation, const nn_weigh
 /* Numbers without gaps. */
 static bool is_whole(const nn_tensor *t)
 {
-    return !t->operand && (t->rank != 2 || t->n[0] == 1 || t->stride == t->n[1]);
+    return !t->operand && t->shift == 0 && (t->rank != 2 || t->n[0] == 1 || t->stride == t->n[1]);
 }
 
 static bool is_matrix(const nn_tensor *t, int64_t rows, int64_t columns)
@@ -382,8 +428,10 @@ void nn_upload(nn *c, const nn_tensor *t, const float *data, int64_t count)
 {
     if (require(c, count == nn_count(t) && is_float(t), "upload", NULL,
                 "as many numbers as the tensor has") &&
-        !c->params.dry)
+        !c->params.dry) {
         c->device->upload(c, t, data);
+        nn_inspect(c, "upload", NULL, t);
+    }
 }
 
 void nn_download(nn *c, const nn_tensor *t, float *data, int64_t count)
@@ -435,26 +483,42 @@ int nn_lag(const nn *c)
     return c->params.dry ? 0 : c->device->lag;
 }
 
-bool nn_repeat_begin(nn *c, int slot)
+bool nn_repeat_begin(nn *c, const int64_t *key, int count)
 {
-    return c->device->repeat_begin && !c->params.dry && !nn_stopped(c)
-               ? c->device->repeat_begin(c, slot)
-               : true;
+    const nn_trace *trace = c->params.trace;
+    if (!c->device->repeat_begin || c->params.dry || c->checking[0] || nn_stopped(c) ||
+        (trace && trace->active(trace->user)))
+        return true;
+    uint64_t hash = 0xcbf29ce484222325u; /* FNV-1a, a number at a time */
+    for (int i = -2; i < count; i++) {
+        hash ^= i == -2 ? c->used : i == -1 ? (uint64_t)c->params.precision : (uint64_t)key[i];
+        hash *= 0x100000001b3u;
+        hash ^= hash >> 29;
+    }
+    return c->device->repeat_begin(c, hash);
 }
 
 void nn_repeat_end(nn *c)
 {
-    if (c->device->repeat_end && !c->params.dry)
+    if (c->device->repeat_end && !c->params.dry && !c->checking[0])
         c->device->repeat_end(c);
 }
 
 void nn_copy(nn *c, const nn_tensor *out, const nn_tensor *x)
 {
-    if (require(
-            c, nn_count(out) == nn_count(x) && is_whole(out) && is_whole(x) && out->type == x->type,
-            "copy", NULL, "equal sizes and types") &&
-        !c->params.dry && out->data != x->data)
-        c->device->move(c, out->data, x->data, (size_t)nn_count(x) * nn_element(x));
+    const bool whole = is_whole(out) && is_whole(x);
+    bool fits = out->type == x->type && !out->operand && !x->operand &&
+                (whole ? nn_count(out) == nn_count(x) : same_shape(out, x) && x->rank == 2);
+    if (!require(c, fits, "copy", NULL, "equal sizes and types") || c->params.dry ||
+        out->data == x->data)
+        return;
+    const size_t element = nn_element(x);
+    if (whole)
+        c->device->move(c, out->data, x->data, (size_t)nn_count(x) * element);
+    else
+        c->device->move_rows(c, out->data, (size_t)out->stride * element, x->data,
+                             (size_t)x->stride * element, (size_t)x->n[1] * element,
+                             (size_t)x->n[0]);
 }
 
 void nn_take(nn *c, const nn_tensor *out, const nn_tensor *x, int64_t index)
@@ -505,21 +569,33 @@ void nn_embed(nn *c, const nn_tensor *out, const nn_weight *w, const int32_t *id
     if (c->params.dry)
         reads_rows(c, w, ids, count);
     c->device->embed(c, out, w, ids);
+    nn_inspect(c, "embed", w, out);
 }
 
 void nn_fill_rows(nn *c, const nn_tensor *out, const nn_weight *w)
 {
     bool fits = out->rank == 2 && nn_has(w) && w->n[w->rank - 1] == out->n[1] &&
                 (w->rank == 1 || (w->rank == 2 && w->n[0] == 1));
-    if (require(c, fits, "fill_rows", w, "out [S, D], w [D]"))
+    if (require(c, fits, "fill_rows", w, "out [S, D], w [D]")) {
         c->device->fill_rows(c, out, w);
+        nn_inspect(c, "fill_rows", w, out);
+    }
 }
 
 void nn_prepare(nn *c, const nn_tensor *out, const nn_tensor *x)
 {
     bool fits = out->operand && !x->operand && x->rank == 2 && is_matrix(out, x->n[0], x->n[1]);
-    if (require(c, fits, "prepare", NULL, "out and x [M, K], out an operand"))
+    if (require(c, fits, "prepare", NULL, "out and x [M, K], out an operand")) {
         c->device->prepare(c, out, x);
+        nn_inspect(c, "prepare", NULL, out);
+    }
+}
+
+/* Whether a weight's marks leave it the operand that others read, too. */
+static bool takes_operand(const nn *c, const nn_weight *w)
+{
+    return !w->sensitive &&
+           (!w->outliers || (c->device->writes_operand && c->device->writes_operand(c, w)));
 }
 
 void nn_linear(nn *c, const nn_tensor *out, const nn_tensor *x, const nn_weight *w,
@@ -527,15 +603,18 @@ void nn_linear(nn *c, const nn_tensor *out, const nn_tensor *x, const nn_weight 
 {
     const nn_epilogue none = {0}, *e = epilogue ? epilogue : &none;
     bool fits =
-        nn_has(w) && w->rank == 2 && x->rank == 2 && x->n[1] == w->n[1] && !out->operand &&
+        nn_has(w) && w->rank == 2 && x->rank == 2 && x->n[1] == w->n[1] &&
+        (!out->operand || (e->up && !e->add && !e->gate && c->device->writes_operand)) &&
         is_matrix(out, x->n[0], w->n[0]) && (!e->bias || is_vector(e->bias, w->n[0])) &&
-        (!e->gate || is_row(e->gate, w->n[0])) && !(x->operand && (w->sensitive || w->outliers)) &&
+        (!e->gate || is_row(e->gate, w->n[0])) && (!x->operand || takes_operand(c, w)) &&
+        (out->shift == 0 || (e->up && !e->add)) &&
         (!e->up || (nn_has(e->up) && e->up->rank == 2 && e->up->n[0] == w->n[0] &&
                     e->up->n[1] == w->n[1] && e->up->sensitive == w->sensitive && !e->bias));
     if (require(c, fits, "linear", w, "out [M, N], x [M, K], w and up [N, K], bias and gate [N]")) {
         reads_weight(c, e->bias);
         reads_weight(c, e->up);
         c->device->linear(c, out, x, w, e);
+        nn_inspect(c, "linear", w, out);
     }
 }
 
@@ -550,8 +629,7 @@ void nn_linears(nn *c, const nn_tensor *out, const nn_tensor *x, const nn_weight
     for (int i = 0; fits && i < count; i++) {
         fits = nn_has(w[i]) && w[i]->rank == 2 && w[i]->n[1] == x->n[1] &&
                (!bias[i] || is_vector(bias[i], w[i]->n[0])) && w[i]->sensitive == w[0]->sensitive &&
-               w[i]->outliers == w[0]->outliers &&
-               !(x->operand && (w[i]->sensitive || w[i]->outliers));
+               w[i]->outliers == w[0]->outliers && (!x->operand || takes_operand(c, w[i]));
         columns += fits ? w[i]->n[0] : 0;
     }
     if (!require(c, fits && columns == out->n[1], "linears", count > 0 ? w[0] : NULL,
@@ -563,6 +641,7 @@ void nn_linears(nn *c, const nn_tensor *out, const nn_tensor *x, const nn_weight
             reads_weight(c, bias[i]);
     }
     c->device->linears(c, out, x, w, bias, count);
+    nn_inspect(c, "linears", w[0], out);
 }
 
 void nn_rms_norm(nn *c, const nn_tensor *out, const nn_tensor *x, const nn_weight *w, double eps,
@@ -570,8 +649,10 @@ void nn_rms_norm(nn *c, const nn_tensor *out, const nn_tensor *x, const nn_weigh
 {
     bool fits = x->rank == 2 && same_shape(out, x) && is_vector(w, x->n[1]) &&
                 is_row(scale, x->n[1]) && is_whole(x) && (out->operand || is_whole(out));
-    if (require(c, fits, "rms_norm", w, "out and x [M, D], w [D], scale [D]"))
+    if (require(c, fits, "rms_norm", w, "out and x [M, D], w [D], scale [D]")) {
         c->device->rms_norm(c, out, x, w, (float)eps, scale);
+        nn_inspect(c, "rms_norm", w, out);
+    }
 }
 
 void nn_add_rms_norm(nn *c, const nn_tensor *x, const nn_tensor *y, const nn_weight *w, double eps,
@@ -586,6 +667,9 @@ void nn_add_rms_norm(nn *c, const nn_tensor *x, const nn_tensor *y, const nn_wei
         if (next)
             reads_weight(c, next->w);
         c->device->add_rms_norm(c, x, y, w, (float)eps, gate, next);
+        nn_inspect(c, "add_rms_norm", w, x);
+        if (next)
+            nn_inspect(c, "add_rms_norm", next->w, next->out);
     }
 }
 
@@ -594,8 +678,10 @@ void nn_layer_norm(nn *c, const nn_tensor *out, const nn_tensor *x, double eps,
 {
     bool fits = x->rank == 2 && same_shape(out, x) && scale && is_row(scale, x->n[1]) &&
                 is_row(shift, x->n[1]) && is_whole(x) && (out->operand || is_whole(out));
-    if (require(c, fits, "layer_norm", NULL, "out and x [M, D], scale and shift [D]"))
+    if (require(c, fits, "layer_norm", NULL, "out and x [M, D], scale and shift [D]")) {
         c->device->layer_norm(c, out, x, (float)eps, scale, shift);
+        nn_inspect(c, "layer_norm", NULL, out);
+    }
 }
 
 void nn_head_norm_rope(nn *c, const nn_tensor *x, int heads, const nn_weight *w, double eps,
@@ -605,8 +691,10 @@ void nn_head_norm_rope(nn *c, const nn_tensor *x, int heads, const nn_weight *w,
     int64_t dim = fits ? x->n[1] / heads : 0;
     fits = fits && dim % 2 == 0 && (!w || is_vector(w, dim)) &&
            is_matrix(cosine, x->n[0], dim / 2) && same_shape(cosine, sine);
-    if (require(c, fits, "head_norm_rope", w, "x [S, H*D], w [D], cosine and sine [S, D/2]"))
+    if (require(c, fits, "head_norm_rope", w, "x [S, H*D], w [D], cosine and sine [S, D/2]")) {
         c->device->head_norm_rope(c, x, heads, w, (float)eps, cosine, sine, pairs);
+        nn_inspect(c, "head_norm_rope", w, x);
+    }
 }
 
 void nn_attention(nn *c, const nn_tensor *out, const nn_tensor *q, const nn_tensor *k,
@@ -616,55 +704,71 @@ void nn_attention(nn *c, const nn_tensor *out, const nn_tensor *q, const nn_tens
                 q->n[1] % heads == 0 && same_shape(out, q) && same_shape(k, v) && k->rank == 2 &&
                 k->n[1] == q->n[1] / heads * kv_heads && (!causal || q->n[0] == k->n[0]) &&
                 !out->operand && !q->operand && !k->operand && !v->operand;
-    if (require(c, fits, "attention", NULL, "q and out [Sq, H*D], k and v [Sk, G*D]"))
+    if (require(c, fits, "attention", NULL, "q and out [Sq, H*D], k and v [Sk, G*D]")) {
         c->device->attention(c, out, q, k, v, heads, kv_heads, causal);
+        nn_inspect(c, "attention", NULL, out);
+    }
 }
 
 void nn_silu(nn *c, const nn_tensor *out, const nn_tensor *x)
 {
     if (require(c, same_shape(out, x) && is_whole(out) && is_whole(x), "silu", NULL,
-                "equal shapes"))
+                "equal shapes")) {
         c->device->silu(c, out, x);
+        nn_inspect(c, "silu", NULL, out);
+    }
 }
 
 void nn_gelu(nn *c, const nn_tensor *x)
 {
-    if (require(c, is_whole(x), "gelu", NULL, "no gaps"))
+    if (require(c, is_whole(x), "gelu", NULL, "no gaps")) {
         c->device->gelu(c, x);
+        nn_inspect(c, "gelu", NULL, x);
+    }
 }
 
 void nn_multiply(nn *c, const nn_tensor *x, const nn_tensor *y)
 {
     if (require(c, same_shape(x, y) && is_whole(x) && is_whole(y), "multiply", NULL,
-                "equal shapes without gaps"))
+                "equal shapes without gaps")) {
         c->device->multiply(c, x, y);
+        nn_inspect(c, "multiply", NULL, x);
+    }
 }
 
 void nn_tanh(nn *c, const nn_tensor *x)
 {
-    if (require(c, is_whole(x), "tanh", NULL, "no gaps"))
+    if (require(c, is_whole(x), "tanh", NULL, "no gaps")) {
         c->device->tanh(c, x);
+        nn_inspect(c, "tanh", NULL, x);
+    }
 }
 
 void nn_add_scalar(nn *c, const nn_tensor *x, double value)
 {
-    if (require(c, is_whole(x), "add_scalar", NULL, "no gaps"))
+    if (require(c, is_whole(x), "add_scalar", NULL, "no gaps")) {
         c->device->add_scalar(c, x, (float)value);
+        nn_inspect(c, "add_scalar", NULL, x);
+    }
 }
 
 void nn_add_scaled(nn *c, const nn_tensor *x, const nn_tensor *y, double factor)
 {
     if (require(c, same_shape(x, y) && is_float(x) && is_float(y), "add_scaled", NULL,
-                "equal shapes of float32"))
+                "equal shapes of float32")) {
         c->device->add_scaled(c, x, y, (float)factor);
+        nn_inspect(c, "add_scaled", NULL, x);
+    }
 }
 
 void nn_guide(nn *c, const nn_tensor *positive, const nn_tensor *negative, double guidance,
               bool normalize)
 {
     if (require(c, same_shape(positive, negative) && is_float(positive) && is_float(negative),
-                "guide", NULL, "equal shapes of float32"))
+                "guide", NULL, "equal shapes of float32")) {
         c->device->guide(c, positive, negative, (float)guidance, normalize);
+        nn_inspect(c, "guide", NULL, positive);
+    }
 }
 
 void nn_guide_tokens(nn *c, const nn_tensor *positive, const nn_tensor *negative, double guidance,
@@ -674,8 +778,11 @@ void nn_guide_tokens(nn *c, const nn_tensor *positive, const nn_tensor *negative
                 same_shape(positive, negative) && is_float(positive) && is_float(negative) &&
                     positive->rank == 3 && patch > 0 && positive->n[1] % patch == 0 &&
                     positive->n[2] % patch == 0,
-                "guide_tokens", NULL, "equal planes of float32, sides that are multiples of patch"))
+                "guide_tokens", NULL,
+                "equal planes of float32, sides that are multiples of patch")) {
         c->device->guide_tokens(c, positive, negative, (float)guidance, patch);
+        nn_inspect(c, "guide_tokens", NULL, positive);
+    }
 }
 
 static bool are_patches(const nn_tensor *tokens, const nn_tensor *planes, int patch)
@@ -689,42 +796,58 @@ static bool are_patches(const nn_tensor *tokens, const nn_tensor *planes, int pa
 void nn_patches(nn *c, const nn_tensor *tokens, const nn_tensor *planes, int patch)
 {
     if (require(c, are_patches(tokens, planes, patch), "patches", NULL,
-                "planes [C, H, W], tokens [H/p * W/p, p * p * C]"))
+                "planes [C, H, W], tokens [H/p * W/p, p * p * C]")) {
         c->device->patches(c, tokens, planes, patch, false, true);
+        nn_inspect(c, "patches", NULL, tokens);
+    }
 }
 
 void nn_from_patches(nn *c, const nn_tensor *planes, const nn_tensor *tokens, int patch)
 {
     if (require(c, are_patches(tokens, planes, patch), "from_patches", NULL,
-                "planes [C, H, W], tokens [H/p * W/p, p * p * C]"))
+                "planes [C, H, W], tokens [H/p * W/p, p * p * C]")) {
         c->device->patches(c, tokens, planes, patch, false, false);
+        nn_inspect(c, "from_patches", NULL, planes);
+    }
 }
 
 void nn_pack(nn *c, const nn_tensor *tokens, const nn_tensor *planes, int patch)
 {
     if (require(c, are_patches(tokens, planes, patch), "pack", NULL,
-                "planes [C, H, W], tokens [H/p * W/p, C * p * p]"))
+                "planes [C, H, W], tokens [H/p * W/p, C * p * p]")) {
         c->device->patches(c, tokens, planes, patch, true, true);
+        nn_inspect(c, "pack", NULL, tokens);
+    }
 }
 
 void nn_unpack(nn *c, const nn_tensor *planes, const nn_tensor *tokens, int patch)
 {
     if (require(c, are_patches(tokens, planes, patch), "unpack", NULL,
-                "planes [C, H, W], tokens [H/p * W/p, C * p * p]"))
+                "planes [C, H, W], tokens [H/p * W/p, C * p * p]")) {
         c->device->patches(c, tokens, planes, patch, true, false);
+        nn_inspect(c, "unpack", NULL, planes);
+    }
 }
 
 void nn_upload_planes(nn *c, const nn_tensor *picture, const float *planes, double factor,
                       double offset)
 {
-    if (require(c, picture->rank == 3, "upload_planes", NULL, "picture [H, W, C]"))
+    if (require(c, picture->rank == 3, "upload_planes", NULL, "picture [H, W, C]")) {
         c->device->upload_planes(c, picture, planes, (float)factor, (float)offset);
+        nn_inspect(c, "upload_planes", NULL, picture);
+    }
 }
 
 void nn_download_planes(nn *c, const nn_tensor *picture, float *planes)
 {
     if (require(c, picture->rank == 3, "download_planes", NULL, "picture [H, W, C]"))
         c->device->download_planes(c, picture, planes);
+}
+
+/* Of a picture of so many rows. */
+static bool are_sums(const nn_tensor *sums, int64_t rows, int64_t channels)
+{
+    return sums->rank == 2 && sums->n[0] == rows && channels % (sums->n[1] / 4) == 0;
 }
 
 void nn_conv2d(nn *c, const nn_tensor *out, const nn_tensor *x, const nn_weight *w,
@@ -744,10 +867,14 @@ void nn_conv2d(nn *c, const nn_tensor *out, const nn_tensor *x, const nn_weight 
         int64_t pad = p.pad_bottom_right ? kernel / 2 : 2 * (kernel / 2);
         fits = band > 0 && in + pad >= kernel && out->n[i] == (in + pad - kernel) / p.stride + 1;
     }
-    fits = fits && (p.below == 0 || out->n[0] % 4 == 0);
+    fits = fits && (p.below == 0 || out->n[0] % 4 == 0) &&
+           (!p.sums || are_sums(p.sums, out->n[0], out->n[2])) && (p.sums || !p.late_bias);
     if (require(c, fits, "conv2d", w, "x [H, W, I], w [O, I, k, k], bias [O], out to match")) {
         reads_weight(c, bias);
         c->device->conv2d(c, out, x, w, bias, &p);
+        if (p.sums && !c->device->conv_sums)
+            c->device->group_sums(c, p.sums, 0, out);
+        nn_inspect(c, "conv2d", w, out);
     }
 }
 
@@ -760,19 +887,25 @@ void nn_group_sums(nn *c, const nn_tensor *sums, int64_t first, const nn_tensor 
 }
 
 void nn_group_factors(nn *c, const nn_tensor *norm, const nn_tensor *sums, int64_t width,
-                      const nn_weight *w, const nn_weight *b, double eps)
+                      const nn_weight *w, const nn_weight *b, double eps,
+                      const nn_weight *late_bias)
 {
     bool fits = norm->rank == 2 && norm->n[0] == 2 && is_vector(w, norm->n[1]) &&
-                is_vector(b, norm->n[1]) && norm->n[1] % (sums->n[1] / 4) == 0;
+                is_vector(b, norm->n[1]) && are_sums(sums, sums->n[0], norm->n[1]) &&
+                (!late_bias || is_vector(late_bias, norm->n[1]));
     if (require(c, fits, "group_factors", w, "norm [2, C], w and b [C], C = groups * n")) {
         reads_weight(c, b);
-        c->device->group_factors(c, norm, sums, width, w, b, eps);
+        reads_weight(c, late_bias);
+        c->device->group_factors(c, norm, sums, width, w, b, eps, late_bias);
+        nn_inspect(c, "group_factors", w, norm);
     }
 }
 
 void nn_apply_norm(nn *c, const nn_tensor *out, const nn_tensor *x, const nn_tensor *norm)
 {
     bool fits = x->rank == 3 && same_shape(out, x) && is_matrix(norm, 2, x->n[2]);
-    if (require(c, fits, "apply_norm", NULL, "out and x [H, W, C], norm [2, C]"))
+    if (require(c, fits, "apply_norm", NULL, "out and x [H, W, C], norm [2, C]")) {
         c->device->apply_norm(c, out, x, norm);
+        nn_inspect(c, "apply_norm", NULL, out);
+    }
 }

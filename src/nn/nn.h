@@ -36,6 +36,7 @@ typedef struct nn_tensor {
     int64_t stride; /* of a matrix */
     bool operand;   /* not numbers but what products read: nn_new_operand */
     dtype type;     /* of the numbers; on the CPU always DTYPE_F32 */
+    int shift;      /* they are stored divided by 2^shift: nn_new_input */
     float *data;    /* in the device's memory, NULL in a dry run; models do not look at it */
 } nn_tensor;
 
@@ -82,7 +83,9 @@ typedef enum nn_precision {
     NN_BF16, /* operands rounded to bfloat16, sums in float32 */
     NN_INT8, /* linear: rows of activations and of weights as 8-bit integers with a scale for each
               * row, sums exact; weights marked sensitive, and attention: as NN_BF16 */
-    NN_FP8   /* likewise in e4m3, sums in float32: GPUs only */
+    NN_FP8,  /* likewise in e4m3, sums in float32: GPUs only */
+    NN_FP16  /* as NN_BF16 in IEEE halves, on GPUs; what NN_BF16 is on those without bfloat16. Their
+              * range ends at 65504: see nn_new_wide2 and nn_new_input */
 } nn_precision;
 
 /* How weights come and go while a network runs. A model knows nothing of it but where its blocks
@@ -99,8 +102,9 @@ typedef struct nn_params {
     const ct_allocator *allocator;
     pool *threads;
     const struct cpu_kernels *kernels;
-    struct cuda_gpu *gpu;           /* where to compute; NULL: on the CPU */
-    struct cuda_store *gpu_weights; /* of the model, on that GPU */
+    struct cuda_gpu *gpu;               /* where to compute; NULL: on the CPU */
+    struct cuda_store *gpu_weights;     /* of the model, on that GPU */
+    struct cuda_schedule *gpu_schedule; /* what of them stays there; NULL: everything */
     bool dry;
     nn_precision precision;
     size_t arena_bytes;            /* for a real run: what the dry run found */
@@ -114,6 +118,12 @@ typedef struct nn nn;
 
 ct_status nn_create(nn **out, const nn_params *params, ct_error *error);
 void nn_free(nn *c); /* NULL is allowed */
+/* Takes an nn for another run as if it were created with params, with the memory, and the
+ * recordings, that it has. False where that does not do: another device, or memory that is too
+ * small or far too large. */
+bool nn_reuse(nn *c, const nn_params *params);
+/* Bytes of its memory; 0 for NULL. */
+size_t nn_arena_bytes(const nn *c);
 
 /* Forgets the failure and all tensors, for the next run. */
 void nn_reset(nn *c);
@@ -131,6 +141,9 @@ void nn_restart_peak(nn *c);
  * in use there. */
 void nn_trim(nn *c, size_t bytes);
 
+/* Another part of a job begins, 0 to 7, which may begin several times; a device that has memory of
+ * its own decides by it what stays there. arena_bytes: what tensors take in it. */
+void nn_section(nn *c, int section, size_t arena_bytes);
 /* Between blocks: before each turn of the loop over a network's layers, and behind the last. */
 void nn_block(nn *c);
 
@@ -144,10 +157,16 @@ nn_tensor nn_new3(nn *c, int64_t n0, int64_t n1, int64_t n2);
 /* Of the device's type under the present precision. */
 nn_tensor nn_new_work2(nn *c, int64_t n0, int64_t n1);
 nn_tensor nn_new_work3(nn *c, int64_t n0, int64_t n1, int64_t n2);
+/* For results of a long product that a norm follows: of the device's type, or of float32 where that
+ * has too small a range for sums. */
+nn_tensor nn_new_wide2(nn *c, int64_t n0, int64_t n1);
 /* A matrix [M, K] in the form in which the products of this precision read it, for several linear
  * layers (their weights without marks) on the same input. Written by nn_rms_norm, nn_layer_norm and
  * nn_prepare, read by nn_linear. */
 nn_tensor nn_new_operand(nn *c, int64_t m, int64_t k);
+/* The input [M, K] of a linear layer with w [N, K] alone, to be written by a linear layer with
+ * `up`: an operand where the device can write one there, else as nn_new_work2. */
+nn_tensor nn_new_input(nn *c, int64_t m, const nn_weight *w);
 /* For what follows; returns what it was. An operand is used under the precision that it was made
  * in. */
 nn_precision nn_set_precision(nn *c, nn_precision precision);
@@ -178,13 +197,24 @@ void nn_download_end(nn *c, int slot, float *data, int64_t count);
 int nn_lag(const nn *c);
 
 /* Calls that are the same every time, tensors and their memory included, stand between
- * `if (nn_repeat_begin(c, slot))` and nn_repeat_end inside of that: a device may record them and
- * play them back, and then begin returns false. What differs from time to time must be data that is
- * written before. slot: 0 or 1, for two sets of calls. Nothing is remembered over nn_reset. */
-bool nn_repeat_begin(nn *c, int slot);
+ * `if (nn_repeat_begin(c, key, count))` and nn_repeat_end inside of that: a device may record them
+ * and play them back, and then begin returns false. What differs from time to time must be data
+ * that is written before; what is made inside is not seen outside. The key is all that tells one
+ * set of calls from others: a number for the place in the code, shapes, and whatever decides what
+ * else is in memory. Precision and memory in use are added to it. Recordings last as long as c,
+ * over nn_reset and nn_reuse. */
+bool nn_repeat_begin(nn *c, const int64_t *key, int count);
+enum { NN_PLACE_ENCODE = 1, NN_PLACE_EVALUATE, NN_PLACE_DECODE }; /* first numbers of keys */
 void nn_repeat_end(nn *c);
 
-/* out = x, same number of elements; the two may overlap. */
+/* From now on the results of every operation are looked at, and the first that has numbers which
+ * are not finite fails, by its name and that of its weight. Nothing is recorded. Slow: for finding
+ * out what went wrong with results that were found to be bad. when: "step 3 of 8"; NULL: no
+ * longer. */
+void nn_check_numbers(nn *c, const char *when);
+
+/* out = x, same number of elements; the two may overlap. Matrices of one shape may be parts of
+ * wider ones, and must not overlap then. */
 void nn_copy(nn *c, const nn_tensor *out, const nn_tensor *x);
 /* out [E, D] = x[:, index, :], x [E, S, D]. out may be a part of a wider matrix. */
 void nn_take(nn *c, const nn_tensor *out, const nn_tensor *x, int64_t index);
@@ -214,7 +244,7 @@ typedef struct nn_epilogue {
 } nn_epilogue;
 
 /* out [M, N] = epilogue(x [M, K] w^T), w [N, K]; epilogue may be NULL. out and x may be parts of
- * wider matrices; x may be an operand. */
+ * wider matrices; x may be an operand, out what nn_new_input made. */
 void nn_linear(nn *c, const nn_tensor *out, const nn_tensor *x, const nn_weight *w,
                const nn_epilogue *epilogue);
 
@@ -303,6 +333,12 @@ typedef struct nn_conv {
     /* The input is silu(x * norm[0] + norm[1]), [2, I], as nn_group_factors makes it; NULL: x. */
     const nn_tensor *norm;
     bool add; /* out += the result instead of out = */
+    /* The sums of each row of out, as nn_group_sums makes them, [Ho, ...]; NULL: none are wanted.
+     */
+    const nn_tensor *sums;
+    /* With sums: out is read through the norm that is made from them and not otherwise, so a device
+     * may leave the bias to that norm (not to the sums). nn_group_factors must be told. */
+    bool late_bias;
     /* x and out are a horizontal band of a larger picture: how many of the first and last rows of x
      * are neighbours of the band and no part of it. Where there are none zeros are padded. The
      * result is that of the whole picture, bit for bit, if the band begins and ends at multiples of
@@ -321,9 +357,11 @@ nn_tensor nn_new_sums(nn *c, int64_t rows, int groups);
 /* Rows first .. first+H-1 of sums = those of x [H, W, C]. */
 void nn_group_sums(nn *c, const nn_tensor *sums, int64_t first, const nn_tensor *x);
 /* norm [2, C]: (x - mean) / sqrt(var + eps) * w + b = x * norm[0] + norm[1], for rows of width
- * pixels. The sums are added in the order of the rows. */
+ * pixels. The sums are added in the order of the rows. late_bias: that of the convolution which
+ * made x, if it was told that the bias may come late; otherwise NULL. */
 void nn_group_factors(nn *c, const nn_tensor *norm, const nn_tensor *sums, int64_t width,
-                      const nn_weight *w, const nn_weight *b, double eps);
+                      const nn_weight *w, const nn_weight *b, double eps,
+                      const nn_weight *late_bias);
 /* out [H, W, C] = x * norm[0] + norm[1]. In place. */
 void nn_apply_norm(nn *c, const nn_tensor *out, const nn_tensor *x, const nn_tensor *norm);
 

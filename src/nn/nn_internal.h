@@ -11,6 +11,7 @@ typedef struct nn_device {
     bool host_memory; /* the arena is memory of the host */
     size_t align;     /* of every tensor */
     int lag;          /* nn_lag */
+    bool conv_sums;   /* conv2d heeds nn_conv's sums and late_bias; else group_sums follows it */
     /* Memory and movement. What a CPU does not need may be NULL. */
     ct_status (*open)(nn *c, ct_error *error);
     void (*close)(nn *c);
@@ -19,20 +20,30 @@ typedef struct nn_device {
     void (*arena_free)(nn *c);
     void (*set_precision)(nn *c);
     dtype (*work_type)(const nn *c);
+    dtype (*wide_type)(const nn *c);  /* NULL: the work type */
+    int (*hidden_shift)(const nn *c); /* NULL: 0 */
     void (*upload)(nn *c, const nn_tensor *t, const float *data);
     void (*download)(nn *c, const nn_tensor *t, float *data);
     float *(*begin_write)(nn *c, const nn_tensor *t);
     void (*end_write)(nn *c, const nn_tensor *t);
     void (*download_begin)(nn *c, int slot, const nn_tensor *t);
     void (*download_end)(nn *c, int slot, float *data, int64_t count);
-    bool (*repeat_begin)(nn *c, int slot);
+    bool (*repeat_begin)(nn *c, uint64_t key);
     void (*repeat_end)(nn *c);
+    int64_t (*count_broken)(nn *c, const nn_tensor *t);            /* numbers that are not finite */
+    void (*section)(nn *c, int section, size_t arena_bytes);
+    void (*block)(nn *c);                                          /* these two in a dry run, too */
     void (*move)(nn *c, void *to, const void *from, size_t bytes); /* may overlap */
+    /* rows of bytes that begin to_pitch and from_pitch bytes apart */
+    void (*move_rows)(nn *c, void *to, size_t to_pitch, const void *from, size_t from_pitch,
+                      size_t bytes, size_t rows);
     void (*take)(nn *c, const nn_tensor *out, const nn_tensor *x, int64_t index);
     /* Operations. */
     void (*embed)(nn *c, const nn_tensor *out, const nn_weight *w, const int32_t *ids);
     void (*fill_rows)(nn *c, const nn_tensor *out, const nn_weight *w);
     size_t (*operand_bytes)(const nn *c, int64_t m, int64_t k);
+    /* Whether a linear layer writes the operand of the next one, w; NULL: never. */
+    bool (*writes_operand)(const nn *c, const nn_weight *w);
     void (*prepare)(nn *c, const nn_tensor *out, const nn_tensor *x);
     void (*linear)(nn *c, const nn_tensor *out, const nn_tensor *x, const nn_weight *w,
                    const nn_epilogue *epilogue);
@@ -67,7 +78,8 @@ typedef struct nn_device {
                    const nn_weight *bias, const nn_conv *params);
     void (*group_sums)(nn *c, const nn_tensor *sums, int64_t first, const nn_tensor *x);
     void (*group_factors)(nn *c, const nn_tensor *norm, const nn_tensor *sums, int64_t width,
-                          const nn_weight *w, const nn_weight *b, double eps);
+                          const nn_weight *w, const nn_weight *b, double eps,
+                          const nn_weight *late_bias); /* may be NULL */
     void (*apply_norm)(nn *c, const nn_tensor *out, const nn_tensor *x, const nn_tensor *norm);
 } nn_device;
 
@@ -79,9 +91,14 @@ struct nn {
     void *device_state;
     char *arena; /* NULL in a dry run */
     size_t capacity, used, peak;
-    nn_tensor slot[2]; /* of a host_memory device: what nn_download_begin was given */
-    ct_error error;    /* sticky */
+    nn_tensor slot[2];  /* of a host_memory device: what nn_download_begin was given */
+    ct_error error;     /* sticky */
+    char checking[48];  /* when; "": results are not looked at */
+    const char *behind; /* while checking: the weight that was used last */
 };
+
+/* inspect.c: fails where results are checked and t has numbers that are not finite. */
+void nn_inspect(nn *c, const char *operation, const nn_weight *w, const nn_tensor *t);
 
 static inline size_t nn_element(const nn_tensor *t)
 {

@@ -44,8 +44,8 @@ static ct_status open_gpu(ct_context *c, const char *device, ct_error *error)
     if (strcmp(device, "cpu") == 0)
         return CT_OK;
     if (!any && !parse_gpu(device, &params.ordinal))
-        return error_set(error, CT_EINVAL,
-                         "device is \"%s\"; it must be auto, cpu, cuda or cuda:N", device);
+        return error_set(error, CT_EINVAL, "device is \"%s\"; it must be auto, cpu, cuda or cuda:N",
+                         device);
     ct_error reason;
     if (cuda_gpu_open(&c->gpu, &params, &reason) == CT_OK) {
         log_message(&c->callbacks, CT_LOG_INFO, "device: %s, %s", cuda_gpu_name(c->gpu),

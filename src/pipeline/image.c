@@ -10,10 +10,10 @@
 #define KEY_JSON "calotype"
 #define KEY_TEXT "parameters"
 
-ct_status image_create(ct_image **out, const ct_allocator *a, int width, int height,
-                       ct_error *error)
+ct_status image_create(ct_image **out, ct_context *context, int width, int height, ct_error *error)
 {
     *out = NULL;
+    const ct_allocator *a = &context->allocator;
     size_t bytes = (size_t)width * (size_t)height * 3;
     ct_image *image = mem_zero_array(a, 1, sizeof *image);
     uint8_t *pixels = mem_alloc(a, bytes);
@@ -23,6 +23,7 @@ ct_status image_create(ct_image **out, const ct_allocator *a, int width, int hei
         return error_memory(error, bytes, "the picture");
     }
     image->allocator = *a;
+    image->threads = context->threads;
     image->width = width;
     image->height = height;
     image->pixels = pixels;
@@ -78,8 +79,8 @@ ct_status ct_image_save(const ct_image *image, const char *path, ct_error *error
         return error_set(error, CT_EINVAL, "ct_image_save: image or path is NULL");
     const png_note texts[] = {{KEY_TEXT, image->recipe_text}, {KEY_JSON, image->recipe_json}};
     int count = image->recipe_json && image->recipe_text ? 2 : 0;
-    return png_write(&image->allocator, path, image->pixels, image->width, image->height, texts,
-                     count, error);
+    return png_write(&image->allocator, image->threads, path, image->pixels, image->width,
+                     image->height, texts, count, error);
 }
 
 /* Whether text is what ct_image_recipe_json promises: one line, an object. Any program can have
@@ -125,7 +126,24 @@ ct_status ct_image_load(ct_context *context, const char *path, ct_image **out, c
         mem_free(a, found[1]);
         return error_memory(error, sizeof *image, "the picture");
     }
-    *image = (ct_image){*a, width, height, pixels, 0, found[0], found[1]};
+    *image = (ct_image){*a, context->threads, width, height, pixels, 0, found[0], found[1]};
     *out = image;
     return CT_OK;
+}
+
+ct_status ct_image_from_pixels(ct_context *context, int width, int height, const uint8_t *pixels,
+                               ct_image **out, ct_error *error)
+{
+    if (!context || !pixels || !out)
+        return error_set(error, CT_EINVAL, "ct_image_from_pixels: an argument is NULL");
+    *out = NULL;
+    if (width < 1 || height < 1)
+        return error_set(error, CT_EINVAL, "a picture of %d x %d pixels is not possible", width,
+                         height);
+    ct_status status = picture_check_sides("the picture", (uint64_t)width, (uint64_t)height, error);
+    if (status == CT_OK)
+        status = image_create(out, context, width, height, error);
+    if (status == CT_OK)
+        memcpy((*out)->pixels, pixels, 3 * (size_t)width * (size_t)height);
+    return status;
 }

@@ -17,7 +17,7 @@ struct ct_context {
     pool *threads;
     cpu_kernels kernels;
     cuda_gpu *gpu; /* where networks run; NULL: on the CPU */
-    char *cache; /* a folder, or NULL */
+    char *cache;   /* a folder, or NULL */
 };
 
 struct ct_model {
@@ -28,6 +28,7 @@ struct ct_model {
     family_model parts;
     flow_match scheduler;
     cuda_store *gpu_weights; /* where the context has a GPU */
+    _Atomic(nn *) spare;     /* the network of a finished job, for the next; NULL: none */
     ct_model_info info;
     ct_component_info components[PART_COUNT];
     char hash[FINGERPRINT_DIGITS + 1];
@@ -35,6 +36,7 @@ struct ct_model {
 
 struct ct_image {
     ct_allocator allocator;
+    pool *threads; /* the context's, for saving */
     int width, height;
     uint8_t *pixels;
     uint64_t seed;
@@ -42,8 +44,7 @@ struct ct_image {
 };
 
 /* A new image with memory for its pixels. */
-ct_status image_create(ct_image **out, const ct_allocator *a, int width, int height,
-                       ct_error *error);
+ct_status image_create(ct_image **out, ct_context *context, int width, int height, ct_error *error);
 
 void log_message(const ct_callbacks *callbacks, ct_log_level level, const char *format, ...)
     CORE_PRINTF(3, 4);

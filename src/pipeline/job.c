@@ -7,6 +7,7 @@
 #include "core/strbuf.h"
 
 #include <inttypes.h>
+#include <stdatomic.h>
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
@@ -109,17 +110,17 @@ static ct_status resolve_guidance(ct_job *job, const ct_generate_params *p, ct_e
 
 const char *ct_precision_name(ct_precision precision)
 {
-    static const char *const names[] = {"auto", "fp32", "bf16", "int8", "fp8"};
-    return precision >= CT_PRECISION_AUTO && precision <= CT_PRECISION_FP8 ? names[precision]
-                                                                           : NULL;
+    static const char *const names[] = {"auto", "fp32", "bf16", "int8", "fp8", "fp16"};
+    return precision >= CT_PRECISION_AUTO && precision <= CT_PRECISION_FP16 ? names[precision]
+                                                                            : NULL;
 }
 
-/* On a GPU bfloat16, as the reference; else bfloat16 where it is faster and the weights have no
- * more digits. */
+/* On a GPU bfloat16, as the reference, or halves where it has none; else bfloat16 where it is
+ * faster and the weights have no more digits. */
 static ct_precision natural_precision(const ct_model *m)
 {
     if (m->context->gpu)
-        return CT_PRECISION_BF16;
+        return cuda_gpu_has_bf16(m->context->gpu) ? CT_PRECISION_BF16 : CT_PRECISION_FP16;
     const nn_weight *typical = m->parts.typical;
     bool fast = m->context->kernels.gemm[CPU_BF16] != NULL;
     bool short_weights = typical && (typical->bits || typical->type != DTYPE_F32);
@@ -132,6 +133,12 @@ static ct_status check_precision(const ct_context *c, ct_precision precision, ct
     if (fp8 && !c->gpu)
         return error_set(error, CT_EUNSUPPORTED,
                          "precision fp8 needs a GPU; on the CPU choose int8, bf16 or fp32");
+    if (precision == CT_PRECISION_FP16 && !c->gpu)
+        return error_set(error, CT_EUNSUPPORTED,
+                         "precision fp16 needs a GPU; on the CPU choose bf16 or fp32");
+    if (precision == CT_PRECISION_BF16 && c->gpu && !cuda_gpu_has_bf16(c->gpu))
+        return error_set(error, CT_EUNSUPPORTED, "%s has no bfloat16; choose fp16 or fp32",
+                         cuda_gpu_name(c->gpu));
     if (c->gpu && eight && !cuda_gpu_can(c->gpu, fp8 ? NN_FP8 : NN_INT8))
         return error_set(error, CT_EUNSUPPORTED,
                          "%s cannot multiply matrices in %s, or its cuBLASLt is too old for it; "
@@ -158,7 +165,7 @@ static ct_status resolve_numbers(ct_job *job, const ct_generate_params *p, ct_er
                          "shift is %g; it must be 0.01 to 100, or 0 for the model's "
                          "own",
                          p->shift);
-    if (p->precision < CT_PRECISION_AUTO || p->precision > CT_PRECISION_FP8)
+    if (p->precision < CT_PRECISION_AUTO || p->precision > CT_PRECISION_FP16)
         return error_set(error, CT_EINVAL, "precision has the unknown value %d", (int)p->precision);
     if (check_precision(job->model->context, p->precision, error) != CT_OK)
         return CT_EUNSUPPORTED;
@@ -396,6 +403,7 @@ nn_params job_network(const ct_job *job)
                        .kernels = &context->kernels,
                        .gpu = context->gpu,
                        .gpu_weights = job->model->gpu_weights,
+                       .gpu_schedule = job->schedule_gpu,
                        .trace = job->trace_modules ? &job->trace.hook : NULL,
                        .residency = &job->residency.hook,
                        .cancel = job->callbacks.cancel,
@@ -430,7 +438,17 @@ static ct_status take_memory(ct_job *job, ct_error *error)
     for (int i = 0; i < 3; i++)
         if (job->arena[i] > params.arena_bytes)
             params.arena_bytes = job->arena[i];
+    if (params.gpu) {
+        /* The arena of the first stage; the network changes it. */
+        if (job->gpu_way >= CT_GPU_TURNS)
+            params.arena_bytes = job->arena[CT_STAGE_ENCODE];
+        cuda_store_prepare(params.gpu_weights, job->schedule_gpu, SECTION_ENCODE);
+    }
     residency_read_ahead(&job->residency);
+    if (job->network && job->gpu_way < CT_GPU_TURNS && nn_reuse(job->network, &params))
+        return CT_OK;
+    nn_free(job->network);
+    job->network = NULL;
     return nn_create(&job->network, &params, error);
 }
 
@@ -459,6 +477,7 @@ ct_status job_open(ct_job **out, ct_model *model, const ct_generate_params *para
     job->allocator = a;
     job->callbacks = params->callbacks ? *params->callbacks : model->context->callbacks;
     job->max_memory = params->max_memory;
+    job->max_vram = params->max_vram;
     residency_init(&job->residency, a);
     for (int i = 0; i < PART_COUNT; i++)
         residency_watch(&job->residency, model->parts.weights[i]);
@@ -476,6 +495,8 @@ ct_status job_open(ct_job **out, ct_model *model, const ct_generate_params *para
         status = prepare_schedule(job, error);
     if (status == CT_OK)
         status = make_room(job, error);
+    if (status == CT_OK && model->context->gpu)
+        status = cuda_schedule_create(&job->schedule_gpu, a, error);
     if (status != CT_OK) {
         ct_job_free(&job);
         return status;
@@ -484,12 +505,34 @@ ct_status job_open(ct_job **out, ct_model *model, const ct_generate_params *para
     return CT_OK;
 }
 
+static void log_gpu_plan(const ct_job *job, const ct_memory_plan *plan)
+{
+    const ct_gpu_choice *g = &plan->gpu.chosen;
+    static const char *const ways[] = {
+        "all weights stay there", "the text encoder and the others take turns",
+        "text encoder, transformer and VAE take turns", "so many blocks are streamed: "};
+    char blocks[64] = "";
+    if (g->way == CT_GPU_STREAMED)
+        snprintf(blocks, sizeof blocks, "%d of the text encoder, %d of the transformer",
+                 g->encoder_blocks, g->streamed_blocks);
+    log_message(&job->callbacks, CT_LOG_INFO,
+                "memory: %.0f MiB at the most of %.0f MiB; of the GPU %.0f MiB at the most of %.0f "
+                "MiB; %s%s",
+                (double)job->info.peak_bytes / 1048576.0, (double)plan->limit_bytes / 1048576.0,
+                (double)g->peak_bytes / 1048576.0, (double)plan->gpu.limit_bytes / 1048576.0,
+                ways[g->way], blocks);
+}
+
 static void log_plan(const ct_job *job, const ct_memory_plan *plan)
 {
     const ct_job_info *info = &job->info;
     char decode[64] = "at once";
     if (info->strip_height)
         snprintf(decode, sizeof decode, "in strips of %d rows", info->strip_height);
+    if (plan->gpu.total_bytes) {
+        log_gpu_plan(job, plan);
+        return;
+    }
     log_message(&job->callbacks, CT_LOG_INFO,
                 "memory: %.0f MiB at the most of %.0f MiB; %d of %d blocks of the transformer are "
                 "streamed, the VAE decodes %s",
@@ -510,6 +553,7 @@ ct_status ct_job_create(ct_model *model, const ct_generate_params *params, ct_jo
     if (status != CT_OK)
         return status;
     ct_memory_plan plan;
+    job->network = atomic_exchange(&model->spare, NULL);
     status = plan_memory(job, &plan, error);
     if (status == CT_OK)
         status = take_memory(job, error);
@@ -520,6 +564,17 @@ ct_status ct_job_create(ct_model *model, const ct_generate_params *params, ct_jo
     log_plan(job, &plan);
     *out = job;
     return CT_OK;
+}
+
+/* On a GPU a network has memory, a stream and recordings that the next job can use. */
+static void keep_network(ct_model *m, nn *network)
+{
+    if (!m->context->gpu || !network) {
+        nn_free(network);
+        return;
+    }
+    nn *before = atomic_exchange(&m->spare, network);
+    nn_free(before);
 }
 
 static void free_prompt(const ct_allocator *a, prompt *p)
@@ -538,7 +593,11 @@ void ct_job_free(ct_job **job)
     const ct_allocator *a = j->allocator;
     residency_free(&j->residency);
     references_free(j);
-    nn_free(j->network);
+    if (j->gpu_way >= CT_GPU_TURNS) /* its memory comes and goes */
+        nn_free(j->network);
+    else
+        keep_network(j->model, j->network);
+    cuda_schedule_free(j->schedule_gpu);
     free_prompt(a, &j->positive);
     free_prompt(a, &j->negative);
     mem_free(a, j->schedule);

@@ -43,6 +43,10 @@ struct ct_job {
     size_t arena[3];             /* memory of the network in each ct_stage */
     int strip_rows;              /* of latents, for the VAE; 0: the whole picture at once */
     uint64_t max_memory;         /* 0: none was given */
+    uint64_t max_vram;           /* likewise */
+    ct_gpu_way gpu_way;
+    size_t gpu_decode_bytes;     /* activations of the VAE, as it was chosen for the GPU */
+    cuda_schedule *schedule_gpu; /* of the weights there; NULL without a GPU */
     trace trace;
     double began, stage_began; /* of the current run, for progress */
 };
@@ -67,6 +71,33 @@ ct_status plan_measure(ct_job *job, ct_error *error);
  * everything in *plan all the same. */
 ct_status plan_memory(ct_job *job, ct_memory_plan *plan, ct_error *error);
 
+/* The ways to decode, each with less activations than those before; the first is the whole picture
+ * at once. */
+#define DECODE_WAYS 9
+
+typedef struct decode_ways {
+    int count;
+    struct {
+        int strip_rows; /* 0: all */
+        size_t bytes;   /* of activations */
+    } way[DECODE_WAYS];
+} decode_ways;
+
+/* After plan_measure, which has measured the first. */
+ct_status plan_decode_ways(const ct_job *job, decode_ways *ways, ct_error *error);
+
+/* Whether the GPU's memory suffices, and how: plan_gpu.c. After plan_measure, before the host's
+ * memory is planned. CT_OK also where it does not; plan->gpu.chosen says it. */
+ct_status plan_gpu(ct_job *job, ct_memory_plan *plan, ct_error *error);
+/* Makes the choice the job's, once the host's is made. */
+void plan_gpu_apply(ct_job *job, const ct_memory_plan *plan);
+/* CT_ENOMEM with numbers and advice. */
+ct_status plan_gpu_refuse(ct_job *job, ct_memory_plan *plan, ct_error *error);
+
+/* How the VAE computes. */
+nn_precision job_decode_precision(const ct_job *job);
+/* Tells the residency and the network. */
+void job_begin_section(ct_job *job, nn *c, residency_section section);
 /* Whether a step runs the negative prompt as well. */
 bool job_guides(const ct_job *job, int step);
 /* Prompts, noise, steps, picture, on a network that may be dry: then the same calls find the memory

@@ -15,7 +15,7 @@
 /* ---- Loading --------------------------------------------------------------------------------- */
 
 /* Programs around MLX save no model_index.json: the names of the tensors tell the family. */
-static ct_status recognize(const family **out, const ct_allocator *a, const char *directory,
+static ct_status recognize(family_model *out, const ct_allocator *a, const char *directory,
                            ct_error *error)
 {
     char *folder = path_join(a, directory, "transformer");
@@ -39,7 +39,7 @@ static ct_status recognize(const family **out, const ct_allocator *a, const char
 
 /* model_index.json in *index, whose root is NULL where there is none, and the family. */
 static ct_status read_index(const ct_allocator *a, const char *directory, config *index,
-                            const family **out, ct_error *error)
+                            family_model *out, ct_error *error)
 {
     *index = (config){0};
     if (!file_is_directory(directory))
@@ -346,7 +346,7 @@ ct_status ct_model_load_with(ct_context *context, const char *directory,
     load_options options = {
         .allocator = a, .threads = context->threads, .dequantize = params && params->dequantize};
     config index;
-    const family *kind = NULL;
+    family_model kind = {0};
     ct_status status = read_index(a, directory, &index, &kind, error);
     if (status != CT_OK)
         return status;
@@ -356,14 +356,14 @@ ct_status ct_model_load_with(ct_context *context, const char *directory,
         config_close(&index);
         return error_memory(error, sizeof *m, "the model");
     }
-    m->parts.family = kind;
+    m->parts = kind;
     m->context = context;
     m->allocator = a;
     m->directory = mem_strdup(a, directory);
     m->info = (ct_model_info){.directory = m->directory,
                               .name = last_part(a, directory),
-                              .class_name = kind->pipeline,
-                              .family = kind->name,
+                              .class_name = kind.pipeline,
+                              .family = kind.family->name,
                               .hash = m->hash,
                               .components = PART_COUNT,
                               .component = m->components};
@@ -406,6 +406,7 @@ void ct_model_free(ct_model **model)
         mem_free(a, m->components[i].summary);
         mem_free(a, m->components[i].paths);
     }
+    nn_free(m->spare);
     cuda_store_free(m->gpu_weights);
     tokenizer_free(m->tokenizer);
     if (m->parts.family)

@@ -29,9 +29,13 @@ ct_status plan_measure(ct_job *job, ct_error *error)
     ct_status status = nn_create(&dry, &params, error);
     if (status != CT_OK)
         return status;
+    if (job->schedule_gpu)
+        cuda_schedule_clear(job->schedule_gpu);
     job_execute(job, dry, 0);
     status = nn_status(dry, error);
     nn_free(dry);
+    if (status == CT_OK && job->schedule_gpu)
+        status = cuda_schedule_finish(job->schedule_gpu, error);
     return status == CT_OK ? residency_finish(&job->residency, error) : status;
 }
 
@@ -102,32 +106,20 @@ static void describe_stages(const ct_job *job, ct_memory_plan *plan)
 /* Rows of latents in the highest strips that are considered; then half of that, and so on. The time
  * hardly depends on the height (docs/memory.md), the memory does. */
 #define HIGHEST_STRIP 128
-#define DECODE_WAYS 9
 
-/* The ways to decode, each with less activations than those before; the first is the whole picture
- * at once. */
-typedef struct decode_ways {
-    int count;
-    struct {
-        int strip_rows; /* 0: all */
-        size_t bytes;   /* of activations */
-    } way[DECODE_WAYS];
-} decode_ways;
-
-/* After plan_measure, which has measured the first. */
-static ct_status find_decode_ways(const ct_job *job, decode_ways *ways, ct_error *error)
+ct_status plan_decode_ways(const ct_job *job, decode_ways *ways, ct_error *error)
 {
     nn_params params = job_network(job);
     params.trace = NULL;
     params.residency = NULL; /* has recorded already, and the weights are the same */
     params.cancel = NULL;
+    params.gpu_schedule = NULL;
+    params.precision = job_decode_precision(job);
     const family_model *parts = &job->model->parts;
     vae_decoding d = job_decoding(job);
     ways->count = 1;
     ways->way[0].strip_rows = 0;
     ways->way[0].bytes = job->arena[CT_STAGE_DECODE];
-    if (job->model->context->gpu)
-        return CT_OK;
     for (d.strip_rows = HIGHEST_STRIP; d.strip_rows > 0; d.strip_rows /= 2) {
         size_t bytes;
         ct_status status = parts->family->decode_peak(parts, &d, &params, &bytes, error);
@@ -154,8 +146,10 @@ static ct_status measure(planning *p, ct_error *error)
 {
     p->job->strip_rows = 0;
     ct_status status = plan_measure(p->job, error);
-    if (status == CT_OK)
-        status = find_decode_ways(p->job, &p->ways, error);
+    /* With a GPU activations are there: plan_gpu.c. */
+    p->ways = (decode_ways){1, {{0, p->job->arena[CT_STAGE_DECODE]}}};
+    if (status == CT_OK && !p->job->model->context->gpu)
+        status = plan_decode_ways(p->job, &p->ways, error);
     if (status == CT_OK)
         describe_stages(p->job, p->plan);
     return status;
@@ -166,7 +160,7 @@ static uint64_t working_bytes(const planning *p, int stage, int way)
 {
     const ct_memory_stage *s = &p->plan->stage[stage];
     if (p->job->model->context->gpu) /* activations are there */
-        return s->buffer_bytes;
+        return s->buffer_bytes + (stage == CT_STAGE_DENOISE ? p->plan->gpu.chosen.host_bytes : 0);
     return s->buffer_bytes +
            (stage == CT_STAGE_DECODE ? p->ways.way[way].bytes : s->activation_bytes);
 }
@@ -213,7 +207,8 @@ static ct_memory_choice choose_fitting(planning *p)
 {
     const uint64_t limit = p->plan->limit_bytes;
     const int blocks = p->plan->stage[CT_STAGE_DENOISE].blocks;
-    int streamed = 0, way = 0;
+    /* What a GPU has read is not needed any more. */
+    int streamed = p->job->model->context->gpu ? blocks : 0, way = 0;
     ct_memory_choice c = choose(p, streamed, way);
     while (c.stage_bytes[CT_STAGE_DENOISE] > limit && streamed < blocks)
         c = choose(p, ++streamed, way);
@@ -243,6 +238,7 @@ static uint64_t bytes_at_size(const planning *p, int width, int height)
     ct_memory_plan plan = *p->plan;
     planning trial = {.job = &job, .plan = &plan};
     residency_init(&job.residency, job.allocator);
+    job.schedule_gpu = NULL;
     memcpy(job.residency.files, p->job->residency.files, sizeof job.residency.files);
     job_set_size(&job, width, height);
     uint64_t bytes = 0;
@@ -341,11 +337,22 @@ ct_status plan_memory(ct_job *job, ct_memory_plan *plan, ct_error *error)
     if (status != CT_OK)
         return status;
     describe_job(job, plan);
+    status = plan_gpu(job, plan, error);
+    if (status != CT_OK)
+        return status;
     plan->resident = choose(&p, 0, 0);
     plan->streamed = choose(&p, plan->stage[CT_STAGE_DENOISE].blocks, 0);
     plan->strips = choose_least(&p);
     plan->chosen = choose_fitting(&p); /* the last word, so that the job keeps to it */
+    if (!plan->chosen.fits && plan->gpu.chosen.host_bytes) {
+        /* No room to keep streamed blocks: they are read from their files every time. */
+        plan->gpu.chosen.host_bytes = 0;
+        plan->chosen = choose_fitting(&p);
+    }
     note_choice(job, plan);
+    plan_gpu_apply(job, plan);
+    if (plan->gpu.total_bytes && !plan->gpu.chosen.fits)
+        return plan_gpu_refuse(job, plan, error);
     if (plan->chosen.fits)
         return CT_OK;
     if (job->max_memory)

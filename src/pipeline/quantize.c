@@ -125,8 +125,11 @@ static ct_status plan_part(work *w, part *p, ct_error *error)
 {
     uint64_t shard_bytes = 0;
     /* What was renamed already is only copied. */
-    const bool keeps_names = w->model->parts.family->keeps_names || !names_are_hf(p->source);
-    const name_layout layout = keeps_names ? NAMES_HF : w->mflux ? NAMES_MFLUX : NAMES_MLX_Z_IMAGE;
+    const family *f = w->model->parts.family;
+    const bool keeps_names = f->keeps_names || !names_are_hf(p->source);
+    const name_layout layout = keeps_names ? NAMES_HF
+                               : w->mflux  ? f->mflux_names
+                                           : NAMES_MLX_Z_IMAGE;
     p->count = weights_count(p->source);
     p->shards = 1;
     p->items = mem_zero_array(w->allocator, p->count, sizeof *p->items);

@@ -244,10 +244,7 @@ uint64_t references_bytes(const ct_job *job)
     uint64_t bytes = 0;
     for (int i = 0; i < job->references; i++) {
         const reference *r = &job->reference[i];
-        bytes += 3 * (uint64_t)r->width * (uint64_t)r->height;
-        bytes += latent_count(job, r) * sizeof(float);
-        bytes += 3 * (uint64_t)r->seen_width * (uint64_t)r->seen_height;
-        bytes += sight_count(job, r) * sizeof(float);
+        bytes += (latent_count(job, r) + sight_count(job, r)) * sizeof(float);
     }
     return bytes;
 }
@@ -301,7 +298,7 @@ void references_encode(ct_job *job, nn *c, void (*unit_done)(void *user, int uni
     for (int i = 0; i < job->references && !nn_stopped(c); i++) {
         reference *r = &job->reference[i];
         if (!r->latents) {
-            residency_begin(&job->residency, SECTION_REFERENCES);
+            job_begin_section(job, c, SECTION_REFERENCES);
             encode(job, c, r);
             unit_done(user, i);
         }
@@ -342,7 +339,7 @@ void references_see(ct_job *job, nn *c, void (*unit_done)(void *user, int unit),
         reference *r = &job->reference[i];
         if (!r->seen || r->sight)
             continue;
-        residency_begin(&job->residency, SECTION_SEE);
+        job_begin_section(job, c, SECTION_SEE);
         job->trace.active = i == 0;
         see(job, c, r);
         job->trace.active = false;

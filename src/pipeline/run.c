@@ -5,8 +5,10 @@
 #include "pipeline/recipe.h"
 #include "sampling/rng.h"
 
+#include <float.h>
 #include <inttypes.h>
 #include <math.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -41,6 +43,17 @@ static void unit_done(void *user, int unit)
 
 /* ---- Stages ---------------------------------------------------------------------------------- */
 
+void job_begin_section(ct_job *job, nn *c, residency_section section)
+{
+    static const ct_stage stages[SECTION_COUNT] = {
+        [SECTION_SEE] = CT_STAGE_ENCODE,        [SECTION_ENCODE] = CT_STAGE_ENCODE,
+        [SECTION_REFERENCES] = CT_STAGE_ENCODE, [SECTION_PREPARE] = CT_STAGE_DENOISE,
+        [SECTION_EVALUATE] = CT_STAGE_DENOISE,  [SECTION_DECODE] = CT_STAGE_DECODE,
+    };
+    residency_begin(&job->residency, section);
+    nn_section(c, (int)section, job->arena[stages[section]]);
+}
+
 /* Memory that other stages had, and this one does not need, goes back to the system. */
 static void begin_stage(ct_job *job, nn *c, ct_stage stage)
 {
@@ -58,23 +71,61 @@ static void end_stage(ct_job *job, const nn *c, ct_stage stage, const weights *p
     residency_let_go(&job->residency, part);
 }
 
+/* ---- Numbers that are not finite -------------------------------------------------------------
+ * Results are looked at where they come to the host anyway: a prompt's features, the latents behind
+ * each step, the picture. Where they are bad the same is computed once more, every operation's
+ * results are looked at, and the job fails with the name of the first that is bad. */
+
+static bool all_finite(const float *x, int64_t count)
+{
+    bool finite = true;
+    for (int64_t i = 0; i < count; i++)
+        finite &= fabsf(x[i]) <= FLT_MAX;
+    return finite;
+}
+
+static void not_again(nn *c, const char *what)
+{
+    nn_fail(c, CT_EINTERNAL,
+            "%s made numbers that are not finite, and not when it was computed again", what);
+}
+
 /* ---- Prompt to features ---------------------------------------------------------------------- */
+
+/* With what was seen of the references, where the text encoder sees. */
+static nn_tensor encode(const ct_job *job, nn *c, const prompt *p, void (*done)(void *, int),
+                        void *user)
+{
+    const family_model *m = &job->model->parts;
+    if (!m->family->encode_sights)
+        return m->family->encode(c, m, p->ids, p->count, p->words, done, user);
+    family_sight sights[MAX_REFERENCES];
+    references_sights(job, sights);
+    const family_words words = {p->ids, p->count, sights, job->references};
+    return m->family->encode_sights(c, m, &words, done, user);
+}
+
+/* The same again, to find out which operation made numbers that are not finite. */
+static void look_into_prompt(ct_job *job, nn *c, prompt *p)
+{
+    nn_check_numbers(c, "text encoder");
+    job_begin_section(job, c, SECTION_ENCODE);
+    encode(job, c, p, NULL, NULL);
+    not_again(c, "the text encoder");
+    mem_free(job->allocator, p->features);
+    p->features = NULL;
+}
 
 static void encode_prompt(ct_job *job, nn *c, prompt *p, unit_counter *units)
 {
     const family_model *m = &job->model->parts;
     const int64_t size = job_feature_count(job, p) * m->feature_width;
     size_t mark = nn_mark(c);
-    residency_begin(&job->residency, SECTION_ENCODE);
-    nn_tensor features;
-    if (m->family->encode_sights) {
-        family_sight sights[MAX_REFERENCES];
-        references_sights(job, sights);
-        const family_words words = {p->ids, p->count, sights, job->references};
-        features = m->family->encode_sights(c, m, &words, unit_done, units);
-    } else {
-        features = m->family->encode(c, m, p->ids, p->count, p->words, unit_done, units);
-    }
+    job_begin_section(job, c, SECTION_ENCODE);
+    /* Of a device that works later than it is told to, layers are done when the features are
+     * here. */
+    const bool later = nn_lag(c) > 0;
+    nn_tensor features = encode(job, c, p, later ? NULL : unit_done, units);
     if (!nn_is_dry(c) && !nn_stopped(c)) {
         p->features = mem_array(job->allocator, (size_t)size, sizeof(float));
         if (!p->features)
@@ -83,7 +134,19 @@ static void encode_prompt(ct_job *job, nn *c, prompt *p, unit_counter *units)
         else
             nn_download(c, &features, p->features, size);
     }
+    for (int i = 0; later && i < m->encode_units; i++)
+        unit_done(units, i);
     nn_release(c, mark);
+    if (p->features && !nn_stopped(c) && !all_finite(p->features, size))
+        look_into_prompt(job, c, p);
+}
+
+nn_precision job_decode_precision(const ct_job *job)
+{
+    const cuda_gpu *gpu = job->model->context->gpu;
+    const ct_precision precision = job->info.precision;
+    const bool shorter = precision != CT_PRECISION_FP32 && precision != CT_PRECISION_FP16;
+    return gpu && cuda_gpu_has_bf16(gpu) && shorter ? NN_BF16 : NN_F32;
 }
 
 /* The prompts through the text encoder, then the reference pictures through the VAE. */
@@ -116,7 +179,7 @@ static void encode_inputs(ct_job *job, nn *c)
     }
     job->trace.active = false;
     residency_let_go(&job->residency, m->weights[PART_TEXT_ENCODER]);
-    const nn_precision precision = nn_set_precision(c, NN_F32);
+    const nn_precision precision = nn_set_precision(c, job_decode_precision(job));
     references_encode(job, c, unit_done, &units);
     nn_set_precision(c, precision);
     end_stage(job, c, CT_STAGE_ENCODE, m->weights[PART_VAE]);
@@ -146,6 +209,9 @@ static void read_noise(ct_job *job, nn *c)
                 job->noise_path, shape[0], shape[1], shape[2]);
     else
         dtype_to_float(job->latents, v->data, v->type, (size_t)job->latent_count);
+    if (!nn_stopped(c) && !all_finite(job->latents, job->latent_count))
+        nn_fail(c, CT_EFORMAT, "%s: the tensor \"noise\" has numbers that are not finite",
+                job->noise_path);
     weights_close(file);
 }
 
@@ -193,25 +259,41 @@ static void trace_output(ct_job *job, nn *c, const char *name, int step, const n
 static void evaluate(ct_job *job, nn *c, const denoising *d, bool guided)
 {
     const family_model *m = &job->model->parts;
-    residency_begin(&job->residency, SECTION_EVALUATE);
+    job_begin_section(job, c, SECTION_EVALUATE);
     m->family->forward(c, m, job->schedule, job->positive.condition, &d->latents, &d->output);
     if (!guided)
         return;
     job->trace.active = false;
-    residency_begin(&job->residency, SECTION_EVALUATE);
+    job_begin_section(job, c, SECTION_EVALUATE);
     m->family->forward(c, m, job->schedule, job->negative.condition, &d->latents, &d->other);
+}
+
+/* All that the calls of an evaluation, and the memory in front of them, depend on. */
+#define KEY (7 + 2 * MAX_REFERENCES)
+
+static int evaluation_key(const ct_job *job, bool guided, int64_t *key)
+{
+    const int64_t own[7] = {NN_PLACE_EVALUATE, guided ? 2 : job->guides, job->latent_height,
+                            job->latent_width, job->positive.count,      job->negative.count,
+                            job->info.steps};
+    memcpy(key, own, sizeof own);
+    for (int i = 0; i < job->references; i++) {
+        key[7 + 2 * i] = job->reference[i].height;
+        key[8 + 2 * i] = job->reference[i].width;
+    }
+    return 7 + 2 * job->references;
 }
 
 static void run_step(ct_job *job, nn *c, const denoising *d, int step)
 {
     const family_model *m = &job->model->parts;
-    const bool guided = job_guides(job, step), traced = job->trace.writer != NULL;
+    const bool guided = job_guides(job, step);
     m->family->set_step(c, m, job->schedule, step);
     job->trace.active = step == 0;
-    if (traced || nn_repeat_begin(c, guided)) {
+    int64_t key[KEY];
+    if (nn_repeat_begin(c, key, evaluation_key(job, guided, key))) {
         evaluate(job, c, d, guided);
-        if (!traced)
-            nn_repeat_end(c);
+        nn_repeat_end(c);
     }
     job->trace.active = false;
     trace_output(job, c, "model_output", step, &d->output);
@@ -227,19 +309,6 @@ static void run_step(ct_job *job, nn *c, const denoising *d, int step)
     const float *sigma = &job->sigmas[step];
     nn_add_scaled(c, &d->latents, &d->output,
                   m->family->negated ? sigma[0] - sigma[1] : sigma[1] - sigma[0]);
-}
-
-static void end_step(ct_job *job, nn *c, int step)
-{
-    nn_download_end(c, step & 1, job->latents, job->latent_count);
-    if (nn_is_dry(c) || nn_stopped(c))
-        return;
-    char name[48];
-    snprintf(name, sizeof name, "step.%02d.latents", step);
-    trace_latents(job, name, job->latents);
-    const ct_latents preview = {job->latents, (int)job->model->parts.channels,
-                                (int)job->latent_height, (int)job->latent_width};
-    report(job, c, CT_STAGE_DENOISE, step + 1, job->info.steps, &preview);
 }
 
 static void prepare_prompt(ct_job *job, nn *c, prompt *p)
@@ -277,6 +346,38 @@ static denoising prepare(ct_job *job, nn *c)
     return d;
 }
 
+/* job->latents is what the step began with. */
+static void look_into_step(ct_job *job, nn *c, int step, size_t mark)
+{
+    char when[40];
+    snprintf(when, sizeof when, "step %d of %d", step + 1, job->info.steps);
+    nn_release(c, mark);
+    nn_check_numbers(c, when);
+    job_begin_section(job, c, SECTION_PREPARE);
+    const denoising d = prepare(job, c);
+    run_step(job, c, &d, step);
+    not_again(c, when);
+}
+
+/* mark: of the memory of all steps. */
+static void end_step(ct_job *job, nn *c, int step, size_t mark)
+{
+    nn_download_end(c, step & 1, job->scratch, job->latent_count);
+    if (nn_is_dry(c) || nn_stopped(c))
+        return;
+    if (!all_finite(job->scratch, job->latent_count)) {
+        look_into_step(job, c, step, mark);
+        return;
+    }
+    memcpy(job->latents, job->scratch, (size_t)job->latent_count * sizeof(float));
+    char name[48];
+    snprintf(name, sizeof name, "step.%02d.latents", step);
+    trace_latents(job, name, job->latents);
+    const ct_latents preview = {job->latents, (int)job->model->parts.channels,
+                                (int)job->latent_height, (int)job->latent_width};
+    report(job, c, CT_STAGE_DENOISE, step + 1, job->info.steps, &preview);
+}
+
 /* The end of a step is waited for when the next one is already with the device. */
 static void denoise(ct_job *job, nn *c)
 {
@@ -284,7 +385,7 @@ static void denoise(ct_job *job, nn *c)
     size_t mark = nn_mark(c);
     report(job, c, CT_STAGE_DENOISE, 0, steps, NULL);
     begin_stage(job, c, CT_STAGE_DENOISE);
-    residency_begin(&job->residency, SECTION_PREPARE);
+    job_begin_section(job, c, SECTION_PREPARE);
     job->trace.active = true;
     denoising d = prepare(job, c);
     for (int step = 0; step < steps + lag && !nn_stopped(c); step++) {
@@ -293,7 +394,7 @@ static void denoise(ct_job *job, nn *c)
             nn_download_begin(c, step & 1, &d.latents);
         }
         if (step >= lag)
-            end_step(job, c, step - lag);
+            end_step(job, c, step - lag, mark);
         if (nn_is_dry(c))
             break; /* every step takes the same memory */
     }
@@ -315,7 +416,7 @@ static void decode(ct_job *job, nn *c)
     if (!nn_is_dry(c) && !nn_stopped(c))
         trace_latents(job, "latents", job->latents);
     begin_stage(job, c, CT_STAGE_DECODE);
-    residency_begin(&job->residency, SECTION_DECODE);
+    job_begin_section(job, c, SECTION_DECODE);
     job->trace.active = true;
     m->family->decode(c, m, &d);
     job->trace.active = false;
@@ -323,42 +424,73 @@ static void decode(ct_job *job, nn *c)
 }
 
 /* The text encoder is small work, so 8 bits would gain little there. On the CPU the VAE is computed
- * in float32 (its convolutions gain more from fewer products than from shorter numbers). */
+ * in float32 (its convolutions gain more from fewer products than from shorter numbers), and where
+ * there is no bfloat16, because its pictures leave the range of fp16. */
 void job_execute(ct_job *job, nn *c, uint64_t seed)
 {
     const ct_precision precision = job->info.precision;
-    nn_set_precision(c, precision == CT_PRECISION_FP32 ? NN_F32 : NN_BF16);
+    const bool half = precision == CT_PRECISION_FP16;
+    nn_set_precision(c, precision == CT_PRECISION_FP32 ? NN_F32 : half ? NN_FP16 : NN_BF16);
     residency_start(&job->residency, nn_is_dry(c));
     encode_inputs(job, c);
     draw_noise(job, c, seed);
     if (precision == CT_PRECISION_INT8 || precision == CT_PRECISION_FP8)
         nn_set_precision(c, precision == CT_PRECISION_INT8 ? NN_INT8 : NN_FP8);
     denoise(job, c);
-    const bool halves = job->model->context->gpu && precision != CT_PRECISION_FP32;
-    nn_set_precision(c, halves ? NN_BF16 : NN_F32);
+    nn_set_precision(c, job_decode_precision(job));
     decode(job, c);
 }
 
-/* -1..1 to 0..1 in job->picture, and to bytes as the reference rounds them: half to even. */
+static void look_into_picture(ct_job *job, nn *c)
+{
+    const family_model *m = &job->model->parts;
+    const vae_decoding d = job_decoding(job);
+    nn_check_numbers(c, "VAE");
+    job_begin_section(job, c, SECTION_DECODE);
+    m->family->decode(c, m, &d);
+    not_again(c, "the VAE");
+}
+
+typedef struct finishing {
+    const ct_job *job;
+    ct_image *image;
+    atomic_bool broken; /* there is a number that is not finite */
+} finishing;
+
+/* -1..1 to 0..1 in a row of job->picture, and to bytes as the reference rounds them: half to
+ * even. */
+static void finish_row(void *user, int64_t y, int worker)
+{
+    finishing *f = user;
+    const ct_image *image = f->image;
+    const int64_t width = f->job->info.width, height = f->job->info.height;
+    bool finite = true;
+    (void)worker;
+    for (int64_t channel = 0; channel < 3; channel++) {
+        float *from = f->job->picture + (channel * height + y) * width;
+        for (int64_t x = 0; x < width; x++) {
+            float v = from[x] * 0.5f + 0.5f;
+            finite &= fabsf(v) <= FLT_MAX;
+            v = v >= 0 ? v : 0; /* also NaN */
+            v = v <= 1 ? v : 1;
+            from[x] = v;
+        }
+        for (int64_t x = 0; y < image->height && x < width && x < image->width; x++)
+            image->pixels[(y * image->width + x) * 3 + channel] = (uint8_t)rintf(from[x] * 255.0f);
+    }
+    if (!finite)
+        f->broken = true;
+}
+
+/* keep_size cuts off what was padded. */
 static void finish_picture(ct_job *job, ct_image *image)
 {
-    const int64_t width = job->info.width, pixels = width * job->info.height;
-    int64_t broken = 0;
-    for (int64_t i = 0; i < 3 * pixels; i++) {
-        float v = job->picture[i] * 0.5f + 0.5f;
-        broken += v != v;
-        v = v >= 0 ? v : 0; /* also NaN */
-        v = v <= 1 ? v : 1;
-        job->picture[i] = v;
-        const int64_t x = i % pixels % width, y = i % pixels / width;
-        if (x < image->width && y < image->height) /* keep_size cuts off what was padded */
-            image->pixels[(y * image->width + x) * 3 + i / pixels] = (uint8_t)rintf(v * 255.0f);
+    finishing f = {.job = job, .image = image};
+    pool_run(job->model->context->threads, job->info.height, finish_row, &f);
+    if (f.broken) {
+        look_into_picture(job, job->network);
+        return;
     }
-    if (broken)
-        log_message(&job->callbacks, CT_LOG_WARNING,
-                    "the picture has %" PRId64 " values that are not numbers: the weights or the "
-                    "noise are damaged",
-                    broken);
     const int64_t shape[] = {3, job->info.height, job->info.width};
     trace_floats(&job->trace, "image", 3, shape, job->picture);
 }
@@ -412,17 +544,21 @@ ct_status ct_job_run(ct_job *job, uint64_t seed, ct_image **out, ct_error *error
         return status;
     nn_reset(job->network);
     job->began = clock_seconds();
+    cuda_store_enter(job->model->gpu_weights);
     job_execute(job, job->network, seed);
+    cuda_store_leave(job->model->gpu_weights);
     status = nn_status(job->network, error);
     ct_image *image = NULL;
     if (status == CT_OK)
-        status = image_create(&image, job->allocator, job->info.picture_width,
+        status = image_create(&image, job->model->context, job->info.picture_width,
                               job->info.picture_height, error);
     if (status == CT_OK) {
         image->seed = seed;
         finish_picture(job, image);
-        status = add_recipe(job, image, error);
+        status = nn_status(job->network, error);
     }
+    if (status == CT_OK)
+        status = add_recipe(job, image, error);
     if (status == CT_OK)
         status = trace_commit(&job->trace, error);
     if (status != CT_OK) {

@@ -108,7 +108,7 @@ class Folder(unittest.TestCase):
 
 
 class Help(unittest.TestCase):
-    COMMANDS = ("generate", "plan", "quantize", "info", "devices", "bench", "completions",
+    COMMANDS = ("generate", "edit", "plan", "quantize", "info", "devices", "bench", "completions",
                 "help")
 
     def test_nothing(self):
@@ -295,6 +295,92 @@ class Generate(Folder):
         name = "a b\tc'\"é.png"
         self.made("-q", out=name)
         self.assertEqual(os.listdir(self.folder), [name])
+
+
+class Edit(Folder):
+    """References, on FLUX.2-klein."""
+
+    MODEL = os.path.join(os.environ["CT_FIXTURES"], "klein", "model")
+    PICTURES = os.path.join(os.environ["CT_FIXTURES"], "pictures")
+    REFERENCES = [os.path.join(os.environ["CT_FIXTURES"], "klein", f"three_references.{i}.png")
+                  for i in range(3)]
+
+    def edit(self, *references, args=(), model=None, command="edit"):
+        given = [word for path in references for word in ("-r", path)]
+        return run(command, "-m", model or self.MODEL, "-p", "A red fox.", "-o",
+                   self.path("out.png"), "--steps", "1", "-s", "1", *given, *args)
+
+    def test_size_of_the_first(self):
+        for command in ("edit", "generate"):
+            result = self.edit(*self.REFERENCES[1:], command=command)
+            self.assertEqual(result.returncode, 0, result.stderr)
+            self.assertEqual(png_size(self.path("out.png")), (64, 80))
+        recipe = json.loads(png_texts(self.path("out.png"))["calotype"])
+        self.assertEqual(len(recipe["references"]), 2)
+        self.assertRegex(recipe["references"][0], "^[0-9a-f]{32}$")
+
+    def test_keep_size(self):
+        result = self.edit(self.REFERENCES[1], args=["--keep-size"])
+        self.assertEqual(result.returncode, 0, result.stderr)
+        self.assertEqual(png_size(self.path("out.png")), (71, 90))
+
+    def test_size_given(self):
+        result = self.edit(self.REFERENCES[0], args=["--size", "32x48"])
+        self.assertEqual(result.returncode, 0, result.stderr)
+        self.assertEqual(png_size(self.path("out.png")), (32, 48))
+
+    def test_plan(self):
+        result = run("plan", "-m", self.MODEL, "-r", self.REFERENCES[0], "--json")
+        self.assertEqual(result.returncode, 0, result.stderr)
+
+    def refuse(self, status, *parts, references, **more):
+        self.refused(self.edit(*references, **more), status, *parts)
+
+    def test_bad_references(self):
+        for name, part in (("animated.webp", "animated"), ("animated.png", "animated"),
+                           ("other.gif", "GIF")):
+            self.refuse(1, part, references=[os.path.join(self.PICTURES, name)])
+        self.refuse(2, "37 x 23", references=[os.path.join(self.PICTURES, "plain.jpg")])
+        self.refuse(1, "no picture", references=[os.path.join(self.MODEL, "model_index.json")])
+        self.refuse(1, "none.png", references=["/no/none.png"])
+
+    def test_damaged_models(self):
+        for file, before, after, part in (
+                ("transformer/config.json", '"joint_attention_dim": 48', '"joint_attention_dim": 60',
+                 "context_embedder"),
+                ("transformer/config.json", '"guidance_embeds": false', '"guidance_embeds": true',
+                 "FLUX.2-dev"),
+                ("transformer/config.json", '"patch_size": 1', '"patch_size": 2', "patch_size"),
+                ("transformer/config.json", "    2,\n", "    3,\n", "axes_dims_rope"),
+                ("transformer/config.json", '"num_layers": 2', '"num_layers": 3', "is missing"),
+                ("text_encoder/config.json", '"num_hidden_layers": 28', '"num_hidden_layers": 27',
+                 "layer 27"),
+                ("text_encoder/config.json", '"max_position_embeddings": 40960',
+                 '"max_position_embeddings": 500', "512"),
+                ("vae/config.json", "AutoencoderKLFlux2", "AutoencoderKL", "in_channels"),
+                ("vae/config.json", '"batch_norm_eps": 0.0001', '"batch_norm_eps": -1',
+                 "batch_norm_eps"),
+                ("tokenizer/tokenizer.json", '"<think>"', '"<thunk>"', "<think>"),
+                ("model_index.json", "Flux2KleinPipeline", "Flux2Pipeline", "not supported yet"),
+                ("model_index.json", '"is_distilled": true', '"is_distilled": 7', "is_distilled")):
+            model = self.path("model")
+            shutil.copytree(self.MODEL, model)
+            with open(os.path.join(model, file), encoding="utf-8") as old:
+                text = old.read()
+            self.assertIn(before, text, file)
+            with open(os.path.join(model, file), "w", encoding="utf-8") as new:
+                new.write(text.replace(before, after))
+            result = self.edit(self.REFERENCES[0], model=model)
+            shutil.rmtree(model)
+            self.refused(result, 1, part)
+
+    def test_mistakes(self):
+        self.refuse(2, "--reference", references=[])
+        self.refuse(2, "at most 10", references=self.REFERENCES[:1] * 11)
+        self.refuse(2, "--keep-size", references=self.REFERENCES,
+                    args=["--keep-size", "--width", "64"])
+        self.refuse(2, "--keep-size", references=[], args=["--keep-size"], command="generate")
+        self.refuse(1, "text alone", references=self.REFERENCES, model=MODEL)
 
 
 class Events(Folder):
@@ -646,8 +732,8 @@ class Completions(Folder):
         self.assertEqual(self.complete("gen"), ["generate"])
         self.assertEqual(self.complete("generate", "--cfg"), ["--cfg-scale", "--cfg-normalization", "--cfg-truncation"])
         self.assertEqual(self.complete("generate", "--precision", "b"), ["bf16"])
-        self.assertEqual(self.complete("generate", "--precision", "=", "fp"), ["fp32", "fp8"])
-        self.assertEqual(self.complete("generate", "--precision", "="), ["auto", "fp32", "bf16", "int8", "fp8"])
+        self.assertEqual(self.complete("generate", "--precision", "=", "fp"), ["fp32", "fp8", "fp16"])
+        self.assertEqual(self.complete("generate", "--precision", "="), ["auto", "fp32", "bf16", "int8", "fp8", "fp16"])
         self.assertEqual(self.complete("generate", "--prompt", "-"), [""])
         self.assertEqual(self.complete("completions", ""), ["bash", "zsh", "fish"])
         os.mkdir(self.path("model a"))

@@ -99,7 +99,7 @@ static nn_weight weight(dtype type, int bits, int rank, int64_t n0, int64_t n1)
 
 typedef struct test {
     const char *name;
-    double bound[4]; /* relative L2 by nn_precision; 0: not done */
+    double bound[4]; /* relative L2 by nn_precision, that of NN_BF16 for NN_FP16; 0: not done */
     int64_t outputs; /* numbers that body downloads */
     void (*body)(nn *c, void *user, float *out);
     void *user;
@@ -148,22 +148,23 @@ static double distance(const float *got, const float *want, int64_t n)
 
 static void run(const test *t)
 {
-    static const char *const names[] = {"fp32", "bf16", "int8", "fp8"};
+    static const char *const names[] = {"fp32", "bf16", "int8", "fp8", "fp16"};
     float *want = allocate(t->outputs * 4), *got = allocate(t->outputs * 4);
     if (!run_on(t, false, NN_F32, want)) {
         failures++;
         return;
     }
-    for (int p = NN_F32; p <= NN_FP8; p++) {
-        if (t->bound[p] == 0 || !cuda_gpu_can(gpu, (nn_precision)p))
+    for (int p = NN_F32; p <= NN_FP16; p++) {
+        const double bound = t->bound[p == NN_FP16 ? NN_BF16 : p]; /* fp16 is closer */
+        if (bound == 0 || !cuda_gpu_can(gpu, (nn_precision)p))
             continue;
         cases++;
         memset(got, 0xff, (size_t)t->outputs * 4);
         bool ran = run_on(t, true, (nn_precision)p, got);
         double d = ran ? distance(got, want, t->outputs) : NAN;
-        bool good = d <= t->bound[p];
+        bool good = d <= bound;
         printf("%s %-44s %-5s %.2e of %.0e\n", good ? "ok    " : "FAILED", t->name, names[p], d,
-               t->bound[p]);
+               bound);
         failures += !good;
     }
     fflush(stdout);
@@ -210,7 +211,7 @@ typedef struct linear_case {
     int64_t m, n, k;
     bool x_work, out_work, operand;
     float *x, *out, *gate;
-    nn_weight w, up, bias;
+    nn_weight w, up, bias, down, norm;
     bool use_up, use_bias, use_gate, add;
     nn_activation activation;
 } linear_case;
@@ -310,6 +311,36 @@ static void test_linears(void)
                     linears_body,
                     &l});
         free(l.x);
+    }
+}
+
+typedef struct pair_case {
+    int64_t m, k, n, hidden;
+    float *x;
+    nn_weight gate, up, down;
+} pair_case;
+
+static void pair_body(nn *c, void *user, float *out)
+{
+    const pair_case *p = user;
+    nn_tensor x = put_work(c, p->x, p->m, p->k), y = nn_new2(c, p->m, p->n);
+    nn_tensor hidden = nn_new_input(c, p->m, &p->down);
+    nn_linear(c, &hidden, &x, &p->gate, &(nn_epilogue){.activation = NN_SILU, .up = &p->up});
+    nn_linear(c, &y, &hidden, &p->down, NULL);
+    nn_download(c, &y, out, p->m * p->n);
+}
+
+static void test_pairs(void)
+{
+    static const int64_t hidden[] = {64, 1040, 10240, 13312};
+    for (int i = 0; i < 4; i++) {
+        pair_case p = {.m = 33, .k = 128, .n = 96, .hidden = hidden[i]};
+        p.gate = weight(DTYPE_BF16, 0, 2, p.hidden, p.k);
+        p.up = weight(DTYPE_BF16, 0, 2, p.hidden, p.k);
+        p.down = weight(DTYPE_BF16, 0, 2, p.n, p.hidden);
+        p.x = numbers(p.m * p.k, 1);
+        run(&(test){"feed forward", {5e-6, 1.5e-2, 8e-2, 1.5e-1}, p.m * p.n, pair_body, &p});
+        free(p.x);
     }
 }
 
@@ -574,6 +605,15 @@ static void conv_body(nn *c, void *user, float *out)
     nn_download_planes(c, &y, out);
 }
 
+static nn_weight conv_weight(int64_t out, int64_t in, int kernel)
+{
+    nn_weight w = weight(DTYPE_BF16, 0, 2, out, in * kernel * kernel);
+    w.rank = 4;
+    w.n[1] = in;
+    w.n[2] = w.n[3] = kernel;
+    return w;
+}
+
 static void test_conv(void)
 {
     for (int i = 0; i < 30; i++) {
@@ -598,10 +638,7 @@ static void test_conv(void)
             k.p.above = k.p.below = 1;
             k.h = (k.height - 2) * (k.p.upsample ? 2 : 1);
         }
-        k.weight = weight(DTYPE_BF16, 0, 2, k.out, k.in * k.kernel * k.kernel);
-        k.weight.rank = 4;
-        k.weight.n[1] = k.in;
-        k.weight.n[2] = k.weight.n[3] = k.kernel;
+        k.weight = conv_weight(k.out, k.in, k.kernel);
         k.bias = weight(DTYPE_F32, 0, 1, k.out, 1);
         k.x = numbers(k.height * k.width * k.in, 1);
         k.y = numbers(k.h * k.w * k.out, 1);
@@ -611,6 +648,95 @@ static void test_conv(void)
                  (int)k.width, (int)k.in, (int)k.out, k.normed ? " norm" : "",
                  k.p.add ? " add" : "", k.p.upsample ? " up" : "", k.p.stride == 2 ? " /2" : "",
                  k.p.above ? " band" : "");
+        run(&(test){name, {1e-5, 2e-2}, k.h * k.w * k.out, conv_body, &k});
+        free(k.x);
+        free(k.y);
+        free(k.norm);
+    }
+}
+
+/* Convolutions as the VAE chains them: the sums of a norm come with the result, and the bias of
+ * one that is only read through its norm comes late. x [H, W, in] -> conv1 (doubling, or not) ->
+ * norm -> conv2 added to y -> norm -> out. */
+typedef struct chain_case {
+    int64_t height, width, in, out;
+    int groups;
+    bool doubled, late;
+    float *x, *y;
+    nn_weight conv[2], bias[2], w[2], b[2];
+} chain_case;
+
+static void chain_body(nn *c, void *user, float *out)
+{
+    const chain_case *k = user;
+    const int64_t h = k->height << k->doubled, w = k->width << k->doubled;
+    nn_tensor x = put_picture(c, k->x, k->height, k->width, k->in);
+    nn_tensor y = put_picture(c, k->y, h, w, k->out), t = nn_new_work3(c, h, w, k->out);
+    nn_tensor sums = nn_new_sums(c, h, k->groups), norm = nn_new2(c, 2, k->out);
+    nn_conv2d(c, &t, &x, &k->conv[0], &k->bias[0],
+              &(nn_conv){.upsample = k->doubled, .sums = &sums, .late_bias = k->late});
+    nn_group_factors(c, &norm, &sums, w, &k->w[0], &k->b[0], 1e-6, k->late ? &k->bias[0] : NULL);
+    nn_conv2d(c, &y, &t, &k->conv[1], &k->bias[1],
+              &(nn_conv){.norm = &norm, .add = true, .sums = &sums});
+    nn_group_factors(c, &norm, &sums, w, &k->w[1], &k->b[1], 1e-6, NULL);
+    nn_apply_norm(c, &y, &y, &norm);
+    nn_download_planes(c, &y, out);
+}
+
+static void test_chains(void)
+{
+    for (int i = 0; i < 10; i++) {
+        chain_case k = {.height = between(1, 30),
+                        .width = between(1, 30),
+                        .in = i == 9 ? 12 : 16 * between(1, 8), /* 12 fit no vector */
+                        .groups = 4,
+                        .doubled = i % 2 == 0,
+                        .late = i % 3 != 0};
+        k.out = i == 8 ? 12 : 16 * between(1, 8);
+        const int64_t count = (k.height * k.width * k.out) << 2 * k.doubled;
+        k.x = numbers(k.height * k.width * k.in, 1);
+        k.y = numbers(count, 1);
+        for (int j = 0; j < 2; j++) {
+            k.conv[j] = conv_weight(k.out, j ? k.out : k.in, 3);
+            k.bias[j] = weight(DTYPE_F32, 0, 1, k.out, 1);
+            k.w[j] = weight(DTYPE_F32, 0, 1, k.out, 1);
+            k.b[j] = weight(DTYPE_BF16, 0, 1, k.out, 1);
+        }
+        char name[96];
+        snprintf(name, sizeof name, "convs and norms %dx%d %d>%d%s%s", (int)k.height, (int)k.width,
+                 (int)k.in, (int)k.out, k.doubled ? " up" : "", k.late ? " late bias" : "");
+        run(&(test){name, {2e-5, 3e-2}, count, chain_body, &k});
+        free(k.x);
+        free(k.y);
+    }
+}
+
+/* To a few channels, by the kernel that norms while it reads: tiles that end within the picture and
+ * at its edge, bands. */
+static void test_few(void)
+{
+    for (int i = 0; i < 8; i++) {
+        conv_case k = {.height = between(1, 40),
+                       .width = i % 2 ? 32 * between(1, 3) : between(1, 70),
+                       .in = 32 * between(1, 4),
+                       .out = i % 3 == 0 ? 3 : between(1, 8),
+                       .kernel = 3,
+                       .normed = i % 4 != 3};
+        k.h = k.height;
+        k.w = k.width;
+        if (i >= 6) {
+            k.height = 4 * between(2, 6) + 2;
+            k.p.above = k.p.below = 1;
+            k.h = k.height - 2;
+        }
+        k.weight = conv_weight(k.out, k.in, 3);
+        k.bias = weight(DTYPE_F32, 0, 1, k.out, 1);
+        k.x = numbers(k.height * k.width * k.in, 1);
+        k.y = numbers(k.h * k.w * k.out, 1);
+        k.norm = numbers(2 * k.in, 1);
+        char name[96];
+        snprintf(name, sizeof name, "conv to few, %dx%d %d>%d%s%s", (int)k.height, (int)k.width,
+                 (int)k.in, (int)k.out, k.normed ? " norm" : "", k.p.above ? " band" : "");
         run(&(test){name, {1e-5, 2e-2}, k.h * k.w * k.out, conv_body, &k});
         free(k.x);
         free(k.y);
@@ -636,7 +762,7 @@ static void group_body(nn *c, void *user, float *out)
     if (first)
         nn_group_sums(c, &sums, 0, &top);
     nn_group_sums(c, &sums, first, &rest);
-    nn_group_factors(c, &norm, &sums, g->width, &g->w, &g->b, 1e-6);
+    nn_group_factors(c, &norm, &sums, g->width, &g->w, &g->b, 1e-6, NULL);
     nn_apply_norm(c, &y, &x, &norm);
     nn_download_planes(c, &y, out);
 }
@@ -709,7 +835,7 @@ static void repeat_body(nn *c, void *user, float *out)
     nn_tensor y = nn_new2(c, l->m, l->n);
     for (int i = 0; i < 4; i++) {
         nn_upload(c, &x, l->x + i, l->m * l->k);
-        if (nn_repeat_begin(c, 0)) {
+        if (nn_repeat_begin(c, (const int64_t[]){7}, 1)) {
             size_t mark = nn_mark(c);
             nn_tensor operand = nn_new_operand(c, l->m, l->k);
             nn_prepare(c, &operand, &x);
@@ -725,6 +851,33 @@ static void repeat_body(nn *c, void *user, float *out)
     }
 }
 
+/* A gated feed-forward whose hidden numbers leave fp16: up to some 1e5, sums of 1e6, and a norm. */
+static void large_body(nn *c, void *user, float *out)
+{
+    const linear_case *l = user;
+    nn_tensor x = put_float(c, l->x, l->m, l->k), sum = put_float(c, l->x, l->m, l->k);
+    nn_tensor operand = nn_new_operand(c, l->m, l->k), hidden = nn_new_input(c, l->m, &l->down);
+    nn_tensor y = nn_new_wide2(c, l->m, l->k);
+    nn_prepare(c, &operand, &x);
+    nn_linear(c, &hidden, &operand, &l->w, &(nn_epilogue){.activation = NN_SILU, .up = &l->up});
+    nn_linear(c, &y, &hidden, &l->down, NULL);
+    nn_add_rms_norm(c, &sum, &y, &l->norm, 1e-5, NULL, NULL);
+    nn_download(c, &sum, out, l->m * l->k);
+}
+
+static void test_large(void)
+{
+    linear_case l = {.m = 50, .n = 96, .k = 64};
+    l.w = weight(DTYPE_BF16, 0, 2, l.n, l.k);
+    l.up = weight(DTYPE_BF16, 0, 2, l.n, l.k);
+    l.down = weight(DTYPE_BF16, 0, 2, l.k, l.n);
+    l.down.outliers = true;
+    l.norm = weight(DTYPE_F32, 0, 1, l.k, 1);
+    l.x = numbers(l.m * l.k + 4, 100);
+    run(&(test){"feed-forward beyond fp16", {1e-5, 2e-2, 6e-2, 1e-1}, l.m * l.k, large_body, &l});
+    free(l.x);
+}
+
 static void test_repeat(void)
 {
     linear_case l = {.m = 40, .n = 64, .k = 96};
@@ -738,7 +891,7 @@ static void test_repeat(void)
     free(l.x);
 }
 
-int main(void)
+int main(int argc, char **argv)
 {
     ct_error error;
     if (pool_create(&threads, &mem_default, 0, &error) != CT_OK ||
@@ -746,8 +899,11 @@ int main(void)
         fprintf(stderr, "%s\n", error.message);
         return 1;
     }
-    const cuda_gpu_params params = {
-        .allocator = &mem_default, .threads = threads, .folder = getenv("CALOTYPE_CACHE")};
+    const cuda_gpu_params params = {.allocator = &mem_default,
+                                    .threads = threads,
+                                    .half = argc > 1 && !strcmp(argv[1], "fp16") ? DTYPE_F16
+                                                                                 : DTYPE_F32,
+                                    .folder = getenv("CALOTYPE_CACHE")};
     if (cuda_gpu_open(&gpu, &params, &error) != CT_OK) {
         printf("skipped: %s\n", error.message);
         return 77;
@@ -760,9 +916,13 @@ int main(void)
     test_rows();
     test_linear();
     test_linears();
+    test_pairs();
     test_attention();
     test_groups();
     test_conv();
+    test_chains();
+    test_few();
+    test_large();
     test_repeat();
     printf("%d cases, %d failed\n", cases, failures);
     cuda_gpu_close(gpu);

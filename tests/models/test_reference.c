@@ -6,7 +6,7 @@
  * float32 against float64, departs by up to 1.1e-6 on these runs, and any part of it that was
  * disturbed (an epsilon, a pad token, a norm) moved some tensor by 1e-4 or more: 1e-5 lies between,
  * for modules and for whole runs. */
-#include "test_support.h"
+#include "recorded.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -35,6 +35,8 @@ static const char *const runs[] = {"turbo/small",
                                    "klein/one_reference",
                                    "klein/three_references",
                                    "klein_base/guided_reference",
+                                   "klein_kv/two_references",
+                                   "klein_kv/no_reference",
                                    "klein_base/guided",
                                    "klein_base/unguided",
                                    "qwen/guided",
@@ -47,167 +49,48 @@ static const char *const runs[] = {"turbo/small",
                                    "qwen_plus/two_references"};
 enum { RUNS = sizeof runs / sizeof *runs };
 
-static weights *open_run(const char *run)
+static ct_context *cpu_context(const char *cpu, int threads)
 {
-    char name[256];
-    snprintf(name, sizeof name, "%s.safetensors", run);
-    weights *w = NULL;
-    ct_error error;
-    test_ok(weights_open_file(&w, &mem_default, test_fixture(name), &error), &error);
-    return w;
-}
-
-static double number(const weights *w, const char *key)
-{
-    const char *text = weights_metadata(w, key);
-    assert_non_null(text);
-    return strtod(text, NULL);
-}
-
-/* What only some families have. */
-static double number_or(const weights *w, const char *key, double otherwise)
-{
-    return weights_metadata(w, key) ? number(w, key) : otherwise;
-}
-
-static ct_generate_params run_params(const weights *w)
-{
-    ct_generate_params p;
-    ct_generate_params_init(&p);
-    p.prompt = weights_metadata(w, "prompt");
-    p.negative_prompt = weights_metadata(w, "negative_prompt");
-    p.width = (int)number(w, "width");
-    p.height = (int)number(w, "height");
-    p.steps = (int)number(w, "steps");
-    p.seed = strtoull(weights_metadata(w, "seed"), NULL, 10);
-    p.guidance = number(w, "guidance_scale");
-    p.cfg_truncation = number_or(w, "cfg_truncation", 1);
-    const char *normalization = weights_metadata(w, "cfg_normalization");
-    p.cfg_normalization = normalization && !strcmp(normalization, "true");
-    p.precision = CT_PRECISION_FP32;
-    return p;
-}
-
-/* What the run was given, RUN.N.png. */
-static int open_references(ct_context *context, const weights *w, const char *run,
-                           ct_image *references[10])
-{
-    const int count = (int)number_or(w, "references", 0);
-    assert_in_range(count, 0, 10);
-    for (int i = 0; i < count; i++) {
-        char name[256];
-        ct_error error;
-        snprintf(name, sizeof name, "%s.%d.png", run, i);
-        test_ok(ct_image_load(context, test_fixture(name), &references[i], &error), &error);
-    }
-    return count;
-}
-
-static ct_image *generate(const char *run, const ct_generate_params *params, const char *cpu,
-                          int threads)
-{
-    char name[128];
-    ct_image *references[10] = {NULL};
-    ct_generate_params with = *params, *p = &with;
-    weights *truth = open_run(run);
-    snprintf(name, sizeof name, "%.*s/model", (int)strcspn(run, "/"), run);
     ct_context_params cp;
     ct_context_params_init(&cp);
     cp.device = "cpu";
     cp.cpu = cpu;
     cp.threads = threads;
     ct_context *context = NULL;
-    ct_model *model = NULL;
-    ct_image *image = NULL;
     ct_error error;
     test_ok(ct_context_create(&cp, &context, &error), &error);
-    test_ok(ct_model_load(context, test_fixture(name), &model, &error), &error);
-    p->reference_count = open_references(context, truth, run, references);
-    p->references = (const ct_image *const *)references;
-    test_ok(ct_generate(model, p, &image, &error), &error);
-    for (int i = 0; i < p->reference_count; i++)
-        ct_image_free(&references[i]);
-    weights_close(truth);
+    return context;
+}
+
+static ct_image *generate(const char *run, const ct_generate_params *params, int threads)
+{
+    ct_context *context = cpu_context(NULL, threads);
+    ct_model *model = recorded_model(context, run);
+    ct_image *image = NULL;
+    ct_error error;
+    test_ok(recorded_generate(model, run, params, &image, &error), &error);
     ct_model_free(&model);
     ct_context_free(&context);
     return image;
 }
 
-static double difference(const float *x, const float *truth, size_t n)
-{
-    double error = 0, norm = 0;
-    for (size_t i = 0; i < n; i++) {
-        error += ((double)x[i] - (double)truth[i]) * ((double)x[i] - (double)truth[i]);
-        norm += (double)truth[i] * (double)truth[i];
-    }
-    return sqrt(error / (norm > 0 ? norm : 1));
-}
-
-/* Elements of the recorded tensor that we have too. The final layer is recorded for all tokens;
- * ours is not computed for those of the caption, which come last. */
-static size_t common_size(const weight_view *truth, const weight_view *ours)
-{
-    if (strcmp(truth->name, "transformer.final_layer") != 0)
-        assert_int_equal(truth->bytes, ours->bytes);
-    return ours->bytes / 4;
-}
-
-static void compare_tensor(const weight_view *truth, const weight_view *ours)
-{
-    if (truth->type == DTYPE_I32) {
-        assert_int_equal(truth->bytes, ours->bytes);
-        assert_memory_equal(truth->data, ours->data, truth->bytes);
-        return;
-    }
-    size_t n = common_size(truth, ours);
-    double d = difference((const float *)ours->data, (const float *)truth->data, n);
-    if (!(d <= BOUND))
-        fail_msg("%s: relative L2 %.2e", truth->name, d);
-}
-
-static void compare_pixels(const ct_image *image, const weight_view *truth)
-{
-    const uint8_t *pixels = ct_image_pixels(image);
-    assert_int_equal(truth->bytes, ct_image_width(image) * ct_image_height(image) * 3);
-    for (size_t i = 0; i < truth->bytes; i++)
-        if (abs((int)pixels[i] - (int)truth->data[i]) > 1)
-            fail_msg("pixel byte %zu is %d, the reference has %d", i, pixels[i], truth->data[i]);
-}
-
-/* Not traced: the norm before the decoder's last convolution, because it is one pass with SiLU. */
-static bool is_untraced(const char *name)
-{
-    return !strcmp(name, "vae.decoder.conv_norm_out") || !strcmp(name, "transformer.t_embedder");
-}
-
 static void compare_run(const char *run, const char *cpu)
 {
-    test_folder folder;
-    test_folder_create(&folder);
-    weights *truth = open_run(run), *ours = NULL;
-    ct_generate_params p = run_params(truth);
-    p.trace_path = test_path(&folder, "trace.safetensors");
-    p.trace_modules = true;
-    ct_image *image = generate(run, &p, cpu, 2);
-    ct_error error;
-    test_ok(weights_open_file(&ours, &mem_default, p.trace_path, &error), &error);
-    for (size_t i = 0; i < weights_count(truth); i++) {
-        const weight_view *v = weights_at(truth, i);
-        if (!strcmp(v->name, "image.u8")) {
-            compare_pixels(image, v);
-            continue;
-        }
-        const weight_view *mine = weights_find(ours, v->name);
-        if (!mine && is_untraced(v->name))
-            continue;
-        if (!mine)
-            fail_msg("%s: the trace has no %s", run, v->name);
-        compare_tensor(v, mine);
-    }
-    ct_image_free(&image);
-    weights_close(ours);
+    ct_context *context = cpu_context(cpu, 2);
+    ct_model *model = recorded_model(context, run);
+    weights *truth = recorded_open(run);
+    const ct_generate_params p = recorded_params(truth);
+    const recorded_errors e = recorded_compare(model, run, &p);
+    if (!(e.modules <= BOUND))
+        fail_msg("%s, %s: relative L2 %.2e", run, e.module, e.modules);
+    if (!(e.outputs <= BOUND))
+        fail_msg("%s, %s: relative L2 %.2e", run, e.output, e.outputs);
+    if (e.pixels > 1)
+        fail_msg("%s: a byte of the picture differs by %d", run, e.pixels);
+    assert_true(e.compared >= 2);
     weights_close(truth);
-    test_folder_remove(&folder);
+    ct_model_free(&model);
+    ct_context_free(&context);
 }
 
 static void test_runs(void **state)
@@ -234,8 +117,8 @@ static void test_every_kernel_set(void **state)
 
 static void check_threads(const char *run)
 {
-    weights *truth = open_run(run);
-    ct_generate_params p = run_params(truth);
+    weights *truth = recorded_open(run);
+    ct_generate_params p = recorded_params(truth);
     test_folder folder;
     test_folder_create(&folder);
     unsigned char *first = NULL;
@@ -244,7 +127,7 @@ static void check_threads(const char *run)
     for (int i = 0; i < 4; i++) {
         p.trace_path = test_path(&folder, "trace.safetensors");
         p.trace_modules = true;
-        ct_image *image = generate(run, &p, NULL, threads[i]);
+        ct_image *image = generate(run, &p, threads[i]);
         size_t size;
         unsigned char *bytes = test_read_file(p.trace_path, &size);
         if (first) {
@@ -269,6 +152,7 @@ static void test_threads_change_nothing(void **state)
     check_threads("klein/wide");
     check_threads("klein/three_references");
     check_threads("qwen/guided");
+    check_threads("klein_kv/two_references");
 }
 
 /* Our bf16 mode rounds less than the reference's (sums stay in float32), so its error against
@@ -277,13 +161,13 @@ static void check_bf16_bound(const char *run)
 {
     char name[128];
     snprintf(name, sizeof name, "%s_bf16", run);
-    weights *truth = open_run(run), *rounded = open_run(name), *ours = NULL;
+    weights *truth = recorded_open(run), *rounded = recorded_open(name), *ours = NULL;
     test_folder folder;
     test_folder_create(&folder);
-    ct_generate_params p = run_params(truth);
+    ct_generate_params p = recorded_params(truth);
     p.precision = CT_PRECISION_BF16;
     p.trace_path = test_path(&folder, "trace.safetensors");
-    ct_image *image = generate(run, &p, NULL, 2);
+    ct_image *image = generate(run, &p, 2);
     ct_error error;
     test_ok(weights_open_file(&ours, &mem_default, p.trace_path, &error), &error);
     static const char *const names[][2] = {{"latents", "bf16.latents"}, {"image", "bf16.image"}};
@@ -292,8 +176,10 @@ static void check_bf16_bound(const char *run)
         const weight_view *theirs = weights_find(rounded, names[i][1]);
         const weight_view *mine = weights_find(ours, names[i][0]);
         size_t n = exact->bytes / 4;
-        double their_error = difference((const float *)theirs->data, (const float *)exact->data, n);
-        double my_error = difference((const float *)mine->data, (const float *)exact->data, n);
+        double their_error =
+            recorded_difference((const float *)theirs->data, (const float *)exact->data, n);
+        double my_error =
+            recorded_difference((const float *)mine->data, (const float *)exact->data, n);
         if (!(my_error > 0 && my_error <= 1.2 * their_error))
             fail_msg("%s: error %.3e, the reference in bf16 has %.3e", names[i][0], my_error,
                      their_error);
@@ -313,8 +199,7 @@ static void test_bf16_bound(void **state)
     check_bf16_bound("qwen/wide");
 }
 
-/* ---- The encoder ------------------------------------------------------------------------------
- * */
+/* ---- The encoder ----------------------------------------------------------------------------- */
 
 typedef struct encode_check {
     const weights *truth;
@@ -377,7 +262,7 @@ static void encode_run(const char *model)
     pool *threads = NULL;
     test_ok(pool_create(&threads, &mem_default, 2, &error), &error);
     snprintf(name, sizeof name, "%s/encode", model);
-    weights *truth = open_run(name);
+    weights *truth = recorded_open(name);
     const weight_view *input = weights_find(truth, "vae.encode.input");
     const weight_view *moments = weights_find(truth, "vae.encode.moments");
     const float *picture = (const float *)input->data;
@@ -403,7 +288,7 @@ static void encode_run(const char *model)
         params.arena_bytes = nn_peak(c);
         nn_free(c);
     }
-    double d = difference(out, (const float *)moments->data, moments->bytes / 4);
+    double d = recorded_difference(out, (const float *)moments->data, moments->bytes / 4);
     if (!(d <= BOUND))
         fail_msg("%s: moments, relative L2 %.2e", model, d);
     assert_true(check.compared >= 4);

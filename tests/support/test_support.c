@@ -93,8 +93,8 @@ int test_folder_count(const test_folder *folder)
 
 static const char *join(const char *folder, const char *name)
 {
-    static char buffers[16][1024];
-    static unsigned next;
+    static _Thread_local char buffers[16][1024];
+    static _Thread_local unsigned next;
     char *buffer = buffers[next++ % 16];
     int n = snprintf(buffer, sizeof buffers[0], "%s/%s", folder, name);
     assert_true(n > 0 && (size_t)n < sizeof buffers[0]);

@@ -389,6 +389,8 @@ static void amounts_of_memory(void **state)
     ct_error error;
     test_ok(options_set(&o, OPTION_MAX_MEMORY, "--max-memory", "6G", &error), &error);
     assert_true(o.value[OPTION_MAX_MEMORY].bytes == (uint64_t)6 << 30);
+    test_ok(options_set(&o, OPTION_MAX_VRAM, "--max-vram", "13.5G", &error), &error);
+    assert_true(o.value[OPTION_MAX_VRAM].bytes == (uint64_t)27 << 29);
     test_error(options_set(&o, OPTION_MAX_MEMORY, "--max-memory", "6", &error), CT_EINVAL, &error,
                "write M or G");
     test_error(options_set(&o, OPTION_MAX_MEMORY, "--max-memory", "much", &error), CT_EINVAL,

@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <zlib.h>
 
 /* ---- A small encoder, so that the reader is not tested against the library that it uses ---- */
 
@@ -24,8 +25,10 @@ static void put(bytes *b, const void *data, size_t size)
 
 static void put_u32(bytes *b, uint32_t v)
 {
-    put(b, (unsigned char[]){(unsigned char)(v >> 24), (unsigned char)(v >> 16),
-                             (unsigned char)(v >> 8), (unsigned char)v}, 4);
+    put(b,
+        (unsigned char[]){(unsigned char)(v >> 24), (unsigned char)(v >> 16),
+                          (unsigned char)(v >> 8), (unsigned char)v},
+        4);
 }
 
 static uint32_t crc32_of(const unsigned char *data, size_t size)
@@ -59,8 +62,10 @@ static void put_header(bytes *b, uint32_t width, uint32_t height, int depth, int
     bytes h = {.size = 0};
     put_u32(&h, width);
     put_u32(&h, height);
-    put(&h, (unsigned char[]){(unsigned char)depth, (unsigned char)type, 0, 0,
-                              (unsigned char)interlace}, 5);
+    put(&h,
+        (unsigned char[]){(unsigned char)depth, (unsigned char)type, 0, 0,
+                          (unsigned char)interlace},
+        5);
     put_chunk(b, "IHDR", h.data, h.size);
 }
 
@@ -71,8 +76,10 @@ static void put_pixels(bytes *b, const bytes *raw)
     z.size = 0;
     put(&z, "\x78\x01\x01", 3);
     uint16_t n = (uint16_t)raw->size, m = (uint16_t)~n;
-    put(&z, (unsigned char[]){(unsigned char)n, (unsigned char)(n >> 8), (unsigned char)m,
-                              (unsigned char)(m >> 8)}, 4);
+    put(&z,
+        (unsigned char[]){(unsigned char)n, (unsigned char)(n >> 8), (unsigned char)m,
+                          (unsigned char)(m >> 8)},
+        4);
     put(&z, raw->data, raw->size);
     uint32_t s1 = 1, s2 = 0;
     for (size_t i = 0; i < raw->size; i++) {
@@ -221,8 +228,8 @@ static ct_status read_plain(const ct_allocator *a, const void *data, size_t size
     unsigned char *exact = malloc(size ? size : 1);
     assert_non_null(exact);
     memcpy(exact, data, size);
-    ct_status status = png_read_memory(a, exact, size, "x.png", rgb, width, height, NULL, 0, NULL,
-                                       error);
+    ct_status status =
+        png_read_memory(a, exact, size, "x.png", rgb, width, height, NULL, 0, NULL, error);
     free(exact);
     return status;
 }
@@ -242,8 +249,9 @@ static void check_kind(const kind *k)
             for (unsigned c = 0; c < 3; c++)
                 if (rgb[(y * k->width + x) * 3 + c] != expected(k, x, y, c))
                     fail_msg("type %d depth %d interlace %d tRNS %d: pixel %u,%u channel %u: %u "
-                             "instead of %u", k->type, k->depth, k->interlace, k->transparency, x,
-                             y, c, rgb[(y * k->width + x) * 3 + c], expected(k, x, y, c));
+                             "instead of %u",
+                             k->type, k->depth, k->interlace, k->transparency, x, y, c,
+                             rgb[(y * k->width + x) * 3 + c], expected(k, x, y, c));
     mem_free(&mem_default, rgb);
 }
 
@@ -256,8 +264,8 @@ static void reads_every_kind(void **state)
     for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++)
         for (size_t s = 0; s < sizeof sizes / sizeof *sizes; s++)
             for (int variant = 0; variant < 4; variant++) {
-                kind k = {kinds[i][0], kinds[i][1], variant & 1, variant > 1, sizes[s][0],
-                          sizes[s][1]};
+                kind k = {kinds[i][0], kinds[i][1], variant & 1,
+                          variant > 1, sizes[s][0], sizes[s][1]};
                 if (k.transparency && k.type >= 4)
                     continue;
                 check_kind(&k);
@@ -277,16 +285,110 @@ static void fill(uint8_t *rgb, int width, int height)
         }
 }
 
+static uint32_t read_u32(const unsigned char *p)
+{
+    return (uint32_t)p[0] << 24 | (uint32_t)p[1] << 16 | (uint32_t)p[2] << 8 | p[3];
+}
+
 static bool has_chunk(const unsigned char *data, size_t size, const char *type)
 {
     for (size_t at = 8; at + 12 <= size;) {
-        size_t length = (size_t)data[at] << 24 | (size_t)data[at + 1] << 16 |
-                        (size_t)data[at + 2] << 8 | data[at + 3];
+        size_t length = read_u32(data + at);
         if (!memcmp(data + at + 4, type, 4))
             return true;
         at += length + 12;
     }
     return false;
+}
+
+/* Noise does not shrink, zeros shrink most, fill is between. */
+enum { FILL, NOISE, ZEROS, CONTENTS };
+
+static uint8_t *make_pixels(int width, int height, int content)
+{
+    size_t count = (size_t)width * (size_t)height * 3;
+    uint8_t *rgb = calloc(count, 1);
+    assert_non_null(rgb);
+    if (content == FILL)
+        fill(rgb, width, height);
+    for (size_t i = 0; content == NOISE && i < count; i++)
+        rgb[i] = (uint8_t)hash((unsigned)i, 7, 9);
+    return rgb;
+}
+
+/* As strict as can be: checksums, the order of chunks, one zlib stream that ends with the data, as
+ * many bytes as the rows have, a known filter before each. */
+static void check_file(const unsigned char *data, size_t size, int width, int height)
+{
+    unsigned char *stream = malloc(size);
+    assert_non_null(stream);
+    size_t at = 8, joined = 0, chunks = 0;
+    const char *before = "";
+    while (at < size) {
+        assert_true(size - at >= 12);
+        size_t length = read_u32(data + at);
+        const char *type = (const char *)data + at + 4;
+        assert_true(length <= size - at - 12);
+        assert_int_equal(read_u32(data + at + 8 + length), crc32_of(data + at + 4, length + 4));
+        assert_true(!memcmp(type, "IHDR", 4) == (chunks == 0));
+        assert_true(!memcmp(type, "IEND", 4) == (at + 12 + length == size));
+        if (!memcmp(type, "IDAT", 4)) {
+            assert_true(length > 0);
+            memcpy(stream + joined, data + at + 8, length);
+            joined += length;
+        }
+        if (!memcmp(type, "IEND", 4))
+            assert_memory_equal(before, "IDAT", 4);
+        before = type;
+        at += 12 + length;
+        chunks++;
+    }
+    size_t stride = 3 * (size_t)width + 1, expected_size = stride * (size_t)height;
+    unsigned char *raw = malloc(expected_size + 1);
+    assert_non_null(raw);
+    z_stream z = {.next_in = stream,
+                  .avail_in = (uInt)joined,
+                  .next_out = raw,
+                  .avail_out = (uInt)expected_size + 1};
+    assert_int_equal(inflateInit(&z), Z_OK);
+    assert_int_equal(inflate(&z, Z_FINISH), Z_STREAM_END); /* Adler-32 is right, too */
+    assert_int_equal(z.avail_in, 0);
+    assert_int_equal(z.total_out, expected_size);
+    assert_int_equal(inflateEnd(&z), Z_OK);
+    for (size_t y = 0; y < (size_t)height; y++)
+        assert_true(raw[y * stride] <= 4);
+    free(raw);
+    free(stream);
+}
+
+/* Writes without a pool and with each of them: the same bytes, which hold the pixels. */
+static void check_picture(const char *path, int w, int h, int content, pool *const *pools,
+                          size_t pool_count)
+{
+    uint8_t *rgb = make_pixels(w, h, content), *again;
+    size_t size, other_size;
+    int width, height;
+    ct_error error;
+    test_ok(png_write(&mem_default, NULL, path, rgb, w, h, NULL, 0, &error), &error);
+    unsigned char *data = test_read_file(path, &size);
+    check_file(data, size, w, h);
+    test_ok(read_plain(&mem_default, data, size, &again, &width, &height, &error), &error);
+    assert_int_equal(width, w);
+    assert_int_equal(height, h);
+    test_bytes_equal(again, rgb, (size_t)w * (size_t)h * 3);
+    mem_free(&mem_default, again);
+    for (size_t i = 0; i < pool_count; i++) {
+        test_heap dirty; /* zlib's memory is not zero here */
+        test_heap_init(&dirty, 0);
+        test_ok(png_write(&dirty.allocator, pools[i], path, rgb, w, h, NULL, 0, &error), &error);
+        assert_int_equal(dirty.live, 0);
+        unsigned char *other = test_read_file(path, &other_size);
+        assert_int_equal(other_size, size);
+        test_bytes_equal(other, data, size);
+        free(other);
+    }
+    free(data);
+    free(rgb);
 }
 
 static void writes_pictures(void **state)
@@ -295,25 +397,27 @@ static void writes_pictures(void **state)
     test_folder folder;
     test_folder_create(&folder);
     const char *path = test_path(&folder, "a.png");
-    static const int sizes[][2] = {{1, 1}, {3, 2}, {64, 48}, {257, 31}};
-    for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
-        int w = sizes[i][0], h = sizes[i][1], width, height;
-        size_t count = (size_t)w * (size_t)h * 3, size;
-        uint8_t *rgb = malloc(count), *again;
-        assert_non_null(rgb);
-        fill(rgb, w, h);
-        ct_error error;
-        test_ok(png_write(&mem_default, path, rgb, w, h, NULL, 0, &error), &error);
-        unsigned char *data = test_read_file(path, &size);
-        test_ok(read_plain(&mem_default, data, size, &again, &width, &height, &error), &error);
-        assert_int_equal(width, w);
-        assert_int_equal(height, h);
-        test_bytes_equal(again, rgb, count);
-        mem_free(&mem_default, again);
-        free(data);
-        free(rgb);
+    static const int threads[] = {1, 2, 3, 7};
+    pool *pools[4];
+    ct_error error;
+    for (size_t i = 0; i < 4; i++)
+        test_ok(pool_create(&pools[i], &mem_default, threads[i], &error), &error);
+    /* A band is 64 KiB: from less than one row (30000 pixels) and one band to more bands than are
+     * in memory at once (900 x 700: 30, one thread keeps 4), whole ones at the end (2184 x 20: ten
+     * rows each) and not. */
+    static const int sizes[][2] = {{1, 1},     {2, 1},     {1, 2},    {1, 700},  {700, 1},
+                                   {1, 30000}, {3, 2},     {64, 48},  {257, 31}, {2184, 20},
+                                   {157, 213}, {30000, 5}, {900, 700}};
+    for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++)
+        for (int content = 0; content < CONTENTS; content++)
+            check_picture(path, sizes[i][0], sizes[i][1], content, pools, 4);
+    for (unsigned i = 0; i < 40; i++) {
+        int w = 1 + (int)(hash(i, 1, 2) % 300), h = 1 + (int)(hash(i, 3, 4) % 300);
+        check_picture(path, w, h, (int)(i % CONTENTS), pools, 4);
     }
     assert_int_equal(test_folder_count(&folder), 1);
+    for (size_t i = 0; i < 4; i++)
+        pool_free(pools[i]);
     test_folder_remove(&folder);
 }
 
@@ -342,7 +446,7 @@ static void keeps_texts(void **state)
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         png_note texts[] = {{"parameters", cases[i].text}};
         ct_error error;
-        test_ok(png_write(&mem_default, path, rgb, 1, 1, texts, 1, &error), &error);
+        test_ok(png_write(&mem_default, NULL, path, rgb, 1, 1, texts, 1, &error), &error);
         size_t size;
         unsigned char *data = test_read_file(path, &size);
         if (!has_chunk(data, size, cases[i].chunk))
@@ -351,7 +455,8 @@ static void keeps_texts(void **state)
         int width, height;
         char *found[3];
         test_ok(png_read_memory(&mem_default, data, size, "x", &again, &width, &height, keys, 3,
-                                found, &error), &error);
+                                found, &error),
+                &error);
         assert_null(found[0]);
         assert_string_equal(found[1], cases[i].read ? cases[i].read : cases[i].text);
         assert_null(found[2]);
@@ -377,7 +482,8 @@ static void reads_text_behind_the_pixels(void **state)
     char *found[1];
     ct_error error;
     test_ok(png_read_memory(&mem_default, b.data, b.size, "x", &rgb, &width, &height,
-                            (const char *const[]){"key"}, 1, found, &error), &error);
+                            (const char *const[]){"key"}, 1, found, &error),
+            &error);
     assert_string_equal(found[0], "\xc3\xa9");
     mem_free(&mem_default, found[0]);
     mem_free(&mem_default, rgb);
@@ -393,21 +499,23 @@ static void refuses_bad_output(void **state)
     const char *path = test_path(&folder, "a.png");
     static const char *const bad[] = {"", " a", "a ", "a  b", "caf\xc3\xa9", "a\n"};
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++)
-        test_error(png_write(&mem_default, path, rgb, 1, 1, &(png_note){bad[i], "x"}, 1, &error),
-                   CT_EINVAL, &error, "cannot be the key");
-    test_error(png_write(&mem_default, path, rgb, 0, 1, NULL, 0, &error), CT_EINVAL, &error,
+        test_error(
+            png_write(&mem_default, NULL, path, rgb, 1, 1, &(png_note){bad[i], "x"}, 1, &error),
+            CT_EINVAL, &error, "cannot be the key");
+    test_error(png_write(&mem_default, NULL, path, rgb, 0, 1, NULL, 0, &error), CT_EINVAL, &error,
                "0 x 1");
-    test_error(png_write(&mem_default, test_path(&folder, "no/a.png"), rgb, 1, 1, NULL, 0, &error),
-               CT_EIO, &error, "No such file");
-    test_error(png_write(&mem_default, folder.path, rgb, 1, 1, NULL, 0, &error), CT_EIO, &error,
-               "directory");
+    test_error(
+        png_write(&mem_default, NULL, test_path(&folder, "no/a.png"), rgb, 1, 1, NULL, 0, &error),
+        CT_EIO, &error, "No such file");
+    test_error(png_write(&mem_default, NULL, folder.path, rgb, 1, 1, NULL, 0, &error), CT_EIO,
+               &error, "directory");
     assert_int_equal(test_folder_count(&folder), 0);
     /* A disk without room. */
     static uint8_t large[256 * 256 * 3];
     fill(large, 256, 256);
-    test_error(png_write(&mem_default, "/dev/full", large, 256, 256, NULL, 0, &error), CT_EIO,
+    test_error(png_write(&mem_default, NULL, "/dev/full", large, 256, 256, NULL, 0, &error), CT_EIO,
                &error, "No space left");
-    test_ok(png_write(&mem_default, "/dev/null", large, 256, 256, NULL, 0, &error), &error);
+    test_ok(png_write(&mem_default, NULL, "/dev/null", large, 256, 256, NULL, 0, &error), &error);
     test_folder_remove(&folder);
 }
 
@@ -490,6 +598,7 @@ static void survives_cuts_and_flips(void **state)
 
 typedef struct job {
     const char *path;
+    pool *threads;
     uint8_t rgb[40 * 30 * 3];
 } job;
 
@@ -497,7 +606,16 @@ static ct_status write_once(const ct_allocator *a, void *user, ct_error *error)
 {
     const job *j = user;
     const png_note texts[] = {{"calotype", "{}"}, {"parameters", "\xe4\xb8\xad"}};
-    return png_write(a, j->path, j->rgb, 40, 30, texts, 2, error);
+    return png_write(a, NULL, j->path, j->rgb, 40, 30, texts, 2, error);
+}
+
+/* Several bands on several threads. */
+static ct_status write_many(const ct_allocator *a, void *user, ct_error *error)
+{
+    const job *j = user;
+    static uint8_t rgb[500 * 400 * 3];
+    fill(rgb, 500, 400);
+    return png_write(a, j->threads, j->path, rgb, 500, 400, NULL, 0, error);
 }
 
 static ct_status read_once(const ct_allocator *a, void *user, ct_error *error)
@@ -509,8 +627,8 @@ static ct_status read_once(const ct_allocator *a, void *user, ct_error *error)
     int width, height;
     char *found[2];
     static const char *const keys[] = {"parameters", "calotype"};
-    ct_status status = png_read_memory(a, data, size, "x", &rgb, &width, &height, keys, 2, found,
-                                       error);
+    ct_status status =
+        png_read_memory(a, data, size, "x", &rgb, &width, &height, keys, 2, found, error);
     free(data);
     if (status == CT_OK) {
         assert_string_equal(found[0], "\xe4\xb8\xad");
@@ -535,6 +653,10 @@ static void survives_short_memory(void **state)
     static job j;
     j.path = test_path(&folder, "a.png");
     fill(j.rgb, 40, 30);
+    ct_error error;
+    test_ok(pool_create(&j.threads, &mem_default, 3, &error), &error);
+    test_each_allocation(write_many, &j);
+    pool_free(j.threads);
     test_each_allocation(write_once, &j);
     assert_int_equal(test_folder_count(&folder), 1);
     test_each_allocation(read_once, &j);

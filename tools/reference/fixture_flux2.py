@@ -4,6 +4,7 @@ The text encoder has 28 layers, because the pipeline takes its features behind
 layers 9, 18 and 27; everything else is as small as it can be.
 """
 
+import json
 import os
 import shutil
 
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 from diffusers import (
     AutoencoderKLFlux2,
+    Flux2KleinKVPipeline,
     Flux2KleinPipeline,
     Flux2Transformer2DModel,
     FlowMatchEulerDiscreteScheduler,
@@ -229,7 +231,34 @@ BASE = {
     ],
 }
 
-MODELS = [DISTILLED, BASE]
+# The distilled model as if it were trained for references that see only one another.
+KV = {
+    "name": "klein_kv",
+    "weights": "klein",
+    "runs": [
+        {
+            "name": "two_references",
+            "prompt": PROMPT,
+            "width": 48,
+            "height": 32,
+            "steps": 3,
+            "seed": 21,
+            "references": [[64, 64], [70, 80]],
+            "drop": ["prompt.features", "image"],
+        },
+        {
+            "name": "no_reference",
+            "prompt": PROMPT,
+            "width": 32,
+            "height": 32,
+            "steps": 2,
+            "seed": 22,
+            "only": ["noise", "latents", "image.u8"],
+        },
+    ],
+}
+
+MODELS = [DISTILLED, BASE, KV]
 
 
 # ---- Models -------------------------------------------------------------------------------------
@@ -268,11 +297,33 @@ def _save_vae(description, directory, seed):
     model.save_pretrained(directory)
 
 
+def _index(description):
+    kv = "weights" in description
+    index = {
+        "_class_name": "Flux2KleinKVPipeline" if kv else "Flux2KleinPipeline",
+        "_diffusers_version": "0.37.0.dev0",
+        "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
+        "text_encoder": ["transformers", "Qwen3ForCausalLM"],
+        "tokenizer": ["transformers", "Qwen2TokenizerFast"],
+        "transformer": ["diffusers", "Flux2Transformer2DModel"],
+        "vae": ["diffusers", "AutoencoderKLFlux2"],
+    }
+    if not kv:
+        index["is_distilled"] = description["distilled"]
+    return index
+
+
 def build(description, directory):
     """Write a complete model directory; an existing one is replaced."""
     if os.path.isdir(directory):
         shutil.rmtree(directory)
     os.makedirs(directory)
+    model_files.write_json(os.path.join(directory, "model_index.json"), _index(description))
+    if "weights" in description:
+        for part in ("scheduler", "text_encoder", "tokenizer", "transformer", "vae"):
+            target = os.path.join("..", "..", description["weights"], "model", part)
+            os.symlink(target, os.path.join(directory, part))
+        return
     tokenizer = tokenizer_files.train_small(description["tokenizer_vocab"])
     seed = description["weight_seed"]
 
@@ -284,23 +335,13 @@ def build(description, directory):
     _save_vae(description, part("vae"), seed + 2)
     FlowMatchEulerDiscreteScheduler(**description["scheduler"]).save_pretrained(part("scheduler"))
     tokenizer_files.save(tokenizer, part("tokenizer"), **description["tokenizer_layout"])
-    model_files.write_json(
-        part("model_index.json"),
-        {
-            "_class_name": "Flux2KleinPipeline",
-            "_diffusers_version": "0.37.0.dev0",
-            "is_distilled": description["distilled"],
-            "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
-            "text_encoder": ["transformers", "Qwen3ForCausalLM"],
-            "tokenizer": ["transformers", "Qwen2TokenizerFast"],
-            "transformer": ["diffusers", "Flux2Transformer2DModel"],
-            "vae": ["diffusers", "AutoencoderKLFlux2"],
-        },
-    )
 
 
 def load(directory, dtype=torch.float32):
-    pipeline = Flux2KleinPipeline.from_pretrained(directory, dtype=dtype)
+    with open(os.path.join(directory, "model_index.json"), encoding="utf-8") as file:
+        kv = "KV" in json.load(file)["_class_name"]
+    kind = Flux2KleinKVPipeline if kv else Flux2KleinPipeline
+    pipeline = kind.from_pretrained(directory, dtype=dtype)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
@@ -407,10 +448,11 @@ def _generate(pipeline, run, embeds, **changes):
         "width": run.get("width"),
         "height": run.get("height"),
         "num_inference_steps": run["steps"],
-        "guidance_scale": run.get("guidance_scale", 1.0),
         "generator": torch.Generator("cpu").manual_seed(run["seed"]),
-        "negative_prompt_embeds": embeds,
     }
+    if isinstance(pipeline, Flux2KleinPipeline):
+        arguments["guidance_scale"] = run.get("guidance_scale", 1.0)
+        arguments["negative_prompt_embeds"] = embeds
     if run.get("references"):
         arguments["image"] = _references(run)
     arguments.update(changes)
@@ -450,9 +492,13 @@ def record_run(pipeline, run):
         count.append(1)
         return latents
 
-    outputs, times, decoded = [], [], []
+    outputs, moments, decoded = [], [], []
     pipeline.prepare_latents = prepare
     pipeline._encode_vae_image = encode_reference
+
+    def time_embedded(_module, inputs, output):
+        if inputs[0].max() > 0:  # 0 is that of references that stand apart
+            moments.append(output[0].clone())
 
     def step_end(_pipeline, step, _timestep, values):
         prefix = "step.%02d." % step
@@ -461,15 +507,14 @@ def record_run(pipeline, run):
         record[prefix + "model_output"] = _planes(outputs[passes * step][:tokens], *grid)
         if guided:
             record[prefix + "negative_output"] = _planes(outputs[passes * step + 1][:tokens], *grid)
-        record[prefix + "t_embedder"] = times[passes * step]
+        record[prefix + "t_embedder"] = moments[passes * step]
         record[prefix + "latents"] = _planes(values["latents"][0], *grid)
         return {}
 
     with recording.Hooks() as hooks:
         hooks.output(pipeline.transformer, lambda output: outputs.append(output[0].clone()))
-        hooks.output(
-            pipeline.transformer.time_guidance_embed,
-            lambda output: times.append(output[0].clone()),
+        hooks._handles.append(
+            pipeline.transformer.time_guidance_embed.register_forward_hook(time_embedded)
         )
         hooks.output(pipeline.vae.decoder, lambda output: decoded.append(output.clone()))
 

@@ -47,6 +47,7 @@ def _pictures():
     yield "lossy.webp", _encoded(plain, format="WEBP", quality=90)
     yield "lossless.webp", _encoded(plain, format="WEBP", lossless=True)
     yield "alpha.webp", _encoded(_with_alpha(plain), format="WEBP", lossless=True, exact=True)
+    yield "turned8.png", _encoded(plain, format="PNG", exif=_exif(8), optimize=True)
     yield "turned6.webp", _encoded(plain, format="WEBP", quality=90, exif=_exif(6))
 
 

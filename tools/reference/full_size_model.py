@@ -1,13 +1,16 @@
 #!/usr/bin/env python3
-"""Write a Z-Image model directory of the real size with random weights.
+"""Write a model directory of the real size with random weights: Z-Image or FLUX.2-klein.
 
-usage: full_size_model.py --out DIR --tokenizer DIR [--text-encoder-layers N] [--layers N] [--seed N]
+usage: full_size_model.py --out DIR --tokenizer DIR [--model z-image|klein-4b|klein-9b] [--base]
+                          [--text-encoder-layers N] [--layers N] [--seed N] [--zeros]
 
 Speed and memory depend on shapes, not on what the weights are, so a model of
 random numbers measures both without a download. Weights are bf16 as in the
-published files: 12.3 GB of transformer, 0.17 GB of VAE and 0.78 GB + 0.2 GB for
-each layer of the text encoder (the published one has 36). Fewer layers than the
-published model has make a smaller one whose layers are as wide. Needs numpy only.
+published files: 12.3 GB of transformer (klein 4B: 7.8, 9B: 18.2), 0.17 GB of VAE and
+0.78 GB + 0.2 GB for each layer of the text encoder (the published one has 36). Fewer
+layers than the published model has make a smaller one whose layers are as wide; klein
+keeps its double blocks and has so many single ones. --base: klein that is not
+distilled. --zeros: weights are zeros that take no room on the disk. Needs numpy only.
 
 Values are normal with a variance of 1 / fan-in, norm weights near 1, so that
 activations keep their size through the network and no product overflows. They
@@ -105,6 +108,99 @@ INDEX = {
 }
 
 
+# ---- FLUX.2-klein --------------------------------------------------------------------------------
+
+FLUX2_LATENTS = 32
+FLUX2_PACKED = 4 * FLUX2_LATENTS
+
+KLEIN = {
+    "klein-4b": {"heads": 24, "doubles": 5, "singles": 20, "hidden": 2560, "intermediate": 9728},
+    "klein-9b": {"heads": 32, "doubles": 8, "singles": 24, "hidden": 4096, "intermediate": 12288},
+}
+
+FLUX2_SCHEDULER = {
+    "_class_name": "FlowMatchEulerDiscreteScheduler",
+    "num_train_timesteps": 1000,
+    "shift": 3.0,
+    "use_dynamic_shifting": True,
+    "base_shift": 0.5,
+    "max_shift": 1.15,
+    "base_image_seq_len": 256,
+    "max_image_seq_len": 4096,
+    "time_shift_type": "exponential",
+}
+
+
+def flux2_config(size, singles):
+    return {
+        "_class_name": "Flux2Transformer2DModel",
+        "patch_size": 1,
+        "in_channels": FLUX2_PACKED,
+        "out_channels": None,
+        "num_layers": size["doubles"],
+        "num_single_layers": singles,
+        "attention_head_dim": 128,
+        "num_attention_heads": size["heads"],
+        "joint_attention_dim": 3 * size["hidden"],
+        "timestep_guidance_channels": 256,
+        "mlp_ratio": 3.0,
+        "axes_dims_rope": [32, 32, 32, 32],
+        "rope_theta": 2000,
+        "eps": 1e-6,
+        "guidance_embeds": False,
+    }
+
+
+def flux2_tensors(config):
+    head = config["attention_head_dim"]
+    dim = config["num_attention_heads"] * head
+    inner = int(dim * config["mlp_ratio"])
+    tensors = {
+        "x_embedder.weight": (dim, FLUX2_PACKED),
+        "context_embedder.weight": (dim, config["joint_attention_dim"]),
+        "time_guidance_embed.timestep_embedder.linear_1.weight": (dim, 256),
+        "time_guidance_embed.timestep_embedder.linear_2.weight": (dim, dim),
+        "double_stream_modulation_img.linear.weight": (6 * dim, dim),
+        "double_stream_modulation_txt.linear.weight": (6 * dim, dim),
+        "single_stream_modulation.linear.weight": (3 * dim, dim),
+        "norm_out.linear.weight": (2 * dim, dim),
+        "proj_out.weight": (FLUX2_PACKED, dim),
+    }
+    for index in range(config["num_layers"]):
+        block = f"transformer_blocks.{index}."
+        for part in ("to_q", "to_k", "to_v", "add_q_proj", "add_k_proj", "add_v_proj", "to_out.0",
+                     "to_add_out"):
+            tensors[f"{block}attn.{part}.weight"] = (dim, dim)
+        for part in ("norm_q", "norm_k", "norm_added_q", "norm_added_k"):
+            tensors[f"{block}attn.{part}.weight"] = (head,)
+        for part in ("ff", "ff_context"):
+            tensors[f"{block}{part}.linear_in.weight"] = (2 * inner, dim)
+            tensors[f"{block}{part}.linear_out.weight"] = (dim, inner)
+    for index in range(config["num_single_layers"]):
+        block = f"single_transformer_blocks.{index}.attn."
+        tensors[block + "to_qkv_mlp_proj.weight"] = (3 * dim + 2 * inner, dim)
+        tensors[block + "to_out.weight"] = (dim, dim + inner)
+        tensors[block + "norm_q.weight"] = (head,)
+        tensors[block + "norm_k.weight"] = (head,)
+    return tensors
+
+
+def flux2_vae():
+    config = dict(VAE, _class_name="AutoencoderKLFlux2", latent_channels=FLUX2_LATENTS,
+                  use_quant_conv=True, use_post_quant_conv=True, batch_norm_eps=1e-4, patch_size=[2, 2])
+    for key in ("scaling_factor", "shift_factor"):
+        del config[key]
+    tensors = vae_tensors(FLUX2_LATENTS)
+    for name, width in (("quant_conv", 2 * FLUX2_LATENTS), ("post_quant_conv", FLUX2_LATENTS)):
+        tensors[name + ".weight"] = (width, width, 1, 1)
+        tensors[name + ".bias"] = (width,)
+    tensors["bn.running_mean"] = tensors["bn.running_var"] = (FLUX2_PACKED,)
+    return config, tensors
+
+
+# ---- Z-Image -------------------------------------------------------------------------------------
+
+
 def transformer_tensors(layers):
     """Names and shapes. The feed-forward width is int(dim / 3 * 8), as in the reference."""
     dim, head = TRANSFORMER["dim"], TRANSFORMER["dim"] // TRANSFORMER["n_heads"]
@@ -148,8 +244,8 @@ def transformer_tensors(layers):
     return tensors
 
 
-def text_encoder_tensors(layers):
-    c = TEXT_ENCODER
+def text_encoder_tensors(c):
+    layers = c["num_hidden_layers"]
     hidden, head = c["hidden_size"], c["head_dim"]
     queries, keys = c["num_attention_heads"] * head, c["num_key_value_heads"] * head
     tensors = {"model.embed_tokens.weight": (c["vocab_size"], hidden)}
@@ -170,7 +266,7 @@ def text_encoder_tensors(layers):
     return tensors
 
 
-def vae_tensors():
+def vae_tensors(latents=LATENT_CHANNELS):
     widths, blocks = VAE["block_out_channels"], VAE["layers_per_block"]
     widest = widths[-1]
     tensors = {}
@@ -211,8 +307,8 @@ def vae_tensors():
     levels("encoder.down_blocks", widths, blocks, "downsamplers")
     middle("encoder")
     affine("encoder.conv_norm_out", (widest,))
-    conv("encoder.conv_out", 2 * LATENT_CHANNELS, widest)
-    conv("decoder.conv_in", widest, LATENT_CHANNELS)
+    conv("encoder.conv_out", 2 * latents, widest)
+    conv("decoder.conv_in", widest, latents)
     middle("decoder")
     levels("decoder.up_blocks", widths[::-1], blocks + 1, "upsamplers")
     affine("decoder.conv_norm_out", (widths[0],))
@@ -236,7 +332,7 @@ class Weights:
 
     def prepare(self, name, shape):
         """The pool of a tensor and where the tensor begins in it."""
-        if name.endswith("bias"):
+        if name.endswith("bias") or name.endswith("mean"):
             mean, deviation = 0.0, 0.1
         elif len(shape) == 1:
             mean, deviation = 1.0, 0.1
@@ -262,7 +358,7 @@ def write_at(file, offset, pool, start, count):
 
 
 def write_safetensors(path, tensors, weights, threads):
-    """tensors: name -> shape."""
+    """tensors: name -> shape. weights None: zeros, which take no room; norms and statistics too."""
     header, offset = {}, 0
     for name, shape in tensors.items():
         size = 2 * int(np.prod(shape))
@@ -275,7 +371,7 @@ def write_safetensors(path, tensors, weights, threads):
         file.write(len(text).to_bytes(8, "little") + text)
         file.truncate(begin + offset)
         jobs = []
-        for name, shape in tensors.items():
+        for name, shape in tensors.items() if weights else ():
             pool, start = weights.prepare(name, shape)
             at = begin + header[name]["data_offsets"][0]
             jobs.append(workers.submit(write_at, file.fileno(), at, pool, start, int(np.prod(shape))))
@@ -289,35 +385,60 @@ def write_json(path, value):
         file.write("\n")
 
 
+def z_image_parts(args):
+    layers = args.layers or TRANSFORMER["n_layers"]
+    parts = {
+        "transformer": (dict(TRANSFORMER, n_layers=layers), transformer_tensors(layers)),
+        "text_encoder": (TEXT_ENCODER, None),
+        "vae": (VAE, vae_tensors()),
+    }
+    return parts, SCHEDULER, INDEX
+
+
+def klein_parts(args):
+    size = KLEIN[args.model]
+    transformer = flux2_config(size, args.layers or size["singles"])
+    parts = {
+        "transformer": (transformer, flux2_tensors(transformer)),
+        "text_encoder": (dict(TEXT_ENCODER, hidden_size=size["hidden"],
+                              intermediate_size=size["intermediate"]), None),
+        "vae": flux2_vae(),
+    }
+    index = dict(INDEX, _class_name="Flux2KleinPipeline", is_distilled=not args.base,
+                 text_encoder=["transformers", "Qwen3ForCausalLM"],
+                 transformer=["diffusers", "Flux2Transformer2DModel"],
+                 vae=["diffusers", "AutoencoderKLFlux2"])
+    return parts, FLUX2_SCHEDULER, index
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", required=True, help="the directory to write")
-    parser.add_argument("--tokenizer", required=True, help="the tokenizer/ of any Z-Image directory")
+    parser.add_argument("--tokenizer", required=True, help="the tokenizer/ of any model directory")
+    parser.add_argument("--model", choices=["z-image", *KLEIN], default="z-image")
+    parser.add_argument("--base", action="store_true")
     parser.add_argument("--text-encoder-layers", type=int, default=TEXT_ENCODER["num_hidden_layers"])
-    parser.add_argument("--layers", type=int, default=TRANSFORMER["n_layers"])
+    parser.add_argument("--layers", type=int)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--zeros", action="store_true")
     args = parser.parse_args()
 
-    weights = Weights(args.seed)
-    text_encoder = dict(TEXT_ENCODER, num_hidden_layers=args.text_encoder_layers)
-    model = "diffusion_pytorch_model.safetensors"
-    parts = [
-        ("transformer", dict(TRANSFORMER, n_layers=args.layers), model, transformer_tensors(args.layers)),
-        ("text_encoder", text_encoder, "model.safetensors",
-         text_encoder_tensors(args.text_encoder_layers)),
-        ("vae", VAE, model, vae_tensors()),
-    ]
-    for folder, config, file, tensors in parts:
+    weights = None if args.zeros else Weights(args.seed)
+    parts, scheduler, index = (z_image_parts if args.model == "z-image" else klein_parts)(args)
+    encoder = dict(parts["text_encoder"][0], num_hidden_layers=args.text_encoder_layers)
+    parts["text_encoder"] = (encoder, text_encoder_tensors(encoder))
+    for folder, (config, tensors) in parts.items():
         path = os.path.join(args.out, folder)
         os.makedirs(path, exist_ok=True)
         write_json(os.path.join(path, "config.json"), config)
-        write_safetensors(os.path.join(path, file), tensors, weights, args.threads)
+        stem = "model" if folder == "text_encoder" else "diffusion_pytorch_model"
+        write_safetensors(os.path.join(path, stem + ".safetensors"), tensors, weights, args.threads)
         total = sum(int(np.prod(shape)) for shape in tensors.values())
         print(f"{folder}: {len(tensors)} tensors, {total} parameters", flush=True)
     os.makedirs(os.path.join(args.out, "scheduler"), exist_ok=True)
-    write_json(os.path.join(args.out, "scheduler", "scheduler_config.json"), SCHEDULER)
-    write_json(os.path.join(args.out, "model_index.json"), INDEX)
+    write_json(os.path.join(args.out, "scheduler", "scheduler_config.json"), scheduler)
+    write_json(os.path.join(args.out, "model_index.json"), index)
     tokenizer = os.path.join(args.out, "tokenizer")
     os.makedirs(tokenizer, exist_ok=True)
     for file in ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt"):

@@ -9,7 +9,8 @@ pass of the transformer with 128 caption tokens, the VAE's decoder and the text
 encoder for 128 tokens. diffusers runs in bf16: eager, with cuDNN's attention,
 and (--compile) with its repeated blocks compiled. calotype's times are those of
 `calotype bench`, which makes whole pictures: warm ones count, the first is
-printed beside them. The best of the rounds counts. Prints the table of
+printed beside them. Of calls one after the other the median counts, since a GPU that is always busy
+slows down to keep its power, and the best of the rounds. Prints the table of
 docs/performance.md.
 """
 
@@ -25,7 +26,7 @@ from diffusers.models.transformers.transformer_z_image import ZImageTransformer2
 from safetensors.torch import load_file
 
 CAPTION = 128
-CALLS = 8
+CALLS = 16
 
 
 def load(model_class, folder):
@@ -42,18 +43,18 @@ def load(model_class, folder):
     return model.eval().requires_grad_(False)
 
 
-def best_time(call, calls=CALLS):
-    """Seconds of the fastest of some calls, by events on the GPU."""
-    best = float("inf")
+def times_of(call, calls=CALLS):
+    """Seconds of the fastest and of the median of calls one after the other, by events on the GPU."""
     call()
-    for _ in range(calls):
-        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        begin.record()
+    torch.cuda.synchronize()
+    marks = [torch.cuda.Event(enable_timing=True) for _ in range(calls + 1)]
+    marks[0].record()
+    for mark in marks[1:]:
         call()
-        end.record()
-        torch.cuda.synchronize()
-        best = min(best, begin.elapsed_time(end) / 1e3)
-    return best
+        mark.record()
+    torch.cuda.synchronize()
+    times = sorted(before.elapsed_time(after) / 1e3 for before, after in zip(marks, marks[1:]))
+    return times[0], times[len(times) // 2]
 
 
 def torch_times(args, sizes):
@@ -70,8 +71,9 @@ def torch_times(args, sizes):
         def measure(name, names):
             for size in names:
                 begin = time.perf_counter()
-                results[f"{name} forward {size}"] = best_time(forward(size), 3 if size > 1024 else CALLS)
-                print(f"{name} forward {size}: {results[f'{name} forward {size}'] * 1e3:.1f} ms "
+                best, median = times_of(forward(size), 4 if size > 1024 else CALLS)
+                results[f"{name} forward {size}"] = median
+                print(f"{name} forward {size}: median {median * 1e3:.1f}, best {best * 1e3:.1f} ms "
                       f"[{time.perf_counter() - begin:.0f} s]", flush=True)
 
         measure("eager", sizes)
@@ -93,7 +95,7 @@ def torch_times(args, sizes):
             if size > 1024:
                 continue
             z = torch.randn(1, 16, size // 8, size // 8, device="cuda", dtype=torch.bfloat16)
-            results[f"eager decode {size}"] = best_time(lambda: vae.decode(z), 4)
+            results[f"eager decode {size}"] = times_of(lambda: vae.decode(z), 6)[1]
             print(f"eager decode {size}: {results[f'eager decode {size}'] * 1e3:.1f} ms", flush=True)
         del vae
         if args.encoder:
@@ -104,7 +106,7 @@ def torch_times(args, sizes):
                 config = Qwen3Config(**json.load(file))
             encoder = Qwen3Model(config).to(device="cuda", dtype=torch.bfloat16).eval()
             ids = torch.randint(0, 1000, (1, CAPTION), device="cuda")
-            results["eager encode"] = best_time(lambda: encoder(ids, output_hidden_states=True))
+            results["eager encode"] = times_of(lambda: encoder(ids, output_hidden_states=True))[1]
             print(f"eager encode: {results['eager encode'] * 1e3:.1f} ms", flush=True)
     return results
 
@@ -147,12 +149,15 @@ def main():
                 m = calotype_times(args, size, precision)
                 if m is None:
                     continue
-                print(f"calotype {precision} {size}: step {m['best_step_seconds'] * 1e3:.2f} ms of "
+                steps = sorted(m["step_seconds"][2:])
+                median = steps[len(steps) // 2]
+                print(f"calotype {precision} {size}: step median {median * 1e3:.2f}, best "
+                      f"{m['best_step_seconds'] * 1e3:.2f} ms of "
                       f"{[round(s * 1e3, 1) for s in m['step_seconds']]}, encode {m['encode_seconds'] * 1e3:.2f}, "
                       f"decode {m['decode_seconds'] * 1e3:.2f}, picture {m['picture_seconds'] * 1e3:.1f} ms, first "
                       f"{m['first_picture_seconds']:.2f} s, load {m['load_seconds']:.2f} s "
                       f"[{time.perf_counter() - begin:.1f} s]", flush=True)
-                keep(f"calotype {precision} forward {size}", m["best_step_seconds"])
+                keep(f"calotype {precision} forward {size}", median)
                 keep(f"calotype {precision} decode {size}", m["decode_seconds"])
                 keep(f"calotype {precision} encode", m["encode_seconds"])
                 keep(f"calotype {precision} picture {size}", m["picture_seconds"])

@@ -3,7 +3,7 @@
 
     python tools/reference/make_fixtures.py [--only NAME ...] [--out DIR]
 
-NAME is one of: turbo, base, head128, klein, klein_base, qwen, qwen_bf16, qwen_edit,
+NAME is one of: turbo, base, head128, klein, klein_base, klein_kv, qwen, qwen_bf16, qwen_edit,
 qwen_plus, tokenizer, rng, sigmas, pictures.
 """
 

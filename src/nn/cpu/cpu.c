@@ -118,13 +118,27 @@ static void cpu_add_scalar(nn *c, const nn_tensor *x, float value)
     run_pointwise(c, x, x, value, add_scalar_part);
 }
 
+/* Operands are not looked at: products of theirs are. */
+static int64_t cpu_count_broken(nn *c, const nn_tensor *t)
+{
+    const int64_t rows = t->rank == 2 ? t->n[0] : 1, columns = nn_count(t) / rows;
+    int64_t broken = 0;
+    (void)c;
+    for (int64_t row = 0; row < rows && !t->operand; row++)
+        for (int64_t i = 0; i < columns; i++)
+            broken += !isfinite(t->data[row * t->stride + i]);
+    return broken;
+}
+
 const nn_device nn_cpu_device = {
     .name = "cpu",
     .host_memory = true,
     .align = MEM_ALIGN,
     .upload = cpu_upload,
     .download = cpu_download,
+    .count_broken = cpu_count_broken,
     .move = cpu_move,
+    .move_rows = cpu_move_rows,
     .take = cpu_take,
     .embed = cpu_embed,
     .fill_rows = cpu_fill_rows,

@@ -20,6 +20,8 @@ void cpu_linears(nn *c, const nn_tensor *out, const nn_tensor *x, const nn_weigh
 void cpu_upload(nn *c, const nn_tensor *t, const float *data);
 void cpu_download(nn *c, const nn_tensor *t, float *data);
 void cpu_move(nn *c, void *to, const void *from, size_t bytes);
+void cpu_move_rows(nn *c, void *to, size_t to_pitch, const void *from, size_t from_pitch,
+                   size_t bytes, size_t rows);
 void cpu_take(nn *c, const nn_tensor *out, const nn_tensor *x, int64_t index);
 void cpu_add_scaled(nn *c, const nn_tensor *x, const nn_tensor *y, float factor);
 void cpu_guide(nn *c, const nn_tensor *positive, const nn_tensor *negative, float guidance,
@@ -45,7 +47,8 @@ void cpu_head_norm_rope(nn *c, const nn_tensor *x, int heads, const nn_weight *w
                         const nn_tensor *cosine, const nn_tensor *sine, nn_rope_pairs pairs);
 void cpu_group_sums(nn *c, const nn_tensor *sums, int64_t first, const nn_tensor *x);
 void cpu_group_factors(nn *c, const nn_tensor *norm, const nn_tensor *sums, int64_t width,
-                       const nn_weight *w, const nn_weight *b, double eps);
+                       const nn_weight *w, const nn_weight *b, double eps,
+                       const nn_weight *late_bias);
 void cpu_apply_norm(nn *c, const nn_tensor *out, const nn_tensor *x, const nn_tensor *norm);
 
 static inline int64_t min64(int64_t a, int64_t b)

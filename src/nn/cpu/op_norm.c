@@ -224,8 +224,10 @@ void cpu_group_sums(nn *c, const nn_tensor *sums, int64_t first, const nn_tensor
 }
 
 void cpu_group_factors(nn *c, const nn_tensor *norm, const nn_tensor *sums, int64_t width,
-                       const nn_weight *w, const nn_weight *b, double eps)
+                       const nn_weight *w, const nn_weight *b, double eps,
+                       const nn_weight *late_bias)
 {
+    (void)late_bias; /* conv2d has added it */
     size_t mark = nn_mark(c);
     const int64_t groups = sums->n[1] / 4, rows = sums->n[0], channels = norm->n[1];
     const int64_t size = channels / groups;

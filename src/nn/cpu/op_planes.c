@@ -23,6 +23,14 @@ void cpu_move(nn *c, void *to, const void *from, size_t bytes)
     memmove(to, from, bytes);
 }
 
+void cpu_move_rows(nn *c, void *to, size_t to_pitch, const void *from, size_t from_pitch,
+                   size_t bytes, size_t rows)
+{
+    (void)c;
+    for (size_t i = 0; i < rows; i++)
+        memcpy((char *)to + i * to_pitch, (const char *)from + i * from_pitch, bytes);
+}
+
 void cpu_take(nn *c, const nn_tensor *out, const nn_tensor *x, int64_t index)
 {
     (void)c;

@@ -6,11 +6,34 @@
 
 #define WRITES 4 /* nn_begin_write at once */
 #define SLOTS 2
+#define RECORDINGS 8
+
+/* fp16 ends at 65504. What of a transformer is larger, or may be:
+ *
+ *   the residual stream    is float32 always.
+ *   silu(w1 h) * (w3 h)    is beyond it in Z-Image, as users of fp16 there report. Stored divided
+ * by                          2^7 it may be 8.4e6. Then numbers below 2^-14 * 2^7 = 0.008 lie
+ * 7.6e-6                          apart. Their rounding, 2.2e-6 in the root of the mean square, is
+ * less                          than that of the others, 2.8e-4 of each, wherever a row's root mean
+ *                          square is above 0.008; it is about 0.3 where h is a normed stream.
+ *   attention.out, w2      likewise; sums of up to 10240 terms. A norm follows, which would divide
+ *                          out any factor, but float32 needs no thought of its eps: nn_new_wide2.
+ *                          Before a gate (FLUX.2) they are float32 in scratch memory.
+ *   q, k, v, normed rows   are far below: products of rows with a root mean square near 1.
+ *   scores of attention    are float32 in every way of computing them.
+ *   the VAE                is computed in float32 (pipeline/run.c).
+ *
+ * bfloat16 reaches as far as float32 and needs none of it. */
+#define HIDDEN_SHIFT 7
 
 /* Calls that are the same every time: run, then recorded, then played back. */
 typedef struct recording {
+    uint64_t key; /* 0: free */
     enum { NEW, RAN, RECORDED } state;
     cu_graph_exec exec;
+    int64_t generation; /* of the store, whose addresses are in it */
+    int64_t loads;      /* cuda_ring_loads before it ran */
+    int64_t used;       /* when, in order of use */
 } recording;
 
 /* A download under way. */
@@ -26,7 +49,9 @@ struct cuda_private {
         float *host;
     } write[WRITES];
     slot slots[SLOTS];
-    recording recordings[SLOTS];
+    slot fetched; /* of cuda_fetch */
+    recording recordings[RECORDINGS];
+    int64_t uses;
     recording *current; /* being recorded */
 };
 
@@ -103,16 +128,20 @@ static void cuda_close(nn *c)
         d->context_set(s->gpu->context);
         if (s->stream)
             d->stream_wait(s->stream);
-        for (int i = 0; i < SLOTS; i++) {
+        for (int i = 0; i < RECORDINGS; i++)
             if (p->recordings[i].exec)
                 d->graph_exec_destroy(p->recordings[i].exec);
+        for (int i = 0; i < SLOTS; i++) {
             if (p->slots[i].done)
                 d->event_destroy(p->slots[i].done);
             if (p->slots[i].pinned)
                 d->host_free(p->slots[i].pinned);
         }
+        if (p->fetched.pinned)
+            d->host_free(p->fetched.pinned);
         for (int i = 0; i < WRITES; i++)
             mem_free(a, p->write[i].host);
+        cuda_ring_free(c);
         dnn_close(s->dnn);
         if (s->workspace)
             d->mem_free(s->workspace);
@@ -151,8 +180,24 @@ static void cuda_arena_free(nn *c)
 
 dtype cuda_work_type(const nn *c)
 {
+    return c->params.precision == NN_F32 ? DTYPE_F32 : cuda_half_type(c);
+}
+
+dtype cuda_half_type(const nn *c)
+{
     const cuda_state *s = c->device_state;
-    return c->params.precision == NN_F32 ? DTYPE_F32 : cuda_gpu_half(s->gpu);
+    return c->params.precision == NN_FP16 ? DTYPE_F16 : cuda_gpu_half(s->gpu);
+}
+
+dtype cuda_wide_type(const nn *c)
+{
+    const dtype type = cuda_work_type(c);
+    return type == DTYPE_F16 ? DTYPE_F32 : type;
+}
+
+static int cuda_hidden_shift(const nn *c)
+{
+    return cuda_work_type(c) == DTYPE_F16 ? HIDDEN_SHIFT : 0;
 }
 
 cuda_kind cuda_kind_of(const nn *c, const nn_tensor *t)
@@ -287,22 +332,42 @@ static void cuda_end_write(nn *c, const nn_tensor *t)
     }
 }
 
+/* Makes sure that a slot has so many bytes of pinned memory. */
+static bool pin_memory(nn *c, slot *to, size_t bytes)
+{
+    const cuda_state *s = cuda_of(c);
+    if (bytes <= to->bytes)
+        return true;
+    if (to->pinned)
+        s->driver->host_free(to->pinned);
+    to->pinned = NULL;
+    to->bytes = 0;
+    void *memory = NULL;
+    if (!check(c, s->driver->host_alloc(&memory, bytes, 0), "pinned memory"))
+        return false;
+    to->pinned = memory;
+    to->bytes = bytes;
+    return true;
+}
+
+const void *cuda_fetch(nn *c, cu_address from, size_t bytes)
+{
+    const cuda_state *s = cuda_of(c);
+    slot *to = &s->private->fetched;
+    if (cuda_idle(c) || !pin_memory(c, to, bytes) ||
+        !check(c, s->driver->copy_to_host(to->pinned, from, bytes, s->stream), "a download") ||
+        !check(c, s->driver->stream_wait(s->stream), "the GPU"))
+        return NULL;
+    return to->pinned;
+}
+
 static void cuda_download_begin(nn *c, int index, const nn_tensor *t)
 {
     const cuda_state *s = cuda_of(c);
     slot *to = &s->private->slots[index];
     const size_t bytes = (size_t)nn_count(t) * 4;
-    if (bytes > to->bytes) {
-        if (to->pinned)
-            s->driver->host_free(to->pinned);
-        to->pinned = NULL;
-        to->bytes = 0;
-        void *memory = NULL;
-        if (!check(c, s->driver->host_alloc(&memory, bytes, 0), "pinned memory"))
-            return;
-        to->pinned = memory;
-        to->bytes = bytes;
-    }
+    if (!pin_memory(c, to, bytes))
+        return;
     if (check(c, s->driver->copy_to_host(to->pinned, cuda_at(t), bytes, s->stream), "a download"))
         check(c, s->driver->event_record(to->done, s->stream), "an event");
 }
@@ -331,6 +396,20 @@ static void cuda_move(nn *c, void *to, const void *from, size_t bytes)
     }
 }
 
+static void cuda_move_rows(nn *c, void *to, size_t to_pitch, const void *from, size_t from_pitch,
+                           size_t bytes, size_t rows)
+{
+    const cu_copy_2d copy = {.from_type = CU_MEMORY_DEVICE,
+                             .from_device = (cu_address)(uintptr_t)from,
+                             .from_pitch = from_pitch,
+                             .to_type = CU_MEMORY_DEVICE,
+                             .to_device = (cu_address)(uintptr_t)to,
+                             .to_pitch = to_pitch,
+                             .width_bytes = bytes,
+                             .height = rows};
+    check(c, cuda_of(c)->driver->copy_2d(&copy, cuda_of(c)->stream), "a copy");
+}
+
 static void cuda_take(nn *c, const nn_tensor *out, const nn_tensor *x, int64_t index)
 {
     const size_t row = (size_t)x->n[2] * 4;
@@ -347,16 +426,72 @@ static void cuda_take(nn *c, const nn_tensor *out, const nn_tensor *x, int64_t i
 
 /* ---- Calls that repeat ----------------------------------------------------------------------- */
 
-static bool cuda_repeat_begin(nn *c, int index)
+static void forget(nn *c, recording *r)
 {
     cuda_state *s = cuda_of(c);
-    recording *r = &s->private->recordings[index];
+    if (r->exec) {
+        s->driver->stream_wait(s->stream);
+        s->driver->graph_exec_destroy(r->exec);
+    }
+    *r = (recording){.key = 0};
+}
+
+void cuda_resize_arena(nn *c, size_t bytes)
+{
+    cuda_state *s = cuda_of(c);
+    ct_error error;
+    if (bytes == c->capacity || c->used)
+        return;
+    for (int i = 0; i < RECORDINGS; i++)
+        forget(c, &s->private->recordings[i]);
+    if (c->arena)
+        cuda_arena_free(c);
+    c->capacity = 0;
+    c->arena = cuda_arena_alloc(c, bytes, &error);
+    if (c->arena)
+        c->capacity = bytes;
+    else
+        cuda_fail(c, &error);
+}
+
+/* The recording of a key, or the one whose last use is the longest ago, emptied. */
+static recording *recording_of(nn *c, uint64_t key)
+{
+    cuda_state *s = cuda_of(c);
+    const int64_t generation = cuda_store_generation(s->store);
+    recording *all = s->private->recordings, *oldest = all;
+    recording *r = NULL;
+    for (int i = 0; i < RECORDINGS && !r; i++) {
+        if (all[i].key == key)
+            r = &all[i];
+        if (all[i].used < oldest->used)
+            oldest = &all[i];
+    }
+    if (r && r->generation != generation)
+        forget(c, r);
+    if (!r) {
+        r = oldest;
+        forget(c, r);
+    }
+    r->key = key;
+    r->generation = generation;
+    r->used = ++s->private->uses;
+    return r;
+}
+
+static bool cuda_repeat_begin(nn *c, uint64_t key)
+{
+    cuda_state *s = cuda_of(c);
+    if (!s->store)
+        return true;
+    recording *r = recording_of(c, key ? key : 1);
     if (r->state == RECORDED) {
         check(c, s->driver->graph_launch(r->exec, s->stream), "a recording");
         return false;
     }
     if (r->state == NEW) { /* uploads, choices of kernels and plans happen now */
         s->private->current = r;
+        r->loads = cuda_ring_loads(c);
         return true;
     }
     s->private->current = r;
@@ -372,8 +507,9 @@ static void cuda_repeat_end(nn *c)
     s->private->current = NULL;
     if (!r)
         return;
-    if (!s->capturing) {
-        r->state = RAN;
+    r->generation = cuda_store_generation(s->store);
+    if (!s->capturing) { /* not all was met if it failed */
+        r->state = c->error.code == CT_OK && cuda_ring_loads(c) == r->loads ? RAN : NEW;
         return;
     }
     cu_graph graph = NULL;
@@ -395,7 +531,7 @@ static cu_address get_weight(nn *c, const nn_weight *w, const cuda_request *requ
 {
     ct_error error;
     *out = (cuda_weight){0};
-    if (cuda_idle(c) || !nn_has(w))
+    if (c->error.code != CT_OK || !nn_has(w))
         return 0;
     if (cuda_store_get(c, request, out, &error) != CT_OK)
         cuda_fail(c, &error);
@@ -426,16 +562,26 @@ cu_address cuda_conv_weight(nn *c, const nn_weight *w)
     return get_weight(c, w, &request, &at);
 }
 
+cu_address cuda_folded_weight(nn *c, const nn_weight *w)
+{
+    const cuda_request request = {&w, 1, STORE_CONV_FOLDED, cuda_work_type(c)};
+    cuda_weight at;
+    return get_weight(c, w, &request, &at);
+}
+
 const nn_device nn_cuda_device = {
     .name = "cuda",
     .align = CUDA_ALIGN,
     .lag = 1,
+    .conv_sums = true,
     .open = cuda_open,
     .close = cuda_close,
     .reset = cuda_reset,
     .arena_alloc = cuda_arena_alloc,
     .arena_free = cuda_arena_free,
     .work_type = cuda_work_type,
+    .wide_type = cuda_wide_type,
+    .hidden_shift = cuda_hidden_shift,
     .upload = cuda_upload,
     .download = cuda_download,
     .begin_write = cuda_begin_write,
@@ -444,11 +590,16 @@ const nn_device nn_cuda_device = {
     .download_end = cuda_download_end,
     .repeat_begin = cuda_repeat_begin,
     .repeat_end = cuda_repeat_end,
+    .count_broken = cuda_count_broken,
+    .section = cuda_section,
+    .block = cuda_block,
     .move = cuda_move,
+    .move_rows = cuda_move_rows,
     .take = cuda_take,
     .embed = cuda_embed,
     .fill_rows = cuda_fill_rows,
     .operand_bytes = cuda_operand_bytes,
+    .writes_operand = cuda_writes_operand,
     .prepare = cuda_prepare,
     .linear = cuda_linear,
     .linears = cuda_linears,

@@ -31,6 +31,7 @@ struct cuda_gpu {
     blas *blas;
     bool has_dnn;
     char *folder, libraries[160];
+    dtype half;                     /* F16 or BF16 */
     struct cuda_gpu_shared *shared; /* kernels by type, and the lock over them: gpu.c */
 };
 
@@ -53,6 +54,8 @@ typedef enum cuda_attention_path {
     ATTENTION_PLAIN
 } cuda_attention_path;
 
+typedef struct cuda_ring cuda_ring; /* stream.c */
+
 /* Of one nn. */
 typedef struct cuda_state {
     cuda_gpu *gpu;
@@ -64,6 +67,7 @@ typedef struct cuda_state {
     cu_address workspace;           /* of cuBLASLt */
     bool capturing;
     int64_t uploads; /* of the store that the stream waits for: store.c */
+    cuda_ring *ring; /* NULL until a section begins */
     cuda_attention_path attention_path, attention_taken; /* wanted; taken last */
     struct cuda_private *private;                        /* cuda.c */
 } cuda_state;
@@ -83,6 +87,10 @@ static inline cu_address cuda_at(const nn_tensor *t)
 bool cuda_idle(nn *c);
 /* The storage type of the present precision: F32, F16 or BF16. */
 dtype cuda_work_type(const nn *c);
+/* The same, but under NN_F32 the type of 16 bits that would be the GPU's. */
+dtype cuda_half_type(const nn *c);
+/* Where sums must have room: F32 instead of F16. */
+dtype cuda_wide_type(const nn *c);
 /* How a tensor or operand lies in memory. */
 cuda_kind cuda_kind_of(const nn *c, const nn_tensor *t);
 /* The factors of the rows of an operand of CUDA_E4M3 or CUDA_INT8; otherwise 0. */
@@ -119,11 +127,22 @@ cu_address cuda_floats(nn *c, const nn_weight *w);
 cu_address cuda_table(nn *c, const nn_weight *w, dtype *type);
 /* A convolution's [O, I, k, k] as [O, k, k, I] in the work type. */
 cu_address cuda_conv_weight(nn *c, const nn_weight *w);
+/* A convolution [O, I, 3, 3] of a doubled picture as four of the picture itself, one for each of
+ * the four results that come from a pixel: [2, 2, O, 2, 2, I], first where the result is (y, x).
+ * The numbers are sums of up to four, made in float32 (kernel weight_conv_folded). */
+cu_address cuda_folded_weight(nn *c, const nn_weight *w);
 /* A weight on the GPU and how to get it there. */
 typedef struct cuda_request {
     const nn_weight *const *w; /* below each other: the same K */
     int count;
-    enum { STORE_FLOATS, STORE_TABLE, STORE_CONV, STORE_MATRIX, STORE_PACKED } form;
+    enum {
+        STORE_FLOATS,
+        STORE_TABLE,
+        STORE_CONV,
+        STORE_CONV_FOLDED,
+        STORE_MATRIX,
+        STORE_PACKED
+    } form;
     dtype type; /* of the copy: F32, F16, BF16, F8_E4M3, I8 */
 } cuda_request;
 
@@ -131,8 +150,35 @@ typedef struct cuda_weight {
     cu_address data, scales, biases;
 } cuda_weight;
 
-/* store.c: the copy, made in the stream of c if it is not there yet. */
+#define CUDA_PARTS 3 /* of a cuda_weight */
+
+/* Bytes of the parts of a copy; returns what its upload takes besides. */
+size_t cuda_request_parts(const cuda_request *request, size_t part[CUDA_PARTS]);
+static inline size_t cuda_aligned(size_t bytes)
+{
+    return (bytes + CUDA_ALIGN - 1) / CUDA_ALIGN * CUDA_ALIGN;
+}
+
+/* store.c: the copy, made in the stream of c if it is not there yet. In a dry run it is noted in
+ * the schedule, and *out is 0. */
 ct_status cuda_store_get(nn *c, const cuda_request *request, cuda_weight *out, ct_error *error);
+/* Another copy, in the stream of c, to memory that has room for its aligned parts one behind the
+ * other. */
+ct_status cuda_store_put(nn *c, const cuda_request *request, cu_address to, ct_error *error);
+/* What blocks of these sections of a schedule do not keep goes, unless other runs are under way:
+ * more than `runs`. */
+void cuda_store_retain(cuda_store *s, const cuda_schedule *p, unsigned sections, int runs);
+/* How often something went: addresses that were learnt before may be stale. */
+int64_t cuda_store_generation(cuda_store *s);
+
+/* stream.c: blocks that come and go. */
+void cuda_section(nn *c, int section, size_t arena_bytes);
+void cuda_block(nn *c);
+/* Whether the block that runs is streamed and has this copy. */
+bool cuda_ring_find(const nn *c, const cuda_request *request, cuda_weight *out);
+/* How many blocks have come. Calls between which some came cannot be recorded. */
+int64_t cuda_ring_loads(const nn *c);
+void cuda_ring_free(nn *c);
 
 /* Low-bit groups of a matrix as numbers of `type` at `to`. */
 void cuda_unpack(nn *c, const nn_weight *w, const cuda_weight *packed, dtype type, cu_address to);
@@ -144,8 +190,13 @@ cu_address cuda_matrices(nn *c, const nn_weight *const *w, int count, dtype *typ
                          cu_address *scales);
 
 /* ---- Movement: cuda.c */
+/* An arena of another size; nothing may be in use. A failure sticks to c. */
+void cuda_resize_arena(nn *c, size_t bytes);
 void cuda_upload(nn *c, const nn_tensor *t, const float *data);
 void cuda_download(nn *c, const nn_tensor *t, float *data); /* any type of tensor */
+/* Bytes of the device in pinned memory of the host, valid until the next call; NULL in a dry run
+ * and after a failure. */
+const void *cuda_fetch(nn *c, cu_address from, size_t bytes);
 
 /* ---- Operations, by file --------------------------------------------------------------------- */
 
@@ -186,7 +237,8 @@ void cuda_guide_tokens(nn *c, const nn_tensor *positive, const nn_tensor *negati
                        int patch);
 void cuda_group_sums(nn *c, const nn_tensor *sums, int64_t first, const nn_tensor *x);
 void cuda_group_factors(nn *c, const nn_tensor *norm, const nn_tensor *sums, int64_t width,
-                        const nn_weight *w, const nn_weight *b, double eps);
+                        const nn_weight *w, const nn_weight *b, double eps,
+                        const nn_weight *late_bias);
 void cuda_apply_norm(nn *c, const nn_tensor *out, const nn_tensor *x, const nn_tensor *norm);
 
 /* The pixels under a convolution's kernel as rows of a matrix, or a padded, doubled or normed copy
@@ -210,7 +262,11 @@ void cuda_conv2d(nn *c, const nn_tensor *out, const nn_tensor *x, const nn_weigh
 void cuda_attention(nn *c, const nn_tensor *out, const nn_tensor *q, const nn_tensor *k,
                     const nn_tensor *v, int heads, int kv_heads, bool causal);
 
+/* check.c */
+int64_t cuda_count_broken(nn *c, const nn_tensor *t);
+
 /* op_linear.c */
+bool cuda_writes_operand(const nn *c, const nn_weight *w);
 void cuda_linear(nn *c, const nn_tensor *out, const nn_tensor *x, const nn_weight *w,
                  const nn_epilogue *epilogue);
 void cuda_linears(nn *c, const nn_tensor *out, const nn_tensor *x, const nn_weight *const *w,

@@ -44,7 +44,7 @@ typedef struct dnn_attention_operands {
  * be met once before it is captured into a graph: its plan takes memory, and time. cuDNN compiles
  * kernels for attention, and for convolutions with a bias or an addition: a second or more for
  * each shape that is met for the first time, a millisecond when it is in the folder. Convolutions
- * alone are there at once. */
+ * alone are there at once, which is why op_conv.c asks for no others. */
 ct_status dnn_attend(dnn *d, const dnn_attention *p, const dnn_attention_operands *at,
                      ct_error *error);
 

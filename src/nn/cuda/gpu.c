@@ -78,6 +78,7 @@ ct_status cuda_gpu_open(cuda_gpu **out, const cuda_gpu_params *params, ct_error 
         cuda_gpu_close(g);
         return status;
     }
+    g->half = params->half == DTYPE_F16 || g->info.major < 8 ? DTYPE_F16 : DTYPE_BF16;
     describe_libraries(g);
     *out = g;
     return CT_OK;
@@ -116,12 +117,17 @@ const char *cuda_gpu_libraries(const cuda_gpu *g)
 
 dtype cuda_gpu_half(const cuda_gpu *g)
 {
-    return g->info.major >= 8 ? DTYPE_BF16 : DTYPE_F16;
+    return g->half;
+}
+
+bool cuda_gpu_has_bf16(const cuda_gpu *g)
+{
+    return g->half == DTYPE_BF16;
 }
 
 bool cuda_gpu_can(const cuda_gpu *g, nn_precision precision)
 {
-    if (precision == NN_F32 || precision == NN_BF16)
+    if (precision == NN_F32 || precision == NN_BF16 || precision == NN_FP16)
         return true;
     const bool fp8 = precision == NN_FP8;
     const blas_product p = {.m = 256,
@@ -131,7 +137,7 @@ bool cuda_gpu_can(const cuda_gpu *g, nn_precision precision)
                             .w_stride = 256,
                             .out_stride = 256,
                             .type = fp8 ? DTYPE_F8_E4M3 : DTYPE_I8,
-                            .out_type = fp8 ? DTYPE_BF16 : DTYPE_I32,
+                            .out_type = fp8 ? g->half : DTYPE_I32,
                             .scaled = fp8};
     return blas_can(g->blas, &p);
 }
@@ -144,6 +150,13 @@ ct_status cuda_gpu_memory(cuda_gpu *g, size_t *free_bytes, size_t *total_bytes, 
         status = cuda_check(&g->driver, g->driver.memory_info(free_bytes, total_bytes),
                             "the GPU's memory", error);
     return status;
+}
+
+/* Large allocations are whole pages of 2 MiB; small ones share pages. */
+size_t cuda_gpu_cost(size_t bytes)
+{
+    const size_t page = (size_t)2 << 20, unit = bytes >= page / 2 ? page : 512;
+    return bytes ? (bytes + unit - 1) / unit * unit : unit;
 }
 
 ct_status cuda_gpu_alloc(cuda_gpu *g, cu_address *out, size_t bytes, const char *what,

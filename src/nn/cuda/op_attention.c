@@ -43,7 +43,7 @@ static bool dnn_fits(const attention *a)
     return a->type != DTYPE_F32 && a->dim % 8 == 0 && a->dim <= MAX_DNN_DIM;
 }
 
-/* False where it has no engine. spare: memory like out. */
+/* False where it has no engine. spare: memory for as many numbers as out has. */
 static bool attend_dnn(nn *c, const attention *a, cu_address spare)
 {
     cuda_state *s = cuda_of(c);
@@ -51,6 +51,7 @@ static bool attend_dnn(nn *c, const attention *a, cu_address spare)
         return false;
     /* Nothing says that it reads queries before it writes results. */
     const bool aside = a->out == a->q;
+    const int64_t width = (int64_t)a->heads * a->dim;
     const dnn_attention p = {
         .type = a->type,
         .heads = a->heads,
@@ -61,7 +62,7 @@ static bool attend_dnn(nn *c, const attention *a, cu_address spare)
         .q_stride = a->q_stride,
         .k_stride = a->k_stride,
         .v_stride = a->v_stride,
-        .out_stride = a->out_stride,
+        .out_stride = aside ? width : a->out_stride,
         .causal = a->causal,
     };
     ct_error error;
@@ -70,10 +71,17 @@ static bool attend_dnn(nn *c, const attention *a, cu_address spare)
     if (status == CT_EUNSUPPORTED)
         return false;
     if (status == CT_OK && aside) {
-        const int64_t bytes = a->queries * a->out_stride * number_bytes(a->type);
-        status = cuda_check(s->driver,
-                            s->driver->copy_on_device(a->out, spare, (size_t)bytes, s->stream),
-                            "copying attention", &error);
+        const size_t number = (size_t)number_bytes(a->type);
+        const cu_copy_2d copy = {.from_type = CU_MEMORY_DEVICE,
+                                 .from_device = spare,
+                                 .from_pitch = (size_t)width * number,
+                                 .to_type = CU_MEMORY_DEVICE,
+                                 .to_device = a->out,
+                                 .to_pitch = (size_t)a->out_stride * number,
+                                 .width_bytes = (size_t)width * number,
+                                 .height = (size_t)a->queries};
+        status = cuda_check(s->driver, s->driver->copy_2d(&copy, s->stream), "copying attention",
+                            &error);
     }
     if (status != CT_OK)
         cuda_fail(c, &error);
@@ -354,15 +362,15 @@ void cuda_attention(nn *c, const nn_tensor *out, const nn_tensor *q, const nn_te
         .group = heads / kv_heads,
         .dim = (int)(q->n[1] / heads),
         .causal = causal,
-        .out_stride = out->n[1],
+        .out_stride = out->type == type ? out->stride : out->n[1],
     };
     a.q = in_type(c, q, type, &a.q_stride);
     a.k = in_type(c, k, type, &a.k_stride);
     a.v = in_type(c, v, type, &a.v_stride);
     a.out = out->type == type ? cuda_at(out) : cuda_scratch(c, out_bytes);
 
-    /* What the ways may need, by shape and type alone: addresses are not known in a dry run. out
-     * has no gaps, so only a q without gaps can be the same memory. */
+    /* What the ways may need, by shape and type alone: addresses are not known in a dry run. Only
+     * what lies alike can be the same memory. */
     const bool may_share = q->type == type && out->type == type && a.q_stride == a.out_stride;
     const cu_address spare = may_share && dnn_fits(&a) ? cuda_scratch(c, out_bytes) : 0;
     const bool products =

@@ -1,6 +1,8 @@
 /* Linear layers: cuBLASLt, and one pass for what it cannot do behind a product. */
 #include "nn/cuda/cuda.h"
 
+#include <math.h>
+
 #define SCRATCH ((int64_t)256 << 20) /* bytes of results that wait for their epilogue */
 
 /* ---- Weights --------------------------------------------------------------------------------- */
@@ -17,6 +19,12 @@ static dtype operand_type(const nn *c, const nn_weight *w)
     return cuda_work_type(c);
 }
 
+/* In 8 bits: it saves a pass over the numbers. */
+bool cuda_writes_operand(const nn *c, const nn_weight *w)
+{
+    return dtype_size(operand_type(c, w)) == 1;
+}
+
 /* Packed groups stay as they are on the GPU, and are unpacked for each product; in 8 bits they are
  * kept in those. */
 static cu_address unpacked(nn *c, const nn_weight *const *w, int count, dtype type)
@@ -26,7 +34,7 @@ static cu_address unpacked(nn *c, const nn_weight *const *w, int count, dtype ty
         rows += w[i]->n[0];
     const cu_address to = cuda_scratch(c, (size_t)(rows * w[0]->n[1]) * dtype_size(type));
     cu_address at = to;
-    for (int i = 0; i < count && !cuda_idle(c); i++) {
+    for (int i = 0; i < count && c->error.code == CT_OK; i++) {
         const cuda_request request = {&w[i], 1, STORE_PACKED, w[i]->type};
         cuda_weight packed;
         ct_error error;
@@ -49,7 +57,7 @@ cu_address cuda_matrices(nn *c, const nn_weight *const *w, int count, dtype *typ
         packed = packed && w[i]->bits != 0;
     if (packed && dtype_size(*type) > 1)
         return unpacked(c, w, count, *type);
-    if (cuda_idle(c))
+    if (c->error.code != CT_OK)
         return 0;
     const cuda_request request = {w, count, STORE_MATRIX, *type};
     cuda_weight at = {0};
@@ -93,7 +101,7 @@ static input input_of(nn *c, const nn_tensor *x, dtype type)
     }
     const cu_address at = cuda_scratch(c, (size_t)nn_count(x) * dtype_size(type));
     if (!cuda_idle(c))
-        cuda_convert(c, type == DTYPE_F32 ? cuda_gpu_half(cuda_of(c)->gpu) : type, at,
+        cuda_convert(c, type == DTYPE_F32 ? cuda_half_type(c) : type, at,
                      type == DTYPE_F32 ? CUDA_FLOAT : CUDA_WORK, x->n[1], cuda_at(x), kind,
                      x->stride, x->n[0], x->n[1]);
     return (input){at, 0, x->n[1]};
@@ -106,6 +114,7 @@ typedef struct product {
     input x;
     cu_address w, w_scales;
     int64_t n, k; /* n: rows of w, of up too */
+    int shift;    /* of x: the product is multiplied with 2^shift */
 } product;
 
 /* Rows first .. first+m-1 of x into out. */
@@ -126,7 +135,9 @@ static void multiply(nn *c, const product *p, int64_t first, int64_t m, cu_addre
                             .add = add,
                             .bias = bias != 0,
                             .bias_type = DTYPE_F32,
-                            .scaled = p->type == DTYPE_F8_E4M3};
+                            .scaled = p->type == DTYPE_F8_E4M3,
+                            .fast_sums = p->type == DTYPE_F8_E4M3,
+                            .factor = ldexpf(1, p->shift)};
     const blas_operands at = {.out = out,
                               .x =
                                   p->x.data + (uint64_t)(first * p->x.stride) * dtype_size(p->type),
@@ -151,27 +162,33 @@ static void run_epilogue(nn *c, const nn_tensor *out, const product *p, const fi
                          int64_t first, int64_t rows, cu_address y, cuda_kind y_kind,
                          int64_t y_stride)
 {
-    cu_address to = cuda_at(out) + (uint64_t)(first * out->stride) * nn_element(out);
-    cu_address out_scales = 0, x_scales = 0, w_scales = 0, bias = f->bias, gate = f->gate;
+    const dtype out_type = kind_type(c, cuda_kind_of(c, out));
+    cu_address to = cuda_at(out) + (uint64_t)(first * out->stride) * dtype_size(out_type);
+    cu_address out_scales = cuda_scales_of(c, out), x_scales = 0, w_scales = 0, bias = f->bias,
+               gate = f->gate;
     int kind = cuda_kind_of(c, out), in = y_kind, up = f->up, activation = f->activation;
     int add = f->add, m = (int)rows, columns = (int)out->n[1];
     long long out_stride = out->stride, stride = y_stride;
+    if (out_scales)
+        out_scales += (uint64_t)first * 4;
+    float factor = ldexpf(1, -out->shift);
     if (y_kind == CUDA_INT32) {
         x_scales = p->x.scales + (uint64_t)first * 4;
         w_scales = p->w_scales;
     }
-    const dtype type = cuda_work_type(c) == DTYPE_F32 ? DTYPE_F32 : cuda_gpu_half(cuda_of(c)->gpu);
-    CUDA_LAUNCH(c, epilogue, type, cuda_epilogue_grid(kind, rows, columns), &to, &kind, &out_stride,
-                &out_scales, &y, &in, &stride, &up, &bias, &activation, &gate, &add, &m, &columns,
-                &x_scales, &w_scales);
+    CUDA_LAUNCH(c, epilogue, cuda_work_type(c), cuda_epilogue_grid(kind, rows, columns), &to, &kind,
+                &out_stride, &out_scales, &y, &in, &stride, &up, &bias, &activation, &gate, &add,
+                &m, &columns, &x_scales, &w_scales, &factor);
 }
 
 /* The product into scratch memory, some rows at a time, and its epilogue from there. */
 static void multiply_and_finish(nn *c, const nn_tensor *out, const product *p, const finish *f)
 {
     const bool integers = p->type == DTYPE_I8;
-    const dtype type = integers ? DTYPE_I32 : cuda_work_type(c);
-    const cuda_kind kind = integers ? CUDA_INT32 : CUDA_WORK;
+    const dtype type = integers ? DTYPE_I32 : cuda_wide_type(c);
+    const cuda_kind kind = integers                    ? CUDA_INT32
+                           : type == cuda_work_type(c) ? CUDA_WORK
+                                                       : CUDA_FLOAT;
     const int64_t row = p->n * (int64_t)dtype_size(type);
     int64_t step = SCRATCH / row / 128 * 128;
     step = step < 128 ? 128 : step;
@@ -188,11 +205,13 @@ static void linear(nn *c, const nn_tensor *out, const nn_tensor *x, const nn_wei
                    int count, const nn_epilogue *e)
 {
     size_t mark = nn_mark(c);
-    product p = {.k = x->n[1]};
+    product p = {.k = x->n[1], .shift = x->shift};
     for (int i = 0; i < count; i++)
         p.n += w[i]->n[0];
     p.w = cuda_matrices(c, w, count, &p.type, &p.w_scales);
     p.x = input_of(c, x, p.type);
+    if (p.shift && dtype_size(p.type) == 1)
+        nn_fail(c, CT_EINTERNAL, "linear: an input with a shift in a product of 8 bits");
     const finish f = {.bias = e->bias ? cuda_floats(c, e->bias) : 0,
                       .gate = cuda_at(e->gate),
                       .activation = e->activation,

@@ -33,16 +33,6 @@ void cuda_patches(nn *c, const nn_tensor *tokens, const nn_tensor *planes, int p
                 &channels, &height, &width, &patch, &order, &direction);
 }
 
-static void convert_planes(nn *c, const nn_tensor *picture, const nn_tensor *planes, float factor,
-                           float offset, bool to_picture)
-{
-    cu_address at = cuda_at(picture), plane = cuda_at(planes);
-    int kind = kind_of(c, picture), channels = (int)picture->n[2], direction = to_picture;
-    int64_t pixels = picture->n[0] * picture->n[1];
-    CUDA_LAUNCH(c, planes, cuda_work_type(c), any_grid(pixels), &at, &kind, &plane, &channels,
-                &pixels, &factor, &offset, &direction);
-}
-
 void cuda_upload_planes(nn *c, const nn_tensor *picture, const float *planes, float factor,
                         float offset)
 {
@@ -50,18 +40,53 @@ void cuda_upload_planes(nn *c, const nn_tensor *picture, const float *planes, fl
     nn_tensor t = nn_new3(c, picture->n[2], picture->n[0], picture->n[1]);
     if (!cuda_idle(c))
         cuda_upload(c, &t, planes);
-    convert_planes(c, picture, &t, factor, offset, true);
+    cu_address at = cuda_at(picture), plane = cuda_at(&t);
+    int kind = kind_of(c, picture), channels = (int)picture->n[2];
+    int64_t pixels = picture->n[0] * picture->n[1];
+    CUDA_LAUNCH(c, planes, cuda_work_type(c), any_grid(pixels), &at, &kind, &plane, &channels,
+                &pixels, &factor, &offset);
     nn_release(c, mark);
 }
 
+typedef struct separation {
+    float *planes;
+    const void *picture; /* of numbers of a type */
+    dtype type;
+    int64_t height, width, channels;
+} separation;
+
+static float number_at(const separation *s, int64_t i)
+{
+    if (s->type == DTYPE_F32)
+        return ((const float *)s->picture)[i];
+    const uint16_t h = ((const uint16_t *)s->picture)[i];
+    return s->type == DTYPE_BF16 ? bf16_to_float(h) : f16_to_float(h);
+}
+
+static void separate_row(void *user, int64_t y, int worker)
+{
+    const separation *s = user;
+    (void)worker;
+    for (int64_t ch = 0; ch < s->channels; ch++) {
+        float *to = s->planes + (ch * s->height + y) * s->width;
+        for (int64_t x = 0; x < s->width; x++)
+            to[x] = number_at(s, (y * s->width + x) * s->channels + ch);
+    }
+}
+
+/* Few bytes over the bus into pinned memory; from there the threads, which also meet the pages of a
+ * new picture for the first time. */
 void cuda_download_planes(nn *c, const nn_tensor *picture, float *planes)
 {
-    const size_t mark = nn_mark(c);
-    nn_tensor t = nn_new3(c, picture->n[2], picture->n[0], picture->n[1]);
-    convert_planes(c, picture, &t, 1, 0, false);
-    if (!cuda_idle(c))
-        cuda_download(c, &t, planes);
-    nn_release(c, mark);
+    separation s = {.planes = planes,
+                    .type = picture->type,
+                    .height = picture->n[0],
+                    .width = picture->n[1],
+                    .channels = picture->n[2]};
+    s.picture =
+        cuda_fetch(c, cuda_at(picture), (size_t)nn_count(picture) * dtype_size(picture->type));
+    if (s.picture)
+        pool_run(c->params.threads, s.height, separate_row, &s);
 }
 
 void cuda_add_scaled(nn *c, const nn_tensor *x, const nn_tensor *y, float factor)
@@ -106,21 +131,24 @@ void cuda_group_sums(nn *c, const nn_tensor *sums, int64_t first, const nn_tenso
     cu_address to = cuda_at(&rows), at = cuda_at(x);
     int kind = kind_of(c, x), width = (int)x->n[1], channels = (int)x->n[2];
     int groups = (int)(sums->n[1] / 4);
+    cu_address bias = 0;
     const cuda_grid grid = {.x = x->n[0], .threads = GROUP_THREADS};
-    CUDA_LAUNCH(c, group_sums, cuda_work_type(c), grid, &to, &at, &kind, &width, &channels,
+    CUDA_LAUNCH(c, group_sums, cuda_work_type(c), grid, &to, &at, &kind, &bias, &width, &channels,
                 &groups);
 }
 
 void cuda_group_factors(nn *c, const nn_tensor *norm, const nn_tensor *sums, int64_t width,
-                        const nn_weight *w, const nn_weight *b, double eps)
+                        const nn_weight *w, const nn_weight *b, double eps,
+                        const nn_weight *late_bias)
 {
     cu_address to = cuda_at(norm), from = cuda_at(sums);
     cu_address weight = cuda_floats(c, w), bias = cuda_floats(c, b);
+    cu_address late = late_bias ? cuda_floats(c, late_bias) : 0;
     int rows = (int)sums->n[0], channels = (int)norm->n[1], groups = (int)(sums->n[1] / 4);
     double count = (double)(channels / groups) * (double)rows * (double)width;
     const cuda_grid grid = {.x = groups, .threads = THREADS};
     CUDA_LAUNCH(c, group_factors, cuda_work_type(c), grid, &to, &from, &rows, &channels, &groups,
-                &count, &weight, &bias, &eps);
+                &count, &weight, &bias, &eps, &late);
 }
 
 /* Each block takes some rounds of 4 pixels for each of its threads, since it must load the norm. */

@@ -4,22 +4,26 @@
  *
  * A weight is known by its address in the host's memory and the form of the copy. */
 #include "core/mem.h"
-#include "nn/cuda/cuda.h"
+#include "nn/cuda/schedule.h"
 
+#include <limits.h>
 #include <pthread.h>
 #include <string.h>
 
 #define STAGE ((size_t)32 << 20) /* bytes of a piece of a weight on its way */
 #define STAGES 3
-#define PIECE ((size_t)512 << 10) /* what one thread copies at a time */
+#define CUDNN_BYTES ((uint64_t)256 << 20) /* left for its workspaces */
+#define PIECE ((size_t)512 << 10)         /* what one thread copies at a time */
 
 typedef struct entry {
     const void *key; /* NULL: free */
     int count, form;
     dtype type;
     cuda_weight at;
-    size_t bytes;
+    size_t bytes;   /* of the GPU's memory, as the driver hands it out */
     int64_t upload; /* number of its upload */
+    /* Where its next part goes, and where they must end; 0: to memory of its own. */
+    cu_address place, end;
 } entry;
 
 /* Pinned memory of the host, and the same on the GPU for what must be changed there. */
@@ -38,7 +42,8 @@ struct cuda_store {
     stage stages[STAGES];
     int next;
     cu_event uploaded; /* behind the last upload */
-    int64_t uploads;
+    int64_t uploads, generation;
+    int runs; /* under way */
 };
 
 /* ---- Life ------------------------------------------------------------------------------------ */
@@ -135,27 +140,111 @@ static ct_status rebuild(cuda_store *s, size_t capacity, ct_error *error)
     return CT_OK;
 }
 
+/* Closes the gap at place i: an entry behind it that would no longer be found moves there, and
+ * leaves a gap of its own. */
+static void close_gap(cuda_store *s, size_t i)
+{
+    const size_t mask = s->capacity - 1;
+    for (size_t k = (i + 1) & mask; s->entries[k].key; k = (k + 1) & mask) {
+        const entry e = s->entries[k];
+        s->entries[k].key = NULL;
+        insert(s, &e);
+    }
+}
+
+static void drop_entries(cuda_store *s, bool (*goes)(const void *user, const entry *e),
+                         const void *user)
+{
+    s->gpu->driver.context_set(s->gpu->context);
+    for (size_t i = 0; i < s->capacity;) {
+        entry *e = &s->entries[i];
+        if (!e->key || !goes(user, e)) {
+            i++;
+            continue;
+        }
+        free_entry(s, e);
+        e->key = NULL;
+        s->used--;
+        s->generation++;
+        close_gap(s, i); /* something else may stand here now */
+    }
+}
+
+typedef struct byte_range {
+    const char *begin;
+    size_t bytes;
+} byte_range;
+
+static bool is_inside(const void *user, const entry *e)
+{
+    const byte_range *r = user;
+    return (const char *)e->key >= r->begin && (const char *)e->key < r->begin + r->bytes;
+}
+
 void cuda_store_drop(cuda_store *s, const void *begin, size_t bytes)
+{
+    const byte_range range = {begin, bytes};
+    if (!s)
+        return;
+    pthread_mutex_lock(&s->lock);
+    drop_entries(s, is_inside, &range);
+    pthread_mutex_unlock(&s->lock);
+}
+
+typedef struct kept {
+    const cuda_schedule *schedule;
+    unsigned sections;
+} kept;
+
+static bool is_not_kept(const void *user, const entry *e)
+{
+    const kept *k = user;
+    return !schedule_keeps(k->schedule, k->sections, e->key, e->count, e->form, e->type);
+}
+
+void cuda_store_retain(cuda_store *s, const cuda_schedule *p, unsigned sections, int runs)
+{
+    const kept k = {p, sections};
+    if (!s)
+        return;
+    pthread_mutex_lock(&s->lock);
+    if (s->runs <= runs)
+        drop_entries(s, is_not_kept, &k);
+    pthread_mutex_unlock(&s->lock);
+}
+
+void cuda_store_prepare(cuda_store *s, const cuda_schedule *p, int section)
+{
+    if (p->list[section].keeps != UINT_MAX)
+        cuda_store_retain(s, p, p->list[section].keeps, 0);
+}
+
+void cuda_store_enter(cuda_store *s)
 {
     if (!s)
         return;
     pthread_mutex_lock(&s->lock);
-    s->gpu->driver.context_set(s->gpu->context);
-    size_t dropped = 0;
-    for (size_t i = 0; i < s->capacity; i++) {
-        entry *e = &s->entries[i];
-        if (!e->key || (const char *)e->key < (const char *)begin ||
-            (const char *)e->key >= (const char *)begin + bytes)
-            continue;
-        free_entry(s, e);
-        e->key = NULL;
-        dropped++;
-    }
-    s->used -= dropped;
-    if (dropped) /* others may have stood behind those that went; without memory they are copied
-                  * again when they are needed */
-        rebuild(s, s->capacity, NULL);
+    s->runs++;
     pthread_mutex_unlock(&s->lock);
+}
+
+void cuda_store_leave(cuda_store *s)
+{
+    if (!s)
+        return;
+    pthread_mutex_lock(&s->lock);
+    s->runs--;
+    pthread_mutex_unlock(&s->lock);
+}
+
+int64_t cuda_store_generation(cuda_store *s)
+{
+    if (!s)
+        return 0;
+    pthread_mutex_lock(&s->lock);
+    const int64_t generation = s->generation;
+    pthread_mutex_unlock(&s->lock);
+    return generation;
 }
 
 size_t cuda_store_bytes(cuda_store *s)
@@ -186,16 +275,19 @@ static ct_status open_stages(cuda_store *s, ct_error *error)
 {
     const cuda_driver *d = &s->gpu->driver;
     ct_status status = CT_OK;
-    for (int i = 0; i < STAGES && status == CT_OK && !s->stages[i].host; i++) {
+    /* What is there from an attempt that failed is not made again. */
+    for (int i = 0; i < STAGES && status == CT_OK; i++) {
+        stage *g = &s->stages[i];
         void *memory = NULL;
-        status = cuda_check(d, d->event_create(&s->stages[i].done, CU_EVENT_DISABLE_TIMING),
-                            "an event", error);
-        if (status == CT_OK)
-            status =
-                cuda_gpu_alloc(s->gpu, &s->stages[i].device, STAGE, "weights on their way", error);
-        if (status == CT_OK)
+        if (!g->done)
+            status = cuda_check(d, d->event_create(&g->done, CU_EVENT_DISABLE_TIMING), "an event",
+                                error);
+        if (status == CT_OK && !g->device)
+            status = cuda_gpu_alloc(s->gpu, &g->device, STAGE, "weights on their way", error);
+        if (status == CT_OK && !g->host) {
             status = cuda_check(d, d->host_alloc(&memory, STAGE, 0), "pinned memory", error);
-        s->stages[i].host = memory;
+            g->host = status == CT_OK ? memory : NULL;
+        }
     }
     if (status == CT_OK && !s->uploaded)
         status = cuda_check(d, d->event_create(&s->uploaded, CU_EVENT_DISABLE_TIMING), "an event",
@@ -298,7 +390,7 @@ static int out_kind(dtype type)
 
 static dtype variant(nn *c, dtype type)
 {
-    return type == DTYPE_F32 ? cuda_gpu_half(cuda_of(c)->gpu) : type;
+    return type == DTYPE_F32 ? cuda_half_type(c) : type;
 }
 
 static float factor_of(const nn_weight *w)
@@ -325,6 +417,16 @@ static void change_conv(const conversion *v, int64_t first, int64_t count, cu_ad
                 &kernel);
 }
 
+/* Rows of k numbers of the file become 4 * 4 * I numbers each. */
+static void change_conv_folded(const conversion *v, int64_t first, int64_t count, cu_address from)
+{
+    cu_address out = v->to;
+    int in = v->w->type;
+    long long o = v->w->n[0], i = v->w->n[1], row = first, rows = count;
+    CUDA_LAUNCH(v->c, weight_conv_folded, v->type, flat_grid(count * 16 * i), &out, &from, &in, &o,
+                &i, &row, &rows);
+}
+
 /* ---- Forms ----------------------------------------------------------------------------------- */
 
 static size_t count_of(const nn_weight *w)
@@ -335,12 +437,54 @@ static size_t count_of(const nn_weight *w)
     return count;
 }
 
+static size_t copied_numbers(const cuda_request *r, const nn_weight *w)
+{
+    return r->form == STORE_CONV_FOLDED ? (size_t)(16 * w->n[0] * w->n[1]) : count_of(w);
+}
+
+size_t cuda_request_parts(const cuda_request *r, size_t part[CUDA_PARTS])
+{
+    size_t numbers = 0, rows = 0, most = 0, passing = 0;
+    part[0] = part[1] = part[2] = 0;
+    for (int i = 0; i < r->count; i++) {
+        const nn_weight *w = r->w[i];
+        const size_t count = copied_numbers(r, w);
+        numbers += count;
+        rows += (size_t)w->n[0];
+        most = count > most ? count : most;
+        if (w->bits == 0)
+            continue;
+        const size_t codes = count / 8 * (size_t)w->bits;
+        const size_t groups = count / (size_t)w->group * dtype_size(w->type);
+        const size_t all = cuda_gpu_cost(codes) + 2 * cuda_gpu_cost(groups);
+        passing = all > passing ? all : passing;
+        if (r->form == STORE_PACKED) {
+            part[0] = codes;
+            part[1] = part[2] = groups;
+        }
+    }
+    if (r->form == STORE_PACKED)
+        return 0;
+    part[0] = numbers * dtype_size(r->type);
+    if (r->type != DTYPE_F8_E4M3 && r->type != DTYPE_I8)
+        return passing;
+    part[1] = rows * sizeof(float);
+    return passing + cuda_gpu_cost(2 * most);
+}
+
 static ct_status allocate(cuda_store *s, entry *e, cu_address *at, size_t bytes, ct_error *error)
 {
+    if (e->place) {
+        if (cuda_aligned(bytes) > e->end - e->place)
+            return error_set(error, CT_EINTERNAL, "weights are larger than planned");
+        *at = e->place;
+        e->place += cuda_aligned(bytes);
+        return CT_OK;
+    }
     ct_status status = cuda_gpu_alloc(s->gpu, at, bytes, "weights", error);
     if (status == CT_OK) {
-        e->bytes += bytes;
-        s->bytes += bytes;
+        e->bytes += cuda_gpu_cost(bytes);
+        s->bytes += cuda_gpu_cost(bytes);
     }
     return status;
 }
@@ -407,9 +551,16 @@ static ct_status upload_numbers(cuda_store *s, nn *c, const cuda_request *r, ent
 static ct_status upload_conv(cuda_store *s, nn *c, const cuda_request *r, entry *e, ct_error *error)
 {
     const nn_weight *w = r->w[0];
-    ct_status status = allocate(s, e, &e->at.data, count_of(w) * dtype_size(r->type), error);
-    const conversion v = {c,       w,          w->n[0],    (int64_t)count_of(w) / w->n[0],
-                          r->type, e->at.data, change_conv};
+    const bool folded = r->form == STORE_CONV_FOLDED;
+    const size_t numbers = folded ? (size_t)(16 * w->n[0] * w->n[1]) : count_of(w);
+    ct_status status = allocate(s, e, &e->at.data, numbers * dtype_size(r->type), error);
+    const conversion v = {c,
+                          w,
+                          w->n[0],
+                          (int64_t)count_of(w) / w->n[0],
+                          r->type,
+                          e->at.data,
+                          folded ? change_conv_folded : change_conv};
     return status == CT_OK ? convert_rows(s, &v, error) : status;
 }
 
@@ -417,7 +568,7 @@ static ct_status upload_conv(cuda_store *s, nn *c, const cuda_request *r, entry 
 static ct_status upload_rows8(cuda_store *s, nn *c, const cuda_request *r, entry *e,
                               ct_error *error)
 {
-    const dtype half = cuda_gpu_half(s->gpu);
+    const dtype half = cuda_half_type(c);
     const int64_t k = r->w[0]->n[1];
     int64_t rows = 0, most = 0;
     for (int i = 0; i < r->count; i++) {
@@ -479,7 +630,8 @@ static ct_status upload(cuda_store *s, nn *c, const cuda_request *r, entry *e, c
     if (status != CT_OK)
         return status;
     switch (r->form) {
-    case STORE_CONV: return upload_conv(s, c, r, e, error);
+    case STORE_CONV:
+    case STORE_CONV_FOLDED: return upload_conv(s, c, r, e, error);
     case STORE_PACKED: return upload_packed(s, c, r, e, error);
     case STORE_FLOATS:
     case STORE_TABLE:
@@ -489,8 +641,32 @@ static ct_status upload(cuda_store *s, nn *c, const cuda_request *r, entry *e, c
                                                            : upload_numbers(s, c, r, e, error);
 }
 
+ct_status cuda_store_put(nn *c, const cuda_request *r, cu_address to, ct_error *error)
+{
+    cuda_store *s = cuda_of(c)->store;
+    entry placed = {.place = to, .end = to};
+    size_t part[CUDA_PARTS];
+    cuda_request_parts(r, part);
+    for (int i = 0; i < CUDA_PARTS; i++)
+        placed.end += cuda_aligned(part[i]);
+    pthread_mutex_lock(&s->lock);
+    ct_status status = upload(s, c, r, &placed, error);
+    pthread_mutex_unlock(&s->lock);
+    return status;
+}
+
+uint64_t cuda_gpu_fixed_bytes(const cuda_gpu *g)
+{
+    return CUDA_WORKSPACE + STAGES * STAGE + (g->has_dnn ? CUDNN_BYTES : 0);
+}
+
 ct_status cuda_store_get(nn *c, const cuda_request *r, cuda_weight *out, ct_error *error)
 {
+    *out = (cuda_weight){0};
+    if (c->params.dry)
+        schedule_note(c->params.gpu_schedule, r);
+    if (c->params.dry || cuda_ring_find(c, r, out))
+        return CT_OK;
     cuda_state *state = cuda_of(c);
     cuda_store *s = state->store;
     const cuda_driver *d = state->driver;
@@ -504,6 +680,8 @@ ct_status cuda_store_get(nn *c, const cuda_request *r, cuda_weight *out, ct_erro
     if (e && !e->key) {
         entry fresh = {.key = r->w[0]->data, .count = r->count, .form = r->form, .type = r->type};
         status = upload(s, c, r, &fresh, error);
+        if (status == CT_OK)
+            status = nn_status(c, error); /* of a launch */
         if (status == CT_OK)
             status = cuda_check(d, d->event_record(s->uploaded, state->stream), "an event", error);
         if (status == CT_OK) {

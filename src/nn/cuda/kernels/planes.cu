@@ -3,7 +3,7 @@
  *
  * planes are [channels, height, width] of float32, pictures [height, width, channels]. "Any grid":
  * a loop over grid.x blocks of any number of threads. */
-#include "common.cuh"
+#include "mma.cuh"
 
 DEVICE long long grid_first()
 {
@@ -40,22 +40,15 @@ extern "C" __global__ void __launch_bounds__(256)
     }
 }
 
-/* picture = planes * factor + offset, or (to_picture 0) planes = picture * factor + offset. Any
- * grid. */
+/* picture = planes * factor + offset. Any grid. */
 extern "C" __global__ void __launch_bounds__(256)
-    planes(void *picture, int kind, float *planes, int channels, long long pixels, float factor,
-           float offset, int to_picture)
+    planes(void *picture, int kind, const float *planes, int channels, long long pixels,
+           float factor, float offset)
 {
     for (long long i = grid_first(); i < pixels; i += grid_step())
-        for (int c = 0; c < channels; c++) {
-            float *pixel = planes + c * pixels + i;
-            const float from = to_picture ? *pixel : load1(kind, picture, i * channels + c);
-            const float value = __fadd_rn(__fmul_rn(from, factor), offset);
-            if (to_picture)
-                store1(kind, picture, i * channels + c, value);
-            else
-                *pixel = value;
-        }
+        for (int c = 0; c < channels; c++)
+            store1(kind, picture, i * channels + c,
+                   __fadd_rn(__fmul_rn(planes[c * pixels + i], factor), offset));
 }
 
 /* ---- Sampling -------------------------------------------------------------------------------- */
@@ -148,16 +141,19 @@ extern "C" __global__ void __launch_bounds__(256)
     }
 }
 
-/* Where x has a number that is not finite, *first becomes `tag` if that is smaller. So *first, set
- * to the largest int before, is the first of the tags where something went wrong. Any grid. */
+/* *count += how many numbers of x [rows, columns], whose rows are `stride` apart, are not finite.
+ * Any grid. */
 extern "C" __global__ void __launch_bounds__(256)
-    check_finite(const void *x, int kind, long long count, int *first, int tag)
+    check_finite(const void *x, int kind, long long rows, long long columns, long long stride,
+                 int *count)
 {
-    bool bad = false;
-    for (long long i = grid_first(); i < count; i += grid_step())
-        bad |= magnitude_bits(load1(kind, x, i)) >= 0x7f800000u;
+    int bad = 0;
+    for (long long i = grid_first(); i < rows * columns; i += grid_step()) {
+        const long long row = i / columns;
+        bad += magnitude_bits(load1(kind, x, row * stride + i - row * columns)) >= 0x7f800000u;
+    }
     if (bad)
-        atomicMin(first, tag);
+        atomicAdd(count, bad);
 }
 
 /* ---- Pictures into products ------------------------------------------------------------------ */
@@ -183,9 +179,108 @@ DEVICE const void *view_pixel(const view *v, int y, int i)
                      ((long long)(row >> v->up) * v->width + (column >> v->up)) * v->channels);
 }
 
-#define GATHER_AHEAD 4
+#define GATHER_AHEAD 2
 
-/* A thread has the same 8 channels of every pixel that it meets, and their norm in registers. */
+/* Eight numbers of T as they are in memory: fewer registers while they are on their way. */
+#if defined(T_F32)
+typedef struct eight {
+    float4 low, high;
+} eight;
+
+DEVICE eight load_eight(const T *p)
+{
+    const eight e = {*(const float4 *)p, *(const float4 *)(p + 4)};
+    return e;
+}
+
+DEVICE void unpack8(float *n, const eight &e)
+{
+    set4(n, e.low.x, e.low.y, e.low.z, e.low.w);
+    set4(n + 4, e.high.x, e.high.y, e.high.z, e.high.w);
+}
+#else
+typedef uint4 eight;
+
+DEVICE eight load_eight(const T *p)
+{
+    return *(const uint4 *)p;
+}
+
+DEVICE void unpack8(float *n, const eight &e)
+{
+    unpack2(n, e.x);
+    unpack2(n + 2, e.y);
+    unpack2(n + 4, e.z);
+    unpack2(n + 6, e.w);
+}
+#endif
+
+DEVICE void clear8(float *n)
+{
+    set4(n, 0.0f, 0.0f, 0.0f, 0.0f);
+    set4(n + 4, 0.0f, 0.0f, 0.0f, 0.0f);
+}
+
+#define COPY_AHEAD 4
+/* Blocks that are to fit on a multiprocessor: numbers of 32 bits need more registers. */
+#if defined(T_F32)
+#define COPY_BLOCKS 2
+#define GROUP_BLOCKS 1
+#else
+#define COPY_BLOCKS 4
+#define GROUP_BLOCKS 2
+#endif
+
+/* Row y of a copy, kernel 1 and stride 1, of T to T: what the VAE spends its time in, next to
+ * convolutions. A thread has the same 8 channels of every pixel, and their norm in registers. */
+DEVICE void copy_row(T *out, const view *v, int y, int columns)
+{
+    const int lanes = v->channels / 8, slots = (int)blockDim.x / lanes;
+    const int slot = (int)threadIdx.x / lanes, channel = (int)threadIdx.x % lanes * 8;
+    const int row = y - v->pad_top;
+    const bool inside = row >= 0 && row < v->height << v->up;
+    const T *from = (const T *)v->x + channel;
+    if (slot >= slots)
+        return;
+    if (inside)
+        from += (long long)(row >> v->up) * v->width * v->channels;
+    float scale[8], offset[8];
+    if (v->norm) {
+        load8(scale, KIND_FLOAT, v->norm, channel);
+        load8(offset, KIND_FLOAT, v->norm + v->channels, channel);
+    }
+    const int last = (v->width << v->up) - 1;
+#pragma unroll 1
+    for (int first = (int)blockIdx.y * COPY_AHEAD * slots + slot; first < columns;
+         first += (int)gridDim.y * COPY_AHEAD * slots) {
+        eight read[COPY_AHEAD];
+#pragma unroll
+        for (int k = 0; k < COPY_AHEAD; k++) { /* anything, where it will be zeros */
+            const int column = min(max(first + k * slots - v->pad_left, 0), last);
+            read[k] = load_eight(from + (long long)(column >> v->up) * v->channels);
+        }
+#pragma unroll
+        for (int k = 0; k < COPY_AHEAD; k++) {
+            const int to = first + k * slots, column = to - v->pad_left;
+            float n[8];
+            if (to >= columns)
+                continue;
+            unpack8(n, read[k]);
+            if (v->norm)
+#pragma unroll
+                for (int j = 0; j < 8; j++) {
+                    n[j] = fmaf(n[j], scale[j], offset[j]);
+                    if (v->silu)
+                        n[j] = silu(n[j]);
+                }
+            if (!inside || column < 0 || column > last)
+                clear8(n);
+            store_work8(out + (long long)to * v->channels + channel, n);
+        }
+    }
+}
+
+/* The same for any kernel, stride and kinds. */
 DEVICE void gather_row(void *out, int out_kind, const view *v, int kind, int y, int items)
 {
     const int lanes = v->channels / 8, slots = (int)blockDim.x / lanes;
@@ -207,8 +302,7 @@ DEVICE void gather_row(void *out, int out_kind, const view *v, int kind, int y, 
             const int item = first + k * slots;
             const void *pixel = item < items ? view_pixel(v, y, item) : (const void *)0;
             inside[k] = pixel != 0;
-            set4(n[k], 0.0f, 0.0f, 0.0f, 0.0f);
-            set4(n[k] + 4, 0.0f, 0.0f, 0.0f, 0.0f);
+            clear8(n[k]);
             if (pixel)
                 load8(n[k], kind, pixel, channel);
         }
@@ -252,7 +346,7 @@ DEVICE void gather_row_any(void *out, int out_kind, const view *v, int y, int it
  * through SiLU; outside of the picture 0. kernel 1 makes a padded, doubled or normed copy. grid.x =
  * rows; grid.y blocks of at most 256 threads share a row. For channels that are a multiple of 8,
  * threads should be as many as channels / 8, or a multiple of that. */
-extern "C" __global__ void __launch_bounds__(256)
+extern "C" __global__ void __launch_bounds__(256, COPY_BLOCKS)
     gather(void *out, int out_kind, const void *x, int x_kind, int height, int width, int channels,
            int up, const float *norm, int with_silu, int first_row, int columns, int kernel,
            int stride, int pad_top, int pad_left)
@@ -267,8 +361,10 @@ extern "C" __global__ void __launch_bounds__(256)
         gather_row_any(row, out_kind, &v, y, items);
     else if (x_kind == KIND_FLOAT)
         gather_row(row, out_kind, &v, KIND_FLOAT, y, items);
-    else
+    else if (kernel > 1 || stride > 1 || out_kind == KIND_FLOAT)
         gather_row(row, out_kind, &v, KIND_WORK, y, items);
+    else
+        copy_row((T *)row, &v, y, items);
 }
 
 /* ---- Group norm ------------------------------------------------------------------------------ */
@@ -276,57 +372,118 @@ extern "C" __global__ void __launch_bounds__(256)
 #define GROUP_THREADS 512
 #define GROUP_AHEAD 4
 
-/* The sums of each channel over a row of pixels, and those of the squares behind them, to part
- * [2 * channels]; it is [slots][2 * channels] large. */
-DEVICE void channel_sums(float *part, const void *x, int kind, int width, int channels)
+/* Which 8 channels of a picture a thread has, and of which of `slots` pixels at a time. */
+typedef struct share {
+    int slots, slot, channel;
+} share;
+
+DEVICE share share_of(int channels)
 {
-    const int lanes = channels / 8, slots = (int)blockDim.x / lanes;
-    const int slot = (int)threadIdx.x / lanes, channel = (int)threadIdx.x % lanes * 8;
-    float sum[8] = {0.0f}, squares[8] = {0.0f};
-#pragma unroll 1
-    for (int first = slot; first < width && slot < slots; first += GROUP_AHEAD * slots) {
-        float n[GROUP_AHEAD][8];
+    const int lanes = channels / 8;
+    const share s = {(int)blockDim.x / lanes, (int)threadIdx.x / lanes,
+                     (int)threadIdx.x % lanes * 8};
+    return s;
+}
+
+/* The biases of those channels; 0 without bias. */
+DEVICE void load_bias(float *b, const float *bias, int channel)
+{
+    clear8(b);
+    if (bias)
+        load8(b, KIND_FLOAT, bias, channel);
+}
+
+/* n + b into the sums of channels. */
+DEVICE void count_in(float *sum, float *squares, const float *n, const float *b)
+{
 #pragma unroll
-        for (int k = 0; k < GROUP_AHEAD; k++) {
-            const int pixel = first + k * slots;
-            set4(n[k], 0.0f, 0.0f, 0.0f, 0.0f);
-            set4(n[k] + 4, 0.0f, 0.0f, 0.0f, 0.0f);
-            if (pixel < width)
-                load8(n[k], kind, x, (long long)pixel * channels + channel);
-        }
-#pragma unroll
-        for (int k = 0; k < GROUP_AHEAD; k++)
-#pragma unroll
-            for (int j = 0; j < 8; j++) {
-                sum[j] += n[k][j];
-                squares[j] = fmaf(n[k][j], n[k][j], squares[j]);
-            }
+    for (int j = 0; j < 8; j++) {
+        const float v = n[j] + b[j];
+        sum[j] += v;
+        squares[j] = fmaf(v, v, squares[j]);
     }
-    if (slot < slots)
+}
+
+/* From what threads have, [8] each, the sums of each group of channels, and of the squares behind
+ * them. part: [slots][2 * channels]. */
+DEVICE void put_group_sums(double *sums, float *part, const share *s, const float *sum,
+                           const float *squares, int channels, int groups)
+{
+    if (s->slot < s->slots)
 #pragma unroll
         for (int j = 0; j < 8; j++) {
-            part[slot * 2 * channels + channel + j] = sum[j];
-            part[slot * 2 * channels + channels + channel + j] = squares[j];
+            part[s->slot * 2 * channels + s->channel + j] = sum[j];
+            part[s->slot * 2 * channels + channels + s->channel + j] = squares[j];
         }
     __syncthreads();
     for (int i = threadIdx.x; i < 2 * channels; i += blockDim.x) {
         float all = part[i];
-        for (int s = 1; s < slots; s++)
-            all += part[s * 2 * channels + i];
+        for (int k = 1; k < s->slots; k++)
+            all += part[k * 2 * channels + i];
         part[i] = all;
     }
     __syncthreads();
+    const int size = channels / groups;
+    for (int i = threadIdx.x; i < 2 * groups; i += blockDim.x) {
+        float all = 0.0f;
+        for (int c = 0; c < size; c++)
+            all += part[i * size + c];
+        sums[i] = (double)all;
+    }
+}
+
+/* Of a row of pixels of T. */
+DEVICE void group_sums_row(double *sums, float *part, const T *x, const float *bias, int width,
+                           int channels, int groups)
+{
+    const share s = share_of(channels);
+    float sum[8] = {0.0f}, squares[8] = {0.0f}, b[8];
+    load_bias(b, bias, s.channel);
+#pragma unroll 1
+    for (int first = s.slot; first < width && s.slot < s.slots; first += GROUP_AHEAD * s.slots) {
+        eight read[GROUP_AHEAD];
+#pragma unroll
+        for (int k = 0; k < GROUP_AHEAD; k++) {
+            const int pixel = min(first + k * s.slots, width - 1);
+            read[k] = load_eight(x + (long long)pixel * channels + s.channel);
+        }
+#pragma unroll
+        for (int k = 0; k < GROUP_AHEAD; k++)
+            if (first + k * s.slots < width) {
+                float n[8];
+                unpack8(n, read[k]);
+                count_in(sum, squares, n, b);
+            }
+    }
+    put_group_sums(sums, part, &s, sum, squares, channels, groups);
+}
+
+/* Of float32 beside a T of 16 bits. */
+DEVICE void group_sums_floats(double *sums, float *part, const float *x, const float *bias,
+                              int width, int channels, int groups)
+{
+    const share s = share_of(channels);
+    float sum[8] = {0.0f}, squares[8] = {0.0f}, b[8];
+    load_bias(b, bias, s.channel);
+    for (int pixel = s.slot; pixel < width && s.slot < s.slots; pixel += s.slots) {
+        float n[8];
+        load8(n, KIND_FLOAT, x, (long long)pixel * channels + s.channel);
+        count_in(sum, squares, n, b);
+    }
+    put_group_sums(sums, part, &s, sum, squares, channels, groups);
 }
 
 /* Any number of channels: a warp for a group. */
-DEVICE void group_sums_any(double *sums, const void *x, int kind, int width, int channels,
-                           int groups)
+DEVICE void group_sums_any(double *sums, const void *x, int kind, const float *bias, int width,
+                           int channels, int groups)
 {
     const int size = channels / groups, lane = threadIdx.x & 31;
     for (int g = (int)threadIdx.x >> 5; g < groups; g += (int)blockDim.x >> 5) {
         float sum = 0.0f, squares = 0.0f;
         for (long long i = lane; i < (long long)width * size; i += 32) {
-            const float v = load1(kind, x, i / size * channels + g * size + i % size);
+            const int channel = g * size + (int)(i % size);
+            const float v =
+                load1(kind, x, i / size * channels + channel) + (bias ? bias[channel] : 0.0f);
             sum += v;
             squares = fmaf(v, v, squares);
         }
@@ -339,36 +496,31 @@ DEVICE void group_sums_any(double *sums, const void *x, int kind, int width, int
     }
 }
 
-/* For each row of x [rows, width, channels] the sum of each group of channels, then that of the
- * squares, to sums [rows, 2 * groups]. grid.x = rows, GROUP_THREADS threads. */
-extern "C" __global__ void __launch_bounds__(GROUP_THREADS)
-    group_sums(double *sums, const void *x, int kind, int width, int channels, int groups)
+/* For each row of x [rows, width, channels] plus bias [channels] (unless null) the sum of each
+ * group of channels, then that of the squares, to sums [rows, 2 * groups]. grid.x = rows,
+ * GROUP_THREADS threads. */
+extern "C" __global__ void __launch_bounds__(GROUP_THREADS, GROUP_BLOCKS)
+    group_sums(double *sums, const void *x, int kind, const float *bias, int width, int channels,
+               int groups)
 {
     __shared__ float part[16 * GROUP_THREADS];
     const void *row = number_at(kind, x, (long long)blockIdx.x * width * channels);
     double *to = sums + (long long)blockIdx.x * 2 * groups;
-    if (channels % 8 != 0 || channels / 8 > (int)blockDim.x || !is_aligned(x, 16)) {
-        group_sums_any(to, row, kind, width, channels, groups);
-        return;
-    }
-    if (kind == KIND_FLOAT)
-        channel_sums(part, row, KIND_FLOAT, width, channels);
+    if (channels % 8 != 0 || channels / 8 > (int)blockDim.x || !is_aligned(x, 16) ||
+        !is_aligned(bias, 16))
+        group_sums_any(to, row, kind, bias, width, channels, groups);
+    else if (kind == KIND_FLOAT)
+        group_sums_floats(to, part, (const float *)row, bias, width, channels, groups);
     else
-        channel_sums(part, row, KIND_WORK, width, channels);
-    const int size = channels / groups;
-    for (int i = threadIdx.x; i < 2 * groups; i += blockDim.x) {
-        float all = 0.0f;
-        for (int c = 0; c < size; c++)
-            all += part[i * size + c];
-        to[i] = (double)all;
-    }
+        group_sums_row(to, part, (const T *)row, bias, width, channels, groups);
 }
 
 /* norm [2, channels] = what each channel is multiplied with, and what is added, from the sums of
- * all rows; count: numbers in a group of the picture. grid.x = groups, SUM_THREADS threads. */
+ * all rows; count: numbers in a group of the picture. late [channels], unless null: added to the
+ * picture before. grid.x = groups, SUM_THREADS threads. */
 extern "C" __global__ void __launch_bounds__(SUM_THREADS)
     group_factors(float *norm, const double *sums, int rows, int channels, int groups, double count,
-                  const float *w, const float *b, double eps)
+                  const float *w, const float *b, double eps, const float *late)
 {
     double sum = 0.0, squares = 0.0;
     for (int row = threadIdx.x; row < rows; row += blockDim.x) {
@@ -382,6 +534,181 @@ extern "C" __global__ void __launch_bounds__(SUM_THREADS)
     for (int i = threadIdx.x; i < size; i += blockDim.x) {
         const int channel = (int)blockIdx.x * size + i;
         norm[channel] = (float)(factor * (double)w[channel]);
-        norm[channels + channel] = (float)((double)b[channel] - mean * factor * (double)w[channel]);
+        const double center = mean - (late ? (double)late[channel] : 0.0);
+        norm[channels + channel] =
+            (float)((double)b[channel] - center * factor * (double)w[channel]);
     }
+}
+
+/* ---- Behind convolutions --------------------------------------------------------------------- */
+
+#define FINISH_AHEAD 2
+
+/* Where pixel (y, x) of a result is in what a convolution has written, in pixels: there, or (folded)
+ * among the four of a pixel, [height / 2 + 1, width / 2 + 1, 2, 2]. */
+DEVICE long long result_pixel(int folded, int y, int x, int width)
+{
+    if (!folded)
+        return (long long)y * width + x;
+    const int row = (y >> 1) + (y & 1), column = (x >> 1) + (x & 1);
+    return ((long long)row * (width / 2 + 1) + column) * 4 + (y & 1) * 2 + (x & 1);
+}
+
+/* out [rows, width, channels] = x + bias, or out += that (add); the same memory, or x is as
+ * result_pixel says. sums, unless null: those of the rows of out, as group_sums makes them. channels
+ * are a multiple of 8 and at most 8 * GROUP_THREADS, addresses are aligned to 16 bytes. grid.x =
+ * rows, GROUP_THREADS threads. */
+extern "C" __global__ void __launch_bounds__(GROUP_THREADS, GROUP_BLOCKS)
+    conv_finish(T *out, const T *x, const float *bias, double *sums, int width, int channels,
+                int groups, int add, int folded)
+{
+    __shared__ float part[16 * GROUP_THREADS];
+    const share s = share_of(channels);
+    const int y = blockIdx.x;
+    T *row = out + (long long)y * width * channels + s.channel;
+    float sum[8] = {0.0f}, squares[8] = {0.0f}, b[8], none[8];
+    load_bias(b, bias, s.channel);
+    clear8(none);
+#pragma unroll 1
+    for (int first = s.slot; first < width && s.slot < s.slots; first += FINISH_AHEAD * s.slots) {
+        eight read[FINISH_AHEAD], old[FINISH_AHEAD];
+#pragma unroll
+        for (int k = 0; k < FINISH_AHEAD; k++) {
+            const int column = min(first + k * s.slots, width - 1);
+            read[k] =
+                load_eight(x + result_pixel(folded, y, column, width) * channels + s.channel);
+            if (add)
+                old[k] = load_eight(row + column * channels);
+        }
+#pragma unroll
+        for (int k = 0; k < FINISH_AHEAD; k++) {
+            const int column = first + k * s.slots;
+            float n[8], m[8];
+            if (column >= width)
+                continue;
+            unpack8(n, read[k]);
+#pragma unroll
+            for (int j = 0; j < 8; j++)
+                n[j] += b[j];
+            if (add) {
+                unpack8(m, old[k]);
+#pragma unroll
+                for (int j = 0; j < 8; j++)
+                    n[j] += m[j];
+            }
+#pragma unroll
+            for (int j = 0; j < 8; j++) /* sums are of what is stored */
+                n[j] = from_work(to_work(n[j]));
+            count_in(sum, squares, n, none);
+            store_work8(row + column * channels, n);
+        }
+    }
+    if (sums)
+        put_group_sums(sums + (long long)y * 2 * groups, part, &s, sum, squares, channels, groups);
+}
+
+/* A tile of results of conv_few: each warp has a row of it. Of the picture it needs a pixel more on
+ * each side, some channels at a time. */
+#define FEW_ROWS 8
+#define FEW_COLUMNS 32
+#define FEW_CHANNELS 32
+#define FEW_WIDTH (FEW_COLUMNS + 2)
+#define FEW_PIXELS ((FEW_ROWS + 2) * FEW_WIDTH)
+#define FEW_STRIDE (FEW_CHANNELS + 8) /* from pixel to pixel: no two rows of a matrix share a bank */
+#define FEW_THREADS (32 * FEW_ROWS)
+
+#if TENSOR_CORES
+/* Pixels of the tile whose first one is (top, left), normed, and zeros outside of the picture. */
+DEVICE void few_pixels(T *tile, const T *x, const float *norm, int top, int left, int height,
+                       int width, int channels, int first)
+{
+    const int channel = (int)threadIdx.x % (FEW_CHANNELS / 8) * 8;
+    float scale[8], offset[8];
+    if (norm) {
+        load8(scale, KIND_FLOAT, norm, first + channel);
+        load8(offset, KIND_FLOAT, norm + channels, first + channel);
+    }
+#pragma unroll 3
+    for (int i = (int)threadIdx.x / (FEW_CHANNELS / 8); i < FEW_PIXELS;
+         i += FEW_THREADS / (FEW_CHANNELS / 8)) {
+        const int row = top + i / FEW_WIDTH, column = left + i % FEW_WIDTH;
+        eight read = {0, 0, 0, 0};
+        if (row >= 0 && column >= 0 && row < height && column < width) {
+            read = load_eight(x + ((long long)row * width + column) * channels + first + channel);
+            if (norm) {
+                float n[8];
+                unpack8(n, read);
+#pragma unroll
+                for (int j = 0; j < 8; j++)
+                    n[j] = silu(fmaf(n[j], scale[j], offset[j]));
+                read = make_uint4(WORK_PAIR(n[0], n[1]), WORK_PAIR(n[2], n[3]),
+                                   WORK_PAIR(n[4], n[5]), WORK_PAIR(n[6], n[7]));
+            }
+        }
+        *(eight *)(tile + i * FEW_STRIDE + channel) = read;
+    }
+}
+
+/* Weights of these channels as [9, 8, FEW_STRIDE], zeros behind the last output. */
+DEVICE void few_weights(T *to, const T *w, int outputs, int channels, int first)
+{
+    for (int i = threadIdx.x; i < 9 * 8 * (FEW_CHANNELS / 8); i += FEW_THREADS) {
+        const int channel = i % (FEW_CHANNELS / 8) * 8, output = i / (FEW_CHANNELS / 8) % 8;
+        const int tap = i / FEW_CHANNELS;
+        eight read = {0, 0, 0, 0};
+        if (output < outputs)
+            read = load_eight(w + ((long long)output * 9 + tap) * channels + first + channel);
+        *(eight *)(to + (tap * 8 + output) * FEW_STRIDE + channel) = read;
+    }
+}
+#endif
+
+/* out [rows, width, outputs] = convolution of silu(x * norm[0] + norm[1]), or of x where norm is
+ * null, with w [outputs, 3, 3, channels], plus bias; x [height, width, channels], outside of it
+ * zeros; row y of out has rows y - above .. y - above + 2 of x. 1 to 8 outputs; channels are a multiple of 32,
+ * addresses of x, w and norm aligned to 16 bytes. T of 16 bits, with tensor cores. grid.x = columns
+ * of tiles, grid.y = rows of tiles, FEW_THREADS threads. */
+extern "C" __global__ void __launch_bounds__(FEW_THREADS, 3)
+    conv_few(T *out, const T *x, const float *norm, const T *w, const float *bias, int rows,
+             int height, int width, int channels, int outputs, int above)
+{
+#if TENSOR_CORES
+    __shared__ __align__(16) T tile[FEW_PIXELS * FEW_STRIDE];
+    __shared__ __align__(16) T weights[9 * 8 * FEW_STRIDE];
+    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, t = lane & 3;
+    const int left = (int)blockIdx.x * FEW_COLUMNS, top = (int)blockIdx.y * FEW_ROWS;
+    float c[2][4] = {{0.0f}};
+    for (int first = 0; first < channels; first += FEW_CHANNELS) {
+        few_pixels(tile, x, norm, top - above, left - 1, height, width, channels, first);
+        few_weights(weights, w, outputs, channels, first);
+        __syncthreads();
+#pragma unroll
+        for (int tap = 0; tap < 9; tap++) {
+            /* Lane i gives row i % 16 of 16 pixels, and which half of 16 channels. */
+            const int pixel = (warp + tap / 3) * FEW_WIDTH + tap % 3 + (lane & 15);
+            const T *from = tile + pixel * FEW_STRIDE + (lane >> 4) * 8;
+            const T *by = weights + (tap * 8 + g) * FEW_STRIDE + 2 * t;
+#pragma unroll
+            for (int k = 0; k < FEW_CHANNELS; k += 16) {
+                const unsigned b0 = *(const unsigned *)(by + k);
+                const unsigned b1 = *(const unsigned *)(by + k + 8);
+#pragma unroll
+                for (int half = 0; half < 2; half++) {
+                    unsigned a[4];
+                    load_matrices(a, shared_address(from + half * 16 * FEW_STRIDE + k));
+                    multiply_add(c[half], a, b0, b1);
+                }
+            }
+        }
+        __syncthreads();
+    }
+    const int y = top + warp;
+#pragma unroll
+    for (int i = 0; i < 8; i++) {
+        const int column = left + i / 4 * 16 + i / 2 % 2 * 8 + g, output = 2 * t + i % 2;
+        if (y < rows && column < width && output < outputs)
+            out[((long long)y * width + column) * outputs + output] =
+                to_work(c[i / 4][i % 4] + bias[output]);
+    }
+#endif
 }

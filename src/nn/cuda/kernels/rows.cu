@@ -2,8 +2,8 @@
  * memory, so each reads its row once, into registers, and writes it once.
  *
  * "A block of a row": grid.x = rows, threads = the width / 16 rounded up to a multiple of 32, at
- * most 1024 (cuda_row_grid). "Tiles of rows": grid.x = rows, grid.y blocks share a row
- * (cuda_tile_grid).
+ * most 1024 (row_grid in op_rows.c). "Tiles of rows": grid.x = rows, grid.y blocks share a row
+ * (tile_grid there).
  *
  * Widths that are no multiple of 4, and rows that are not aligned, are right but slow.
  *
@@ -319,7 +319,7 @@ DEVICE void heads_row_any(void *x, int kind, int heads, int dim, const float *w,
 /* In place on x [rows, heads * dim]: RMS norm of each head (not where w is null), then rotation by
  * cosine and sine [rows, dim / 2] whose rows lie table_stride apart. halves: pairs are (k, k +
  * dim/2) instead of (2k, 2k + 1). grid.x = rows; threads: a multiple of 32, best for half of the
- * heads at 8 numbers each, at most 256 (cuda_head_threads). */
+ * heads at 8 numbers each, at most 256. */
 extern "C" __global__ void __launch_bounds__(256)
     head_norm_rope(void *x, int kind, long long stride, int heads, int dim, const float *w,
                    float eps, const float *cosine, const float *sine, long long table_stride,
@@ -471,7 +471,7 @@ extern "C" __global__ void __launch_bounds__(256)
 typedef struct finish {
     const void *y; /* the row of sums */
     const float *bias, *gate, *w_scales;
-    float x_scale;
+    float x_scale, factor;
     int activation, n;
     bool has_up;
 } finish;
@@ -517,6 +517,8 @@ DEVICE void finished(float *v, const finish *f, int y_kind, int first)
     }
     if (f->gate)
         held_multiply(v, f->gate, first, n);
+    if (f->factor != 1.0f)
+        held_scale(v, f->factor);
 }
 
 /* Number i of the same. */
@@ -531,7 +533,7 @@ DEVICE float finished_any(const finish *f, int y_kind, int i)
     if (f->bias)
         v += f->bias[i];
     v = activated(f->activation, v) * up;
-    return v * factor_at(f->gate, i);
+    return v * factor_at(f->gate, i) * f->factor;
 }
 
 DEVICE void epilogue_row(const row_target *to, const finish *f, int y_kind, bool add)
@@ -579,21 +581,23 @@ DEVICE void epilogue_row_any(const row_target *to, const finish *f, int y_kind, 
 
 /* What follows a product y, in this order: for KIND_INT32 times x_scales[row] * w_scales[column];
  * + bias; activation; with has_up, where y has 2 * columns columns, times those of the second half
- * (w_scales has as many, too); * gate[column]; then out = or, with `add`, out +=. bias, gate and,
- * but for KIND_INT32, the scales may be null. For out of codes, which know no `add`, a block of a
- * row writes its factor to out_scales[row]; otherwise tiles of rows; cuda_epilogue_grid knows both.
- * out and y may be the same memory where they have the same kind and stride, without has_up. */
+ * (w_scales has as many, too); * gate[column]; * factor, a power of two; then out = or, with `add`,
+ * out +=. bias, gate and, but for KIND_INT32, the scales may be null. For out of codes, which know
+ * no `add`, a block of a row writes its factor to out_scales[row]; otherwise tiles of rows;
+ * cuda_epilogue_grid knows both. out and y may be the same memory where they have the same kind and
+ * stride, without has_up. */
 extern "C" __global__ void __launch_bounds__(EPILOGUE_THREADS)
     epilogue(void *out, int out_kind, long long out_stride, float *out_scales, const void *y,
              int y_kind, long long y_stride, int has_up, const float *bias, int activation,
              const float *gate, int add, int rows, int columns, const float *x_scales,
-             const float *w_scales)
+             const float *w_scales, float factor)
 {
     if ((int)blockIdx.x >= rows)
         return;
     const finish f = {
         number_at(y_kind, y, blockIdx.x * y_stride),        bias,       gate,    w_scales,
-        y_kind == KIND_INT32 ? x_scales[blockIdx.x] : 1.0f, activation, columns, has_up != 0};
+        y_kind == KIND_INT32 ? x_scales[blockIdx.x] : 1.0f, factor,     activation, columns,
+        has_up != 0};
     const row_target to = target_at(out, out_kind, out_stride, out_scales);
     const bool vector = in_groups(y, y_stride, columns) && in_groups(out, out_stride, columns) &&
                         is_aligned(bias, 16) && is_aligned(gate, 16) && is_aligned(w_scales, 16);

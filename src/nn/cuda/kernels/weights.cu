@@ -187,3 +187,35 @@ extern "C" __global__ void __launch_bounds__(THREADS)
         out[at] = to_work(number_of_type(in, in_type, (output * i + channel) * taps + tap));
     }
 }
+
+/* The pixels of a doubled picture that lie over tap t (0 or 1) of the picture itself, for results
+ * whose coordinate is 2n + phase: taps first .. last of the 3. Results 2n see pixels n-1, n, n, and
+ * results 2n+1 see n, n, n+1. */
+DEVICE int folded_first(int phase, int t)
+{
+    return t ? 1 + phase : 0;
+}
+
+DEVICE int folded_last(int phase, int t)
+{
+    return t ? 2 : phase;
+}
+
+/* out [2, 2, O, 2, 2, I] from rows row .. row+rows-1 of [O, I, 3, 3]; in has those alone. */
+extern "C" __global__ void __launch_bounds__(THREADS)
+    weight_conv_folded(T *out, const void *in, int in_type, long long o, long long i, long long row,
+                       long long rows)
+{
+    const long long count = rows * 16 * i;
+    for (long long at = grid_first(); at < count; at += grid_step()) {
+        const long long channel = at % i, output = at / i / 16;
+        const int tap = (int)(at / i % 4), phase = (int)(at / i / 4 % 4);
+        float sum = 0.0f;
+        for (int y = folded_first(phase >> 1, tap >> 1); y <= folded_last(phase >> 1, tap >> 1);
+             y++)
+            for (int x = folded_first(phase & 1, tap & 1); x <= folded_last(phase & 1, tap & 1);
+                 x++)
+                sum += number_of_type(in, in_type, (output * i + channel) * 9 + y * 3 + x);
+        out[((phase * o + row + output) * 4 + tap) * i + channel] = to_work(sum);
+    }
+}

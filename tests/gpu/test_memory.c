@@ -1,0 +1,554 @@
+/* The GPU's memory: weights arrive whole and go again, blocks come and go in time, what is planned
+ * is what is taken, and a lack of memory is an error at any moment. Runs with the driver of
+ * fake_driver.c, whose memory and copies are real; products and kernels do nothing here. */
+#include "test_support.h"
+
+#include "core/mem.h"
+#include "fake_driver.h"
+#include "nn/cuda/schedule.h"
+#include "pipeline/internal.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* ---- A GPU ----------------------------------------------------------------------------------- */
+
+static struct {
+    cuda_gpu gpu;
+    pool *threads;
+    fake_cuda_state *fake;
+} g;
+
+/* What the tests do without: --wrap of the linker. */
+ct_status __wrap_blas_multiply(blas *b, cu_stream stream, bool capturing, cu_address workspace,
+                               const blas_product *p, const blas_operands *at, ct_error *error);
+ct_status __wrap_blas_multiply(blas *b, cu_stream stream, bool capturing, cu_address workspace,
+                               const blas_product *p, const blas_operands *at, ct_error *error)
+{
+    (void)b, (void)stream, (void)capturing, (void)workspace, (void)error;
+    /* Whatever a product reads must be somewhere. */
+    assert_true(at->x && at->w && at->out && p->m > 0);
+    return CT_OK;
+}
+
+bool __wrap_blas_can(blas *b, const blas_product *p);
+bool __wrap_blas_can(blas *b, const blas_product *p)
+{
+    (void)b;
+    return p->m > 0;
+}
+
+const cuda_kernels *__wrap_cuda_gpu_kernels(cuda_gpu *gpu, dtype type, ct_error *error);
+const cuda_kernels *__wrap_cuda_gpu_kernels(cuda_gpu *gpu, dtype type, ct_error *error)
+{
+    static const cuda_kernels none;
+    (void)gpu, (void)type, (void)error;
+    return &none;
+}
+
+static int open_gpu(void **state)
+{
+    (void)state;
+    ct_error error;
+    cu_device device;
+    g.gpu.allocator = &mem_default;
+    test_ok(pool_create(&g.threads, &mem_default, 2, &error), &error);
+    g.gpu.threads = g.threads;
+    g.gpu.half = DTYPE_BF16;
+    test_ok(cuda_driver_open(&g.gpu.driver, &error), &error);
+    test_ok(cuda_device_query(&g.gpu.driver, 0, &g.gpu.info, &error), &error);
+    assert_int_equal(g.gpu.driver.device_get(&device, 0), 0);
+    assert_int_equal(g.gpu.driver.context_retain(&g.gpu.context, device), 0);
+    g.fake = cuda_library_symbol(g.gpu.driver.library, "fake_cuda");
+    assert_non_null(g.fake);
+    return 0;
+}
+
+static int close_gpu(void **state)
+{
+    (void)state;
+    cuda_driver_close(&g.gpu.driver);
+    pool_free(g.threads);
+    return 0;
+}
+
+static void start_counting(void)
+{
+    assert_int_equal(g.fake->objects, 0);
+    assert_int_equal(g.fake->used, 0);
+    *g.fake = (fake_cuda_state){0};
+}
+
+/* ---- A network of weights that are only looked at -------------------------------------------- */
+
+#define BLOCKS 7
+#define TURNS 3 /* of the loop */
+#define N 96
+#define K 256
+#define MATRIX ((size_t)N * K * 2)
+#define CODES ((size_t)N * K / 2) /* 4 bits */
+#define GROUPS ((size_t)N * (K / 64) * 2)
+#define VECTOR ((size_t)N * 4)
+#define BLOCK_BYTES (2 * MATRIX + CODES + 2 * GROUPS + VECTOR)
+
+static struct {
+    unsigned char data[BLOCKS + 1][BLOCK_BYTES]; /* the last is used once, before the loop */
+    nn_weight first[BLOCKS + 1], second[BLOCKS + 1], packed[BLOCKS + 1], vector[BLOCKS + 1];
+    size_t arena; /* of the loop */
+} net;
+
+static void make_network(void)
+{
+    uint32_t seed = 1;
+    for (int b = 0; b <= BLOCKS; b++) {
+        unsigned char *at = net.data[b];
+        for (size_t i = 0; i < BLOCK_BYTES; i++)
+            at[i] = (unsigned char)((seed = seed * 1664525u + 1013904223u) >> 24);
+        net.first[b] = (nn_weight){"first", DTYPE_BF16, 2, {N, K}, .data = at};
+        net.second[b] = (nn_weight){"second", DTYPE_BF16, 2, {N, K}, .data = at + MATRIX};
+        at += 2 * MATRIX;
+        net.packed[b] = (nn_weight){.name = "packed",
+                                    .type = DTYPE_BF16,
+                                    .rank = 2,
+                                    .n = {N, K},
+                                    .data = at,
+                                    .bits = 4,
+                                    .group = 64,
+                                    .scales = at + CODES,
+                                    .biases = at + CODES + GROUPS};
+        at += CODES + 2 * GROUPS;
+        net.vector[b] = (nn_weight){"vector", DTYPE_F32, 1, {N}, .data = at};
+    }
+}
+
+/* Takes the weights of a block as they are when the stream gets there. */
+static void use_block(nn *c, int b, unsigned char *seen)
+{
+    const size_t mark = nn_mark(c);
+    const nn_weight *const pair[] = {&net.first[b], &net.second[b]}, *packed = &net.packed[b];
+    const cuda_request request = {&packed, 1, STORE_PACKED, DTYPE_BF16};
+    cuda_weight codes;
+    dtype type;
+    cu_address scales;
+    ct_error error;
+    cuda_scratch(c, 4096);
+    const cu_address matrices = cuda_matrices(c, pair, 2, &type, &scales);
+    const cu_address vector = cuda_floats(c, &net.vector[b]);
+    if (c->error.code == CT_OK && cuda_store_get(c, &request, &codes, &error) != CT_OK)
+        cuda_fail(c, &error);
+    if (!cuda_idle(c)) {
+        const cuda_driver *d = &g.gpu.driver;
+        const cu_stream stream = cuda_of(c)->stream;
+        d->copy_to_host(seen, matrices, 2 * MATRIX, stream);
+        seen += 2 * MATRIX;
+        d->copy_to_host(seen, codes.data, CODES, stream);
+        d->copy_to_host(seen + CODES, codes.scales, GROUPS, stream);
+        d->copy_to_host(seen + CODES + GROUPS, codes.biases, GROUPS, stream);
+        d->copy_to_host(seen + CODES + 2 * GROUPS, vector, VECTOR, stream);
+    }
+    nn_release(c, mark);
+}
+
+/* Section 0 once, then section 1 as often as a job has steps. */
+static void run_network(nn *c, unsigned char *seen)
+{
+    nn_section(c, 0, 8192);
+    use_block(c, BLOCKS, seen);
+    for (int turn = 0; turn < TURNS; turn++) {
+        nn_section(c, 1, 16384);
+        for (int b = 0; b < BLOCKS; b++) {
+            nn_block(c);
+            use_block(c, b, seen + (size_t)(1 + turn * BLOCKS + b) * BLOCK_BYTES);
+        }
+        nn_block(c);
+    }
+}
+
+static nn_params params_of(cuda_schedule *schedule, cuda_store *store)
+{
+    return (nn_params){.allocator = &mem_default,
+                       .threads = g.threads,
+                       .gpu = &g.gpu,
+                       .gpu_weights = store,
+                       .gpu_schedule = schedule,
+                       .precision = NN_BF16,
+                       .arena_bytes = 8192};
+}
+
+static cuda_schedule *plan_network(void)
+{
+    cuda_schedule *schedule;
+    ct_error error;
+    nn *dry;
+    test_ok(cuda_schedule_create(&schedule, &mem_default, &error), &error);
+    nn_params params = params_of(schedule, NULL);
+    params.dry = true;
+    test_ok(nn_create(&dry, &params, &error), &error);
+    run_network(dry, NULL);
+    test_ok(nn_status(dry, &error), &error);
+    nn_free(dry);
+    test_ok(cuda_schedule_finish(schedule, &error), &error);
+    assert_int_equal(cuda_schedule_blocks(schedule, 0), 1);
+    assert_int_equal(cuda_schedule_blocks(schedule, 1), BLOCKS + 2);
+    return schedule;
+}
+
+/* Runs a plan; on success everything must have been seen. */
+static ct_status follow(cuda_schedule *schedule, ct_error *error)
+{
+    cuda_store *store = NULL;
+    nn *c = NULL;
+    void *seen = NULL;
+    const size_t all = (1 + TURNS * BLOCKS) * BLOCK_BYTES;
+    ct_status status = cuda_store_create(&store, &g.gpu, error);
+    const nn_params params = params_of(schedule, store);
+    if (status == CT_OK)
+        status = nn_create(&c, &params, error);
+    if (status == CT_OK)
+        status = cuda_check(&g.gpu.driver, g.gpu.driver.host_alloc(&seen, all, 0), "memory", error);
+    if (status == CT_OK) {
+        cuda_store_enter(store);
+        run_network(c, seen);
+        cuda_store_leave(store);
+        g.gpu.driver.stream_wait(cuda_of(c)->stream);
+        status = nn_status(c, error);
+    }
+    for (int i = 0; i < 1 + TURNS * BLOCKS && status == CT_OK; i++)
+        test_bytes_equal((unsigned char *)seen + (size_t)i * BLOCK_BYTES,
+                         net.data[i ? (i - 1) % BLOCKS : BLOCKS], BLOCK_BYTES);
+    nn_free(c);
+    cuda_store_free(store);
+    if (seen)
+        g.gpu.driver.host_free(seen);
+    assert_int_equal(g.fake->misuse, 0);
+    assert_int_equal(g.fake->objects, 0);
+    assert_int_equal(g.fake->used, 0);
+    assert_int_equal(g.fake->pinned, 0);
+    return status;
+}
+
+/* What the plan says that the second section takes, arena included. */
+static uint64_t planned(const cuda_schedule *schedule, unsigned keeps)
+{
+    return cuda_gpu_fixed_bytes(&g.gpu) + cuda_schedule_bytes(schedule, keeps) +
+           cuda_schedule_buffers(schedule, 1) + cuda_gpu_cost(16384);
+}
+
+static void streams_blocks(void **state)
+{
+    (void)state;
+    ct_error error;
+    make_network();
+    cuda_schedule *schedule = plan_network();
+    for (int images = 0; images < 2; images++)
+        for (int streamed = 0; streamed <= BLOCKS + 2; streamed++) {
+            start_counting();
+            cuda_schedule_stream(schedule, 1, streamed);
+            cuda_schedule_keep(schedule, 0, 1u << 0);
+            cuda_schedule_keep(schedule, 1, 1u << 1);
+            cuda_schedule_set(schedule, true, images ? 1 : -1);
+            test_ok(follow(schedule, &error), &error);
+            assert_int_equal(g.fake->peak, planned(schedule, 2));
+        }
+    /* All streamed: two buffers, and from the second turn one copy for each block. */
+    const uint64_t largest = cuda_schedule_largest(schedule, 1);
+    assert_int_equal(cuda_schedule_bytes(schedule, 2), 0);
+    assert_int_equal(cuda_schedule_buffers(schedule, 1), cuda_gpu_cost((size_t)(2 * largest)));
+    const long uploads = g.fake->loads - (TURNS - 1) * BLOCKS;
+    assert_int_equal(uploads, 6 * (BLOCKS + 1));
+    cuda_schedule_free(schedule);
+}
+
+static void keeps_everything(void **state)
+{
+    (void)state;
+    ct_error error;
+    make_network();
+    cuda_schedule *schedule = plan_network();
+    start_counting();
+    test_ok(follow(schedule, &error), &error); /* nobody trims: the arena is that of nn_create */
+    assert_int_equal(g.fake->loads, 6 * (BLOCKS + 1));
+    assert_int_equal(g.fake->peak,
+                     planned(schedule, 3) - cuda_gpu_cost(16384) + cuda_gpu_cost(8192));
+    cuda_schedule_free(schedule);
+}
+
+static void survives_a_lack_of_memory(void **state)
+{
+    (void)state;
+    make_network();
+    cuda_schedule *schedule = plan_network();
+    for (int streamed = 0; streamed <= BLOCKS + 2; streamed += 3) {
+        cuda_schedule_stream(schedule, 1, streamed);
+        cuda_schedule_keep(schedule, 1, 1u << 1);
+        cuda_schedule_set(schedule, true, 1);
+        long failures = 0;
+        for (long n = 1;; n++) {
+            ct_error error;
+            start_counting();
+            g.fake->fail_at = n;
+            const ct_status status = follow(schedule, &error);
+            if (g.fake->allocations < n)
+                break;
+            /* Without pinned memory for a block it is read from the file. */
+            assert_true(status == CT_OK || status == CT_ENOMEM);
+            failures += status != CT_OK;
+        }
+        assert_true(failures > 3);
+    }
+    /* Less than the plan says: an error with numbers. */
+    ct_error error;
+    start_counting();
+    g.fake->limit = (size_t)planned(schedule, 2) - 512;
+    test_error(follow(schedule, &error), CT_ENOMEM, &error, "MiB are free");
+    start_counting();
+    g.fake->limit = (size_t)planned(schedule, 2);
+    test_ok(follow(schedule, &error), &error);
+    cuda_schedule_free(schedule);
+}
+
+/* ---- The store ------------------------------------------------------------------------------- */
+
+static void drops(void **state)
+{
+    (void)state;
+    ct_error error;
+    cuda_store *store;
+    nn *c;
+    dtype type;
+    cu_address scales, before[BLOCKS], vector;
+    make_network();
+    start_counting();
+    test_ok(cuda_store_create(&store, &g.gpu, &error), &error);
+    const nn_params params = params_of(NULL, store);
+    test_ok(nn_create(&c, &params, &error), &error);
+    for (int b = 0; b < BLOCKS; b++) {
+        const nn_weight *const pair[] = {&net.first[b], &net.second[b]};
+        before[b] = cuda_matrices(c, pair, 2, &type, &scales);
+        assert_true(cuda_floats(c, &net.vector[b]) != 0);
+    }
+    const size_t each = cuda_gpu_cost(2 * MATRIX) + cuda_gpu_cost(VECTOR);
+    assert_int_equal(cuda_store_bytes(store), BLOCKS * each);
+    const int64_t generation = cuda_store_generation(store);
+    g.gpu.driver.stream_wait(cuda_of(c)->stream);
+    cuda_store_drop(store, net.data[2], 2 * BLOCK_BYTES);
+    assert_int_equal(cuda_store_bytes(store), (BLOCKS - 2) * each);
+    assert_true(cuda_store_generation(store) > generation);
+    const long loads = g.fake->loads;
+    for (int b = 0; b < BLOCKS; b++) { /* those that stayed are found, the others come again */
+        const nn_weight *const pair[] = {&net.first[b], &net.second[b]};
+        const cu_address at = cuda_matrices(c, pair, 2, &type, &scales);
+        if (b != 2 && b != 3)
+            assert_true(at == before[b]);
+        vector = cuda_floats(c, &net.vector[b]);
+        g.gpu.driver.stream_wait(cuda_of(c)->stream);
+        test_bytes_equal((void *)(uintptr_t)at, net.data[b], 2 * MATRIX);
+        test_bytes_equal((void *)(uintptr_t)vector, net.vector[b].data, VECTOR);
+    }
+    assert_int_equal(g.fake->loads - loads, 2 * 3);
+    /* Nothing goes while another run is under way. */
+    cuda_schedule *schedule = plan_network();
+    cuda_store_enter(store);
+    cuda_store_enter(store);
+    cuda_store_retain(store, schedule, 0, 1);
+    assert_int_equal(cuda_store_bytes(store), BLOCKS * each);
+    cuda_store_leave(store);
+    cuda_store_retain(store, schedule, 0, 1);
+    assert_int_equal(cuda_store_bytes(store), 0);
+    cuda_store_leave(store);
+    cuda_schedule_free(schedule);
+    nn_free(c);
+    cuda_store_free(store);
+    assert_int_equal(g.fake->objects, 0);
+}
+
+/* ---- A model --------------------------------------------------------------------------------- */
+
+typedef struct made {
+    ct_context *context;
+    ct_model *model;
+    ct_image *reference; /* where the model takes one */
+} made;
+
+static made open_model(const char *name)
+{
+    made m = {0};
+    g.fake->blank = true;
+    ct_error error;
+    ct_context_params params;
+    ct_context_params_init(&params);
+    params.threads = 2;
+    params.device = "cpu";
+    test_ok(ct_context_create(&params, &m.context, &error), &error);
+    g.gpu.threads = m.context->threads;
+    m.context->gpu = &g.gpu;
+    test_ok(ct_model_load(m.context, test_fixture(name), &m.model, &error), &error);
+    if (ct_model_get_info(m.model)->max_references)
+        test_ok(ct_image_load(m.context, test_fixture("klein/one_reference.0.png"), &m.reference,
+                              &error),
+                &error);
+    return m;
+}
+
+static void close_model(made *m)
+{
+    ct_image_free(&m->reference);
+    ct_model_free(&m->model);
+    m->context->gpu = NULL; /* which is not the context's */
+    ct_context_free(&m->context);
+    g.gpu.threads = g.threads;
+    assert_int_equal(g.fake->objects, 0);
+    assert_int_equal(g.fake->misuse, 0);
+}
+
+static ct_generate_params small_picture(const made *m, ct_precision precision)
+{
+    ct_generate_params p;
+    ct_generate_params_init(&p);
+    p.prompt = "a red apple";
+    p.references = (const ct_image *const *)&m->reference;
+    p.reference_count = m->reference ? 1 : 0;
+    p.width = p.height = 64;
+    p.steps = 3;
+    p.precision = precision;
+    return p;
+}
+
+/* Generates twice under a limit; the peak must be what the plan says. */
+static ct_gpu_choice check_limit(const char *name, ct_precision precision, uint64_t limit)
+{
+    made m = open_model(name);
+    ct_generate_params p = small_picture(&m, precision);
+    ct_memory_plan plan;
+    ct_error error;
+    ct_job *job;
+    ct_image *image;
+    p.max_vram = limit;
+    ct_memory_plan_init(&plan);
+    test_ok(ct_model_plan(m.model, &p, &plan, &error), &error);
+    const ct_gpu_choice c = plan.gpu.chosen;
+    if (!c.fits) {
+        test_error(ct_job_create(m.model, &p, &job, &error), CT_ENOMEM, &error,
+                   "of the GPU's memory at the least");
+        close_model(&m);
+        return c;
+    }
+    for (int i = 0; i < 2; i++) { /* the second finds what the first has left */
+        test_ok(ct_job_create(m.model, &p, &job, &error), &error);
+        assert_int_equal(ct_job_get_info(job)->gpu_peak_bytes, c.peak_bytes);
+        assert_int_equal(ct_job_get_info(job)->streamed_blocks, c.streamed_blocks);
+        for (uint64_t seed = 0; seed < 2; seed++) {
+            test_ok(ct_job_run(job, seed, &image, &error), &error);
+            ct_image_free(&image);
+        }
+        ct_job_free(&job);
+    }
+    print_message("%s, %s: way %d, %d + %d blocks, strips of %d: planned %llu, taken %zu\n", name,
+                  ct_precision_name(precision), (int)c.way, c.encoder_blocks, c.streamed_blocks,
+                  c.strip_height, (unsigned long long)c.peak_bytes, g.fake->peak);
+    /* Memory that an upload takes besides need not be taken when the rest is at its peak. */
+    const uint64_t besides = plan.gpu.fixed_bytes - cuda_gpu_fixed_bytes(&g.gpu);
+    assert_true(g.fake->peak <= c.peak_bytes && g.fake->peak + besides >= c.peak_bytes);
+    close_model(&m);
+    return c;
+}
+
+static void plans_as_it_takes(void **state)
+{
+    (void)state;
+    static const char *const names[] = {"turbo/model", "base/model", "klein/model",
+                                        "../../models/emoji-256"};
+    static const ct_precision precisions[] = {CT_PRECISION_BF16, CT_PRECISION_INT8,
+                                              CT_PRECISION_FP32};
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++)
+        for (size_t k = 0; k < sizeof precisions / sizeof *precisions; k++) {
+            start_counting();
+            made m = open_model(names[i]);
+            const ct_generate_params p = small_picture(&m, precisions[k]);
+            ct_memory_plan plan;
+            ct_error error;
+            ct_memory_plan_init(&plan);
+            test_ok(ct_model_plan(m.model, &p, &plan, &error), &error);
+            assert_int_equal(plan.gpu.chosen.way, CT_GPU_ALL);
+            assert_true(plan.gpu.chosen.fits);
+            assert_true(plan.gpu.total_bytes == (uint64_t)141 << 30);
+            close_model(&m);
+            const ct_gpu_choice *way = plan.gpu.way;
+            for (int w = 0; w < 3; w++)
+                assert_true(way[w].peak_bytes > way[w + 1].peak_bytes);
+            for (int w = 0; w <= CT_GPU_STREAMED; w++) {
+                start_counting();
+                const ct_gpu_choice c = check_limit(names[i], precisions[k], way[w].peak_bytes);
+                assert_true(c.fits && (int)c.way == w);
+            }
+            start_counting(); /* some of the blocks */
+            const ct_gpu_choice some = check_limit(
+                names[i], precisions[k],
+                (way[CT_GPU_TURNS].peak_bytes + 3 * way[CT_GPU_STREAMED].peak_bytes) / 4);
+            if (i == 3 && k == 0) /* in the others activations decide */
+                assert_true(some.streamed_blocks > 0 && some.host_bytes > 0 &&
+                            some.streamed_blocks < way[CT_GPU_STREAMED].streamed_blocks);
+            start_counting();
+            assert_false(
+                check_limit(names[i], precisions[k], way[CT_GPU_STREAMED].peak_bytes - 1).fits);
+        }
+}
+
+/* One picture; what the job took is given back, what the model holds is not. */
+static ct_status make_picture(const made *m, const ct_generate_params *p, ct_error *error)
+{
+    ct_image *image = NULL;
+    const ct_status status = ct_generate(m->model, p, &image, error);
+    assert_true((image != NULL) == (status == CT_OK));
+    ct_image_free(&image);
+    assert_int_equal(g.fake->misuse, 0);
+    /* What weights pass through belongs to the model. */
+    /* What weights pass through, and a little that the network has which is kept. */
+    assert_true(g.fake->pinned <= 3 * ((size_t)32 << 20) + ((size_t)1 << 20));
+    return status;
+}
+
+static void model_survives_a_lack_of_memory(void **state)
+{
+    (void)state;
+    start_counting();
+    made m = open_model("turbo/model");
+    ct_generate_params p = small_picture(&m, CT_PRECISION_BF16);
+    ct_memory_plan plan;
+    ct_error error;
+    ct_memory_plan_init(&plan);
+    test_ok(ct_model_plan(m.model, &p, &plan, &error), &error);
+    for (int way = 0; way <= CT_GPU_STREAMED; way++) {
+        long failures = 0;
+        p.max_vram = plan.gpu.way[way].peak_bytes;
+        for (long n = 1;; n += 1 + n / 8) { /* the first ones all, then some */
+            g.fake->allocations = 0;
+            g.fake->fail_at = n;
+            const ct_status status = make_picture(&m, &p, &error);
+            if (g.fake->allocations < n)
+                break;
+            assert_true(status == CT_OK || status == CT_ENOMEM);
+            failures += status != CT_OK;
+        }
+        g.fake->fail_at = 0;
+        g.fake->peak = g.fake->used;
+        assert_true(failures > 2);
+        test_ok(make_picture(&m, &p, &error), &error); /* what was left behind does not matter */
+        assert_true(g.fake->peak <= plan.gpu.way[way].peak_bytes);
+    }
+    close_model(&m);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(streams_blocks),
+        cmocka_unit_test(keeps_everything),
+        cmocka_unit_test(survives_a_lack_of_memory),
+        cmocka_unit_test(drops),
+        cmocka_unit_test(plans_as_it_takes),
+        cmocka_unit_test(model_survives_a_lack_of_memory),
+    };
+    return cmocka_run_group_tests(tests, open_gpu, close_gpu);
+}
