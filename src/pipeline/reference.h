@@ -31,8 +31,8 @@ int64_t reference_tokens(const struct ct_job *job, const reference *r);
 void references_see(struct ct_job *job, nn *c, void (*unit_done)(void *user, int unit), void *user);
 /* What it has seen, for each reference. */
 void references_sights(const struct ct_job *job, family_sight sights[MAX_REFERENCES]);
-/* Bytes of latents and of what was seen, which stay (the pixels are there already); and of what encoding takes
- * besides. */
+/* Bytes of latents and of what was seen, which stay (the pixels are there already); and of what
+ * encoding takes besides. */
 uint64_t references_bytes(const struct ct_job *job);
 uint64_t references_encoding_bytes(const struct ct_job *job);
 
