@@ -17,6 +17,8 @@
 #include "nn/nn.h"
 
 enum { PART_TEXT_ENCODER, PART_TRANSFORMER, PART_VAE, PART_COUNT };
+/* Further folders of a model. */
+enum { FOLDER_TOKENIZER = PART_COUNT, FOLDER_SCHEDULER, FOLDER_PROCESSOR, FOLDER_COUNT };
 
 typedef struct family family;
 
@@ -25,6 +27,7 @@ typedef struct family_model {
     const family *family;                   /* set before load, as the next */
     const char *pipeline;                   /* one of the family's */
     void *text_encoder, *transformer, *vae; /* of the types that the family knows */
+    void *vision;                           /* with which the text encoder sees; or NULL */
     const weights *weights[PART_COUNT];
 
     int64_t channels;          /* of latents */
@@ -40,7 +43,26 @@ typedef struct family_model {
     const nn_weight *typical;  /* of the transformer's large weights; NULL: there is none */
     bool distilled;            /* made for few steps without guidance */
     bool guidance_ignored;     /* guidance has no effect with these weights */
+    /* Where the text encoder sees pictures: their sides are multiples of this, a token for each
+     * square; and pixels of the smallest and largest. */
+    int see_multiple;
+    int64_t see_least, see_most;
 } family_model;
+
+/* A picture as the text encoder sees it: features [rows * columns, feature_width]. */
+typedef struct family_sight {
+    const float *features;
+    int64_t rows, columns;
+} family_sight;
+
+/* A prompt with pictures, for each of which picture_token stands among the ids as often as it has
+ * rows and columns. */
+typedef struct family_words {
+    const int32_t *ids;
+    int64_t count;
+    const family_sight *sights;
+    int sight_count;
+} family_words;
 
 /* A picture that the new one is made from, as latents [channels, height, width]. */
 typedef struct family_reference {
@@ -73,19 +95,33 @@ struct family {
     int max_prompt_tokens;
     bool padded;
     const char *pad_token;
+    int dropped_tokens;   /* at the beginning, whose features encode leaves out */
+    const char *negative; /* prompt, where none is given; NULL: "" */
+    bool keeps_names;     /* files in MLX's format have the tensors' usual names, and a whole VAE */
     const char *const *added_tokens; /* that before and after are made of; NULL ends the list */
 
     double usual_shift;  /* of a model without a scheduler's configuration */
     double guidance_off; /* guidance that is off, where the usual scale is 1 */
+    bool guides_tokens;  /* guidance keeps the length of each token: nn_guide_tokens */
     bool negated;        /* the transformer estimates the negative of the velocity */
     /* Pictures that a new one can be made from; 0: none. Their sides and shape; larger ones are
      * made smaller to this area, in pixels. */
     int max_references, min_reference_side, max_reference_aspect, reference_area;
+    bool needs_reference;
+    bool size_of_last; /* a picture without a size has that of the last reference, not the first */
+    /* Not 0: smaller references grow to that area, too, and sides are rounded to multiples of this;
+     * nothing is cut. */
+    int reference_multiple;
+    /* Where the text encoder sees the references: their area, in pixels; what stands before a
+     * prompt for each, # being its number; and the token in it that stands for what is seen. */
+    int see_area;
+    const char *picture, *picture_token;
 
-    /* Opens the parts. folders: of the parts. index: model_index.json, NULL if there is none. What
-     * was opened before a failure is left for free. */
+    /* Opens the parts. folders: of the parts, and further ones. index: model_index.json, NULL if
+     * there is none. What was opened before a failure is left for free. */
     ct_status (*load)(family_model *m, const load_options *options,
-                      const char *const folders[PART_COUNT], const config *index, ct_error *error);
+                      const char *const folders[FOLDER_COUNT], const config *index,
+                      ct_error *error);
     void (*free)(family_model *m);
     /* Whether the parts belong together; directory is for messages. */
     ct_status (*check)(const family_model *m, const char *directory, ct_error *error);
@@ -97,8 +133,14 @@ struct family {
      * scheduler's configuration says. */
     double (*mu)(int64_t tokens, int steps);
 
-    /* Tokens to features [count, feature_width], made in the arena. Behind the first `words` tokens
-     * there is only padding. */
+    /* Where the text encoder sees: a picture [height, width, 3], of sides that it can see, to
+     * features. And a prompt with pictures, instead of encode. */
+    void (*see)(nn *c, const family_model *m, const uint8_t *rgb, int64_t height, int64_t width,
+                float *features);
+    nn_tensor (*encode_sights)(nn *c, const family_model *m, const family_words *words,
+                               void (*unit_done)(void *user, int unit), void *user);
+    /* Tokens to features [count - dropped_tokens, feature_width], made in the arena. Behind the
+     * first `words` tokens there is only padding. */
     nn_tensor (*encode)(nn *c, const family_model *m, const int32_t *ids, int64_t count,
                         int64_t words, void (*unit_done)(void *user, int unit), void *user);
 

@@ -5,9 +5,11 @@
 #include <stdio.h>
 #include <string.h>
 
-extern const family family_flux2_klein, family_zimage;
+extern const family family_flux2_klein, family_qwen_edit, family_qwen_edit_plus, family_qwen_image,
+    family_zimage;
 
-static const family *const families[] = {&family_zimage, &family_flux2_klein};
+static const family *const families[] = {&family_zimage, &family_flux2_klein, &family_qwen_image,
+                                         &family_qwen_edit, &family_qwen_edit_plus};
 enum { FAMILIES = sizeof families / sizeof *families };
 
 /* Pipelines of diffusers that this version cannot run but knows, and a tensor that tells them. */
@@ -15,9 +17,7 @@ static const struct {
     const char *pipeline, *evidence;
 } planned[] = {
     {"Flux2Pipeline", NULL},
-    {"QwenImagePipeline", "txt_norm.weight"},
-    {"QwenImageEditPipeline", NULL},
-    {"QwenImageEditPlusPipeline", NULL},
+    {"QwenImageLayeredPipeline", NULL},
 };
 enum { PLANNED = sizeof planned / sizeof *planned };
 

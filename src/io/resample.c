@@ -6,7 +6,8 @@
 
 #include <math.h>
 
-#define SUPPORT 3.0
+#define LANCZOS_SUPPORT 3.0
+#define BICUBIC_SUPPORT 2.0
 #define BITS 22 /* 32 - 8 - 2 */
 
 static double sinc(double x)
@@ -17,8 +18,22 @@ static double sinc(double x)
 
 static double lanczos(double x)
 {
-    return x >= -SUPPORT && x < SUPPORT ? sinc(x) * sinc(x / SUPPORT) : 0;
+    return x >= -LANCZOS_SUPPORT && x < LANCZOS_SUPPORT ? sinc(x) * sinc(x / LANCZOS_SUPPORT) : 0;
 }
+
+static double bicubic(double x)
+{
+    const double a = -0.5;
+    x = fabs(x);
+    if (x < 1)
+        return ((a + 2) * x - (a + 3)) * x * x + 1;
+    return x < BICUBIC_SUPPORT ? (((x - 5) * x + 8) * x - 4) * a : 0;
+}
+
+typedef struct shape {
+    double support;
+    double (*weight)(double x);
+} shape;
 
 /* What each new pixel along an axis is made of. */
 typedef struct filter {
@@ -42,10 +57,11 @@ static int32_t fixed(double weight)
 }
 
 /* What was taken before a failure is left for filter_free. */
-static ct_status filter_create(filter *f, const ct_allocator *a, int old, int new, ct_error *error)
+static ct_status filter_create(filter *f, const ct_allocator *a, const shape *s, int old, int new,
+                               ct_error *error)
 {
     const double scale = (double)old / new, stretch = scale > 1 ? scale : 1;
-    const double support = SUPPORT * stretch;
+    const double support = s->support * stretch;
     *f = (filter){.taps = (int)ceil(support) * 2 + 1};
     f->first = mem_array(a, (size_t) new, sizeof *f->first);
     f->count = mem_array(a, (size_t) new, sizeof *f->count);
@@ -63,7 +79,7 @@ static ct_status filter_create(filter *f, const ct_allocator *a, int old, int ne
         end = end < old ? end : old;
         double sum = 0;
         for (int k = 0; k < end - first; k++)
-            sum += weights[k] = lanczos((k + first - center + 0.5) / stretch);
+            sum += weights[k] = s->weight((k + first - center + 0.5) / stretch);
         for (int k = 0; k < end - first; k++)
             f->taken[i * f->taps + k] = fixed(sum != 0 ? weights[k] / sum : weights[k]);
         f->first[i] = first;
@@ -94,8 +110,8 @@ static void mix(const filter *f, int at, uint8_t *out, const uint8_t *in, size_t
         out[c] = to_byte(sum[c]);
 }
 
-ct_status resample_lanczos(const ct_allocator *a, const uint8_t *rgb, int width, int height,
-                           int new_width, int new_height, uint8_t **out, ct_error *error)
+static ct_status resample(const ct_allocator *a, const shape *s, const uint8_t *rgb, int width,
+                          int height, int new_width, int new_height, uint8_t **out, ct_error *error)
 {
     *out = NULL;
     const size_t row = 3 * (size_t)width, new_row = 3 * (size_t)new_width;
@@ -103,10 +119,10 @@ ct_status resample_lanczos(const ct_allocator *a, const uint8_t *rgb, int width,
     uint8_t *narrow = mem_array(a, (size_t)height, new_row);
     uint8_t *result = mem_array(a, (size_t)new_height, new_row);
     ct_status status = narrow && result
-                           ? filter_create(&across, a, width, new_width, error)
+                           ? filter_create(&across, a, s, width, new_width, error)
                            : error_memory(error, (size_t)height * new_row, "a picture");
     if (status == CT_OK)
-        status = filter_create(&down, a, height, new_height, error);
+        status = filter_create(&down, a, s, height, new_height, error);
     for (int y = 0; status == CT_OK && y < height; y++)
         for (int x = 0; x < new_width; x++)
             mix(&across, x, narrow + (size_t)y * new_row + 3 * (size_t)x, rgb + (size_t)y * row, 3);
@@ -123,4 +139,18 @@ ct_status resample_lanczos(const ct_allocator *a, const uint8_t *rgb, int width,
     }
     *out = result;
     return CT_OK;
+}
+
+ct_status resample_lanczos(const ct_allocator *a, const uint8_t *rgb, int width, int height,
+                           int new_width, int new_height, uint8_t **out, ct_error *error)
+{
+    const shape w = {LANCZOS_SUPPORT, lanczos};
+    return resample(a, &w, rgb, width, height, new_width, new_height, out, error);
+}
+
+ct_status resample_bicubic(const ct_allocator *a, const uint8_t *rgb, int width, int height,
+                           int new_width, int new_height, uint8_t **out, ct_error *error)
+{
+    const shape w = {BICUBIC_SUPPORT, bicubic};
+    return resample(a, &w, rgb, width, height, new_width, new_height, out, error);
 }

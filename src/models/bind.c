@@ -218,6 +218,16 @@ static ct_status channels_first(const binder *b, nn_weight *w)
 
 /* ---- Binding --------------------------------------------------------------------------------- */
 
+static ct_status check_numbers(const binder *b, const weight_view *v, nn_weight *w)
+{
+    if (!dtype_is_float(v->type))
+        return error_set(b->error, CT_EUNSUPPORTED,
+                         "%s: tensor %s is %s; F32, F16, BF16, F8_E4M3 and F8_E5M2 can be used",
+                         weights_source(b->source), v->name, dtype_name(v->type));
+    w->type = v->type;
+    return dtype_size(v->type) == 1 ? find_factor(b, v, w) : CT_OK;
+}
+
 static ct_status bind_numbers(binder *b, const weight_view *v, int rank, const int64_t *shape,
                               nn_weight *w)
 {
@@ -225,34 +235,35 @@ static ct_status bind_numbers(binder *b, const weight_view *v, int rank, const i
     const int64_t stored[4] = {shape[0], last ? shape[2] : 0, last ? shape[3] : 0,
                                last ? shape[1] : 0};
     ct_status status = check_shape(b, v, rank, last ? stored : shape);
-    if (status != CT_OK)
-        return status;
-    if (!dtype_is_float(v->type))
-        return error_set(b->error, CT_EUNSUPPORTED,
-                         "%s: tensor %s is %s; F32, F16, BF16, F8_E4M3 and F8_E5M2 can be used",
-                         weights_source(b->source), v->name, dtype_name(v->type));
-    w->type = v->type;
-    if (dtype_size(v->type) == 1)
-        status = find_factor(b, v, w);
+    if (status == CT_OK)
+        status = check_numbers(b, v, w);
     return status == CT_OK && last ? channels_first(b, w) : status;
+}
+
+/* The tensor of this name; NULL after a failure, or when this is one. */
+CORE_PRINTF(2, 0)
+static const weight_view *find(binder *b, const char *format, va_list args)
+{
+    char name[NAMES_LENGTH];
+    if (b->status != CT_OK)
+        return NULL;
+    vsnprintf(name, sizeof name, format, args);
+    const weight_view *v = names_find(b->source, name);
+    if (!v)
+        b->status = error_set(b->error, CT_ENOTFOUND,
+                              "%s: tensor %s is missing; the files are incomplete or belong to "
+                              "another model",
+                              weights_source(b->source), name);
+    return v;
 }
 
 CORE_PRINTF(4, 0)
 static nn_weight bind(binder *b, int rank, const int64_t *shape, const char *format, va_list args)
 {
     nn_weight w = {0};
-    if (b->status != CT_OK)
+    const weight_view *v = find(b, format, args);
+    if (!v)
         return w;
-    char name[NAMES_LENGTH];
-    vsnprintf(name, sizeof name, format, args);
-    const weight_view *v = names_find(b->source, name);
-    if (!v) {
-        b->status = error_set(b->error, CT_ENOTFOUND,
-                              "%s: tensor %s is missing; the files are incomplete or belong to "
-                              "another model",
-                              weights_source(b->source), name);
-        return w;
-    }
     const bool codes = rank == 2 && v->type == DTYPE_U32 && is_weight(v->name);
     if (codes)
         b->status = check_codes(b, v, shape, &w);
@@ -298,6 +309,76 @@ nn_weight bind_conv(binder *b, int64_t n0, int64_t n1, int64_t k, const char *fo
     nn_weight w = bind(b, 4, (const int64_t[]){n0, n1, k, k}, format, args);
     va_end(args);
     return w;
+}
+
+/* The last k * k of each k * k * k numbers. */
+static ct_status take_last_slice(binder *b, const weight_view *v, nn_weight *w)
+{
+    const size_t size = dtype_size(w->type), slice = (size_t)(w->n[2] * w->n[3]) * size;
+    const size_t kernels = (size_t)w->n[0] * (size_t)w->n[1], depth = (size_t)w->n[2];
+    const size_t bytes = kernels * slice; /* less than those of the tensor */
+    unsigned char *to = weights_allocate(b->source, bytes);
+    if (!to)
+        return error_memory(b->error, bytes, v->name);
+    w->data = to;
+    for (size_t i = 0; i < kernels; i++)
+        memcpy(to + i * slice, v->data + (i * depth + depth - 1) * slice, slice);
+    weights_drop(b->source, v->data, v->bytes);
+    return CT_OK;
+}
+
+nn_weight bind_last_slice(binder *b, int64_t n0, int64_t n1, int64_t k, const char *format, ...)
+{
+    va_list args;
+    va_start(args, format);
+    const weight_view *v = find(b, format, args);
+    va_end(args);
+    if (!v)
+        return (nn_weight){0};
+    nn_weight w = {.name = v->name, .rank = 4, .n = {n0, n1, k, k}, .data = v->data};
+    b->status = check_shape(b, v, 5, (const int64_t[]){n0, n1, k, k, k});
+    if (b->status == CT_OK)
+        b->status = check_numbers(b, v, &w);
+    if (b->status == CT_OK && k > 1)
+        b->status = take_last_slice(b, v, &w);
+    b->parameters += (uint64_t)(n0 * n1 * k * k * k);
+    return b->status == CT_OK ? w : (nn_weight){0};
+}
+
+nn_weight bind_kernel_rows(binder *b, int64_t n0, int64_t n1, int64_t frames, int64_t k,
+                           const char *format, ...)
+{
+    va_list args;
+    va_start(args, format);
+    const weight_view *v = find(b, format, args);
+    va_end(args);
+    if (!v)
+        return (nn_weight){0};
+    nn_weight w = {.name = v->name, .rank = 2, .n = {n0, n1 * frames * k * k}, .data = v->data};
+    b->status = check_shape(b, v, 5, (const int64_t[]){n0, n1, frames, k, k});
+    if (b->status == CT_OK)
+        b->status = check_numbers(b, v, &w);
+    b->parameters += (uint64_t)(w.n[0] * w.n[1]);
+    return b->status == CT_OK ? w : (nn_weight){0};
+}
+
+nn_weight bind_channels(binder *b, int64_t n0, const char *format, ...)
+{
+    va_list args;
+    va_start(args, format);
+    const weight_view *v = find(b, format, args);
+    va_end(args);
+    if (!v)
+        return (nn_weight){0};
+    nn_weight w = {.name = v->name, .rank = 1, .n = {n0}, .data = v->data};
+    int64_t shape[WEIGHT_MAX_RANK] = {n0};
+    for (int i = 1; i < WEIGHT_MAX_RANK; i++)
+        shape[i] = 1;
+    b->status = check_shape(b, v, v->rank > 0 ? v->rank : 1, shape);
+    if (b->status == CT_OK)
+        b->status = check_numbers(b, v, &w);
+    b->parameters += (uint64_t)n0;
+    return b->status == CT_OK ? w : (nn_weight){0};
 }
 
 /* ---- Components ------------------------------------------------------------------------------ */

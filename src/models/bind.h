@@ -34,6 +34,17 @@ nn_weight bind2(binder *b, int64_t n0, int64_t n1, const char *format, ...) CORE
 nn_weight bind_conv(binder *b, int64_t n0, int64_t n1, int64_t k, const char *format, ...)
     CORE_PRINTF(5, 6);
 
+/* A convolution over time, rows and columns, [n0, n1, k, k, k], as it acts on a single picture: the
+ * frames before it are zeros, so that only its last slice in time, [n0, n1, k, k], sees data. */
+nn_weight bind_last_slice(binder *b, int64_t n0, int64_t n1, int64_t k, const char *format, ...)
+    CORE_PRINTF(5, 6);
+/* A convolution [n0, n1, frames, k, k] whose stride is its size: each kernel is a row of a matrix,
+ * [n0, n1 * frames * k * k]. */
+nn_weight bind_kernel_rows(binder *b, int64_t n0, int64_t n1, int64_t frames, int64_t k,
+                           const char *format, ...) CORE_PRINTF(6, 7);
+/* A vector that may be stored as [n0, 1, 1] or with more axes of 1. */
+nn_weight bind_channels(binder *b, int64_t n0, const char *format, ...) CORE_PRINTF(3, 4);
+
 /* What the files of a component look like. */
 typedef struct component_format {
     const char *stem;         /* of the weight files */

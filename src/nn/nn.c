@@ -719,6 +719,23 @@ void nn_silu(nn *c, const nn_tensor *out, const nn_tensor *x)
     }
 }
 
+void nn_gelu(nn *c, const nn_tensor *x)
+{
+    if (require(c, is_whole(x), "gelu", NULL, "no gaps")) {
+        c->device->gelu(c, x);
+        nn_inspect(c, "gelu", NULL, x);
+    }
+}
+
+void nn_multiply(nn *c, const nn_tensor *x, const nn_tensor *y)
+{
+    if (require(c, same_shape(x, y) && is_whole(x) && is_whole(y), "multiply", NULL,
+                "equal shapes without gaps")) {
+        c->device->multiply(c, x, y);
+        nn_inspect(c, "multiply", NULL, x);
+    }
+}
+
 void nn_tanh(nn *c, const nn_tensor *x)
 {
     if (require(c, is_whole(x), "tanh", NULL, "no gaps")) {
@@ -754,6 +771,20 @@ void nn_guide(nn *c, const nn_tensor *positive, const nn_tensor *negative, doubl
     }
 }
 
+void nn_guide_tokens(nn *c, const nn_tensor *positive, const nn_tensor *negative, double guidance,
+                     int patch)
+{
+    if (require(c,
+                same_shape(positive, negative) && is_float(positive) && is_float(negative) &&
+                    positive->rank == 3 && patch > 0 && positive->n[1] % patch == 0 &&
+                    positive->n[2] % patch == 0,
+                "guide_tokens", NULL,
+                "equal planes of float32, sides that are multiples of patch")) {
+        c->device->guide_tokens(c, positive, negative, (float)guidance, patch);
+        nn_inspect(c, "guide_tokens", NULL, positive);
+    }
+}
+
 static bool are_patches(const nn_tensor *tokens, const nn_tensor *planes, int patch)
 {
     return planes->rank == 3 && is_float(planes) && is_whole(tokens) && patch > 0 &&
@@ -766,7 +797,7 @@ void nn_patches(nn *c, const nn_tensor *tokens, const nn_tensor *planes, int pat
 {
     if (require(c, are_patches(tokens, planes, patch), "patches", NULL,
                 "planes [C, H, W], tokens [H/p * W/p, p * p * C]")) {
-        c->device->patches(c, tokens, planes, patch, true);
+        c->device->patches(c, tokens, planes, patch, false, true);
         nn_inspect(c, "patches", NULL, tokens);
     }
 }
@@ -775,8 +806,26 @@ void nn_from_patches(nn *c, const nn_tensor *planes, const nn_tensor *tokens, in
 {
     if (require(c, are_patches(tokens, planes, patch), "from_patches", NULL,
                 "planes [C, H, W], tokens [H/p * W/p, p * p * C]")) {
-        c->device->patches(c, tokens, planes, patch, false);
+        c->device->patches(c, tokens, planes, patch, false, false);
         nn_inspect(c, "from_patches", NULL, planes);
+    }
+}
+
+void nn_pack(nn *c, const nn_tensor *tokens, const nn_tensor *planes, int patch)
+{
+    if (require(c, are_patches(tokens, planes, patch), "pack", NULL,
+                "planes [C, H, W], tokens [H/p * W/p, C * p * p]")) {
+        c->device->patches(c, tokens, planes, patch, true, true);
+        nn_inspect(c, "pack", NULL, tokens);
+    }
+}
+
+void nn_unpack(nn *c, const nn_tensor *planes, const nn_tensor *tokens, int patch)
+{
+    if (require(c, are_patches(tokens, planes, patch), "unpack", NULL,
+                "planes [C, H, W], tokens [H/p * W/p, C * p * p]")) {
+        c->device->patches(c, tokens, planes, patch, true, false);
+        nn_inspect(c, "unpack", NULL, planes);
     }
 }
 

@@ -294,6 +294,10 @@ void nn_attention(nn *c, const nn_tensor *out, const nn_tensor *q, const nn_tens
 
 /* out = x / (1 + exp(-x)). In place. */
 void nn_silu(nn *c, const nn_tensor *out, const nn_tensor *x);
+/* x = x / 2 * (1 + erf(x / sqrt(2))): GELU itself, not the approximation of NN_GELU_TANH. */
+void nn_gelu(nn *c, const nn_tensor *x);
+/* x = x * y, number by number. */
+void nn_multiply(nn *c, const nn_tensor *x, const nn_tensor *y);
 /* x = tanh(x). */
 void nn_tanh(nn *c, const nn_tensor *x);
 /* x = x + value. */
@@ -304,11 +308,18 @@ void nn_add_scaled(nn *c, const nn_tensor *x, const nn_tensor *y, double factor)
 /* positive = p + g * (p - n) in place, float32; normalize: not longer (L2) than p. */
 void nn_guide(nn *c, const nn_tensor *positive, const nn_tensor *negative, double guidance,
               bool normalize);
+/* The same on planes [C, H, W], where afterwards each token, patch * patch pixels of all channels,
+ * is exactly as long (L2) as it was in positive. */
+void nn_guide_tokens(nn *c, const nn_tensor *positive, const nn_tensor *negative, double guidance,
+                     int patch);
 
 /* planes [C, H, W] to tokens [H/patch * W/patch, patch * patch * C] with features [py, px,
  * channel], and back. planes are float32. */
 void nn_patches(nn *c, const nn_tensor *tokens, const nn_tensor *planes, int patch);
 void nn_from_patches(nn *c, const nn_tensor *planes, const nn_tensor *tokens, int patch);
+/* The same with features [channel, py, px]. */
+void nn_pack(nn *c, const nn_tensor *tokens, const nn_tensor *planes, int patch);
+void nn_unpack(nn *c, const nn_tensor *planes, const nn_tensor *tokens, int patch);
 /* picture [H, W, C] = planes [C, H, W] of the host * factor + offset, and planes = picture. */
 void nn_upload_planes(nn *c, const nn_tensor *picture, const float *planes, double factor,
                       double offset);

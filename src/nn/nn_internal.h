@@ -60,13 +60,17 @@ typedef struct nn_device {
     void (*attention)(nn *c, const nn_tensor *out, const nn_tensor *q, const nn_tensor *k,
                       const nn_tensor *v, int heads, int kv_heads, bool causal);
     void (*silu)(nn *c, const nn_tensor *out, const nn_tensor *x);
+    void (*gelu)(nn *c, const nn_tensor *x);
+    void (*multiply)(nn *c, const nn_tensor *x, const nn_tensor *y);
     void (*tanh)(nn *c, const nn_tensor *x);
     void (*add_scalar)(nn *c, const nn_tensor *x, float value);
     void (*add_scaled)(nn *c, const nn_tensor *x, const nn_tensor *y, float factor);
     void (*guide)(nn *c, const nn_tensor *positive, const nn_tensor *negative, float guidance,
                   bool normalize);
+    void (*guide_tokens)(nn *c, const nn_tensor *positive, const nn_tensor *negative,
+                         float guidance, int patch);
     void (*patches)(nn *c, const nn_tensor *tokens, const nn_tensor *planes, int patch,
-                    bool to_tokens);
+                    bool channels_first, bool to_tokens);
     void (*upload_planes)(nn *c, const nn_tensor *picture, const float *planes, float factor,
                           float offset);
     void (*download_planes)(nn *c, const nn_tensor *picture, float *planes);

@@ -64,7 +64,8 @@ static ct_status resolve_size(ct_job *job, const ct_generate_params *p, ct_error
         if (most[i] > 32768)
             most[i] = 32768;
     }
-    const reference *first = job->references ? &job->reference[0] : NULL;
+    const int which = m->parts.family->size_of_last ? job->references - 1 : 0;
+    const reference *first = job->references ? &job->reference[which] : NULL;
     const int width = first ? first->width : m->info.default_width;
     const int height = first ? first->height : m->info.default_height;
     job_set_size(job, p->width ? p->width : width, p->height ? p->height : height);
@@ -183,6 +184,12 @@ static ct_status resolve_numbers(ct_job *job, const ct_generate_params *p, ct_er
 
 /* ---- Prompts --------------------------------------------------------------------------------- */
 
+int64_t job_feature_count(const ct_job *job, const prompt *p)
+{
+    const int64_t dropped = job->model->parts.family->dropped_tokens;
+    return p->count > dropped ? p->count - dropped : 0;
+}
+
 /* Fills a prompt up to the length that its model was trained with. */
 static ct_status pad_prompt(const ct_job *job, prompt *p, ct_error *error)
 {
@@ -197,6 +204,51 @@ static ct_status pad_prompt(const ct_job *job, prompt *p, ct_error *error)
     mem_free(job->allocator, p->ids);
     p->ids = ids;
     p->count = count;
+    return CT_OK;
+}
+
+/* What stands for the references, before the prompt. */
+static void add_pictures(const ct_job *job, strbuf *out)
+{
+    for (int i = 0; job->model->parts.family->picture && i < job->references; i++)
+        for (const char *at = job->model->parts.family->picture; *at; at++) {
+            if (*at == '#')
+                strbuf_printf(out, "%d", i + 1);
+            else
+                strbuf_printf(out, "%c", *at);
+        }
+}
+
+/* Each token that stands for a picture becomes as many as its cells. */
+static ct_status expand_pictures(const ct_job *job, prompt *p, const char *name, ct_error *error)
+{
+    const ct_model *m = job->model;
+    const char *text = m->parts.family->picture_token;
+    const int32_t token = tokenizer_added(m->tokenizer, text);
+    int64_t count = p->count, at = 0;
+    int found = 0;
+    for (int64_t i = 0; i < p->count; i++)
+        found += p->ids[i] == token;
+    if (found != job->references)
+        return error_set(error, CT_EINVAL,
+                         "the %s contains %s, which stands for a picture; leave it out", name,
+                         text);
+    for (int i = 0; i < job->references; i++)
+        count += reference_tokens(job, &job->reference[i]) - 1;
+    int32_t *ids = mem_array(job->allocator, (size_t)count, sizeof *ids);
+    if (!ids)
+        return error_memory(error, (size_t)count * sizeof *ids, "the prompt");
+    found = 0;
+    for (int64_t i = 0; i < p->count; i++) {
+        int64_t times = 1;
+        if (p->ids[i] == token)
+            times = reference_tokens(job, &job->reference[found++]);
+        while (times-- > 0)
+            ids[at++] = p->ids[i];
+    }
+    mem_free(job->allocator, p->ids);
+    p->ids = ids;
+    p->count = p->words = count;
     return CT_OK;
 }
 
@@ -217,6 +269,7 @@ static ct_status set_prompt(ct_job *job, prompt *out, const char *text, const ch
     strbuf framed;
     strbuf_init(&framed, a, SIZE_MAX / 4);
     strbuf_puts(&framed, m->parts.family->before);
+    add_pictures(job, &framed);
     strbuf_puts(&framed, text);
     strbuf_puts(&framed, m->parts.family->after);
     out->text = mem_strdup(a, text);
@@ -236,7 +289,14 @@ static ct_status set_prompt(ct_job *job, prompt *out, const char *text, const ch
         log_message(&job->callbacks, CT_LOG_WARNING,
                     "the %s has %zu tokens; only the first %d are used", name, count,
                     m->info.max_prompt_tokens);
-    return m->parts.family->padded ? pad_prompt(job, out, error) : CT_OK;
+    if (job_feature_count(job, out) == 0)
+        return error_set(error, CT_EFORMAT,
+                         "%s: the frame around a prompt has only %" PRId64
+                         " tokens, but features begin behind %d; tokenizer/ is of another model",
+                         m->directory, out->count, m->parts.family->dropped_tokens);
+    if (m->parts.family->picture_token)
+        status = expand_pictures(job, out, name, error);
+    return m->parts.family->padded ? pad_prompt(job, out, error) : status;
 }
 
 static ct_status resolve_prompts(ct_job *job, const ct_generate_params *p, ct_error *error)
@@ -245,8 +305,12 @@ static ct_status resolve_prompts(ct_job *job, const ct_generate_params *p, ct_er
         return error_set(error, CT_EINVAL, "a prompt is required");
     ct_status status = set_prompt(job, &job->positive, p->prompt, "prompt", error);
     const bool guided = job->guides;
+    const char *usual = job->model->parts.family->negative;
     if (status == CT_OK && guided)
-        status = set_prompt(job, &job->negative, p->negative_prompt ? p->negative_prompt : "",
+        status = set_prompt(job, &job->negative,
+                            p->negative_prompt ? p->negative_prompt
+                            : usual            ? usual
+                                               : "",
                             "negative prompt", error);
     if (status == CT_OK && !guided && p->negative_prompt && p->negative_prompt[0])
         log_message(&job->callbacks, CT_LOG_WARNING,
@@ -263,14 +327,16 @@ static ct_status assume_prompts(ct_job *job, ct_error *error)
 {
     prompt *prompts[] = {&job->positive, &job->negative};
     const ct_model *m = job->model;
-    const int64_t count = m->info.max_prompt_tokens;
+    int64_t count = m->info.max_prompt_tokens;
+    for (int i = 0; i < job->references; i++)
+        count += reference_tokens(job, &job->reference[i]);
     for (int i = 0; i < (job->guides ? 2 : 1); i++) {
         prompts[i]->ids = mem_array(job->allocator, (size_t)count, sizeof *prompts[i]->ids);
         if (!prompts[i]->ids)
             return error_memory(error, (size_t)count * sizeof *prompts[i]->ids, "the prompt");
         prompts[i]->count = prompts[i]->words = count;
         for (int64_t k = 0; k < count; k++)
-            prompts[i]->ids[k] = (int32_t)(k * (m->parts.vocab / count));
+            prompts[i]->ids[k] = (int32_t)(k * m->parts.vocab / count);
     }
     job->info.prompt_tokens = (int)job->positive.words;
     job->info.negative_tokens = (int)job->negative.words;
@@ -308,6 +374,10 @@ static ct_status prepare_schedule(ct_job *job, ct_error *error)
         if (job->info.shift == 0)
             job->info.shift = exp(parts->family->mu(tokens, steps));
         f.dynamic = true;
+        f.power = job->info.shift;
+    } else if (job->model->info.default_shift == 0) { /* what the configuration says */
+        if (job->info.shift == 0)
+            job->info.shift = f.dynamic ? flow_match_power(&f, (double)tokens) : f.shift;
         f.power = job->info.shift;
     }
     f.shift = job->info.shift;

@@ -14,7 +14,8 @@ typedef struct prompt {
     int64_t count; /* of ids, after truncation, with padding */
     int64_t words; /* of ids that are no padding */
     bool truncated;
-    float *features; /* [count, feature_width]; NULL until the first run has encoded it */
+    float
+        *features; /* [job_feature_count, feature_width]; NULL until the first run has encoded it */
     void *condition; /* what the transformer was prepared with, of the family's type */
 } prompt;
 
@@ -53,6 +54,8 @@ struct ct_job {
 /* A job without memory for its run. planning: a prompt is not required, output is not checked. */
 ct_status job_open(ct_job **out, ct_model *model, const ct_generate_params *params, bool planning,
                    ct_error *error);
+/* Rows of a prompt's features. */
+int64_t job_feature_count(const ct_job *job, const prompt *p);
 /* Sizes in pixels, which must be multiples of the model's. */
 void job_set_size(ct_job *job, int width, int height);
 /* What the network of this job is made with. */

@@ -88,19 +88,19 @@ static ct_status load_parts(ct_model *m, const load_options *options, const conf
 {
     const ct_allocator *a = m->allocator;
     char *folders[] = {join(m, "text_encoder"), join(m, "transformer"), join(m, "vae"),
-                       join(m, "tokenizer"), join(m, "scheduler")};
+                       join(m, "tokenizer"),    join(m, "scheduler"),   join(m, "processor")};
     ct_status status = CT_OK;
-    for (int i = 0; i < 5; i++)
+    for (int i = 0; i < FOLDER_COUNT; i++)
         if (!folders[i])
             status = error_memory(error, strlen(m->directory), "a path");
     if (status == CT_OK)
-        status = tokenizer_load(&m->tokenizer, a, folders[3], error);
+        status = tokenizer_load(&m->tokenizer, a, folders[FOLDER_TOKENIZER], error);
     if (status == CT_OK)
         status =
             m->parts.family->load(&m->parts, options, (const char *const *)folders, index, error);
     if (status == CT_OK)
-        status = load_scheduler(m, folders[4], options->infer, error);
-    for (int i = 0; i < 5; i++)
+        status = load_scheduler(m, folders[FOLDER_SCHEDULER], options->infer, error);
+    for (int i = 0; i < FOLDER_COUNT; i++)
         mem_free(a, folders[i]);
     return status;
 }

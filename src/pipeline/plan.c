@@ -61,7 +61,8 @@ static uint64_t process_bytes(const ct_job *job)
 static void describe_stages(const ct_job *job, ct_memory_plan *plan)
 {
     const residency_list *list = job->residency.list;
-    const uint64_t features = (uint64_t)(job->positive.count + job->negative.count) *
+    const uint64_t features = (uint64_t)(job_feature_count(job, &job->positive) +
+                                         job_feature_count(job, &job->negative)) *
                               (uint64_t)job->model->parts.feature_width * sizeof(float);
     const uint64_t pixels = (uint64_t)job->info.width * (uint64_t)job->info.height;
     const uint64_t references = references_bytes(job);
@@ -76,6 +77,8 @@ static void describe_stages(const ct_job *job, ct_memory_plan *plan)
         residency_section first = sections[i][0], last = sections[i][1];
         if (list[last].count == 0)
             last = first; /* no references */
+        if (i == CT_STAGE_ENCODE && list[SECTION_SEE].count)
+            first = SECTION_SEE;
         s->file_bytes = job->model->components[i].bytes;
         if (last == SECTION_REFERENCES)
             s->file_bytes += job->model->components[PART_VAE].bytes;
@@ -83,9 +86,10 @@ static void describe_stages(const ct_job *job, ct_memory_plan *plan)
         if (s->read_bytes > s->file_bytes) /* whole pages */
             s->read_bytes = s->file_bytes;
         s->block_bytes = list[first].largest;
-        if (list[last].largest > s->block_bytes)
-            s->block_bytes = list[last].largest;
-        s->blocks = list[i == CT_STAGE_ENCODE ? first : last].count;
+        for (int k = first; k <= (int)last; k++)
+            if (list[k].largest > s->block_bytes)
+                s->block_bytes = list[k].largest;
+        s->blocks = list[i == CT_STAGE_ENCODE ? SECTION_ENCODE : last].count;
         s->activation_bytes = job->arena[i];
         s->buffer_bytes = features + references;
         if (i == CT_STAGE_ENCODE)
@@ -174,8 +178,11 @@ static ct_memory_choice choose(planning *p, int streamed, int way)
                         residency_bytes(r, SECTION_DECODE)};
     const uint64_t prepare = residency_bytes(r, SECTION_PREPARE);
     const uint64_t references = residency_bytes(r, SECTION_REFERENCES);
+    const uint64_t see = residency_bytes(r, SECTION_SEE);
     if (references > held[CT_STAGE_ENCODE])
         held[CT_STAGE_ENCODE] = references;
+    if (see > held[CT_STAGE_ENCODE])
+        held[CT_STAGE_ENCODE] = see;
     if (prepare > held[CT_STAGE_DENOISE])
         held[CT_STAGE_DENOISE] = prepare;
     for (int i = 0; i < 3; i++) {

@@ -90,7 +90,7 @@ static bool can_encode(dtype type)
 static action choose_action(const work *w, const part *p, const weight_view *v)
 {
     const bool vae = p->source == w->model->parts.weights[PART_VAE];
-    if (vae && !w->mflux)
+    if (vae && (!w->mflux || w->model->parts.family->keeps_names))
         return ACTION_COPY;
     if (vae && v->rank == 4 && !names_channels_last(p->source))
         return ACTION_CHANNELS_LAST;
@@ -125,9 +125,11 @@ static ct_status plan_part(work *w, part *p, ct_error *error)
 {
     uint64_t shard_bytes = 0;
     /* What was renamed already is only copied. */
-    const name_layout layout = !names_are_hf(p->source) ? NAMES_HF
-                               : w->mflux               ? w->model->parts.family->mflux_names
-                                                        : NAMES_MLX_Z_IMAGE;
+    const family *f = w->model->parts.family;
+    const bool keeps_names = f->keeps_names || !names_are_hf(p->source);
+    const name_layout layout = keeps_names ? NAMES_HF
+                               : w->mflux  ? f->mflux_names
+                                           : NAMES_MLX_Z_IMAGE;
     p->count = weights_count(p->source);
     p->shards = 1;
     p->items = mem_zero_array(w->allocator, p->count, sizeof *p->items);
@@ -436,7 +438,9 @@ static ct_status put_metadata(const work *w, const part *p, int shard, safetenso
     /* quantization_level is what mflux tells its own files by. */
     const char *const notes[][2] = {
         {"format", "mlx"},
-        {w->mflux ? "quantization_level" : "quantization_bits", bits},
+        {w->mflux && !w->model->parts.family->keeps_names ? "quantization_level"
+                                                          : "quantization_bits",
+         bits},
         {"quantization_group_size", group},
         {"calotype_version", ct_version()},
         {ERRORS_KEY, errors},

@@ -15,6 +15,10 @@
 static ct_status check_count(const ct_model *m, const ct_generate_params *p, ct_error *error)
 {
     const int most = m->parts.family->max_references;
+    if (p->reference_count == 0 && m->parts.family->needs_reference)
+        return error_set(error, CT_EINVAL,
+                         "%s %s makes pictures from others; give it a reference picture",
+                         m->info.family, m->info.variant);
     if (p->reference_count == 0)
         return p->keep_size ? error_set(error, CT_EINVAL, "keep_size needs a reference picture")
                             : CT_OK;
@@ -76,6 +80,58 @@ static ct_status take_part(const ct_allocator *a, reference *r, const uint8_t *r
     return CT_OK;
 }
 
+/* Sides of about this area in the shape of a picture, to the nearest multiples. */
+static void rounded_sides(double area, int multiple, int width, int height, int *new_width,
+                          int *new_height)
+{
+    const double ratio = (double)width / height, across = sqrt(area * ratio);
+    *new_width = (int)rint(across / multiple) * multiple;
+    *new_height = (int)rint(across / ratio / multiple) * multiple;
+    if (*new_width < multiple)
+        *new_width = multiple;
+    if (*new_height < multiple)
+        *new_height = multiple;
+}
+
+/* What the vision tower's own processor makes of a size: the nearest multiples, unless that is too
+ * large or too small. */
+static void seen_sides(const family_model *m, int width, int height, int *new_width,
+                       int *new_height)
+{
+    const double multiple = m->see_multiple, pixels = (double)width * height;
+    double w = rint(width / multiple) * multiple, h = rint(height / multiple) * multiple;
+    if (w * h > (double)m->see_most) {
+        const double beta = sqrt(pixels / (double)m->see_most);
+        w = fmax(1, floor(width / beta / multiple)) * multiple;
+        h = fmax(1, floor(height / beta / multiple)) * multiple;
+    } else if (w * h < (double)m->see_least) {
+        const double beta = sqrt((double)m->see_least / pixels);
+        w = ceil(width * beta / multiple) * multiple;
+        h = ceil(height * beta / multiple) * multiple;
+    }
+    *new_width = (int)w;
+    *new_height = (int)h;
+}
+
+/* The picture that the text encoder is given: made of an area as the pipeline does, then of sides
+ * that can be seen as the processor does. */
+static ct_status show(ct_job *job, reference *r, const ct_image *image, ct_error *error)
+{
+    const family_model *m = &job->model->parts;
+    int width, height;
+    uint8_t *shown = NULL;
+    rounded_sides(m->family->see_area, m->family->reference_multiple, image->width, image->height,
+                  &width, &height);
+    seen_sides(m, width, height, &r->seen_width, &r->seen_height);
+    ct_status status = resample_lanczos(job->allocator, image->pixels, image->width, image->height,
+                                        width, height, &shown, error);
+    if (status == CT_OK)
+        status = resample_bicubic(job->allocator, shown, width, height, r->seen_width,
+                                  r->seen_height, &r->seen, error);
+    mem_free(job->allocator, shown);
+    return status;
+}
+
 /* As the reference does: larger pictures shrink to an area, keeping their shape; then the middle is
  * taken, so that the sides are multiples. To keep the size nothing is lost: a picture grows to the
  * right and below. */
@@ -90,6 +146,12 @@ static ct_status prepare(ct_job *job, reference *r, const ct_image *image, bool 
         r->width = (width + multiple - 1) / multiple * multiple;
         r->height = (height + multiple - 1) / multiple * multiple;
         return take_part(job->allocator, r, rgb, width, height, 0, 0, error);
+    }
+    const int rounded = m->parts.family->reference_multiple;
+    if (rounded) {
+        rounded_sides(area, rounded, width, height, &r->width, &r->height);
+        return resample_lanczos(job->allocator, rgb, width, height, r->width, r->height, &r->pixels,
+                                error);
     }
     uint8_t *small = NULL;
     if ((int64_t)width * height > area) {
@@ -128,6 +190,8 @@ ct_status references_prepare(ct_job *job, const ct_generate_params *p, ct_error 
         status = check_sides(job->model, i + 1, image->width, image->height, error);
         if (status == CT_OK)
             status = prepare(job, &job->reference[i], image, p->keep_size, error);
+        if (status == CT_OK && job->model->parts.family->see_area)
+            status = show(job, &job->reference[i], image, error);
         if (status == CT_OK)
             take_hash(&job->reference[i]);
         job->references = i + 1;
@@ -144,6 +208,8 @@ void references_free(ct_job *job)
     for (int i = 0; i < job->references; i++) {
         mem_free(job->allocator, job->reference[i].pixels);
         mem_free(job->allocator, job->reference[i].latents);
+        mem_free(job->allocator, job->reference[i].seen);
+        mem_free(job->allocator, job->reference[i].sight);
     }
     job->references = 0;
 }
@@ -156,6 +222,17 @@ static size_t latent_count(const ct_job *job, const reference *r)
     return (size_t)m->channels * (size_t)(r->width / m->factor) * (size_t)(r->height / m->factor);
 }
 
+int64_t reference_tokens(const ct_job *job, const reference *r)
+{
+    const int64_t multiple = job->model->parts.see_multiple;
+    return r->seen ? r->seen_width / multiple * (r->seen_height / multiple) : 0;
+}
+
+static size_t sight_count(const ct_job *job, const reference *r)
+{
+    return (size_t)reference_tokens(job, r) * (size_t)job->model->parts.feature_width;
+}
+
 /* Numbers that encoding needs: a picture in float32, then twice its latents. */
 static size_t encoding_count(const ct_job *job, const reference *r)
 {
@@ -166,7 +243,8 @@ uint64_t references_bytes(const ct_job *job)
 {
     uint64_t bytes = 0;
     for (int i = 0; i < job->references; i++) {
-        bytes += latent_count(job, &job->reference[i]) * sizeof(float);
+        const reference *r = &job->reference[i];
+        bytes += (latent_count(job, r) + sight_count(job, r)) * sizeof(float);
     }
     return bytes;
 }
@@ -230,5 +308,54 @@ void references_encode(ct_job *job, nn *c, void (*unit_done)(void *user, int uni
         const int64_t shape[] = {m->channels, r->height / m->factor, r->width / m->factor};
         snprintf(name, sizeof name, "reference.%d.latents", i);
         trace_floats(&job->trace, name, 3, shape, r->latents);
+    }
+}
+
+/* ---- Seeing ---------------------------------------------------------------------------------- */
+
+static void see(ct_job *job, nn *c, reference *r)
+{
+    const family_model *m = &job->model->parts;
+    float *sight = NULL;
+    if (!nn_is_dry(c)) {
+        sight = mem_array(job->allocator, sight_count(job, r), sizeof *sight);
+        if (!sight) {
+            nn_fail(c, CT_ENOMEM,
+                    "out of memory: %zu bytes for what is seen of a reference picture",
+                    sight_count(job, r) * sizeof *sight);
+            return;
+        }
+    }
+    m->family->see(c, m, r->seen, r->seen_height, r->seen_width, sight);
+    if (nn_stopped(c))
+        mem_free(job->allocator, sight);
+    else
+        r->sight = sight;
+}
+
+void references_see(ct_job *job, nn *c, void (*unit_done)(void *user, int unit), void *user)
+{
+    for (int i = 0; i < job->references && !nn_stopped(c); i++) {
+        reference *r = &job->reference[i];
+        if (!r->seen || r->sight)
+            continue;
+        job_begin_section(job, c, SECTION_SEE);
+        job->trace.active = i == 0;
+        see(job, c, r);
+        job->trace.active = false;
+        unit_done(user, i);
+    }
+}
+
+void references_sights(const ct_job *job, family_sight sights[MAX_REFERENCES])
+{
+    const int multiple = job->model->parts.see_multiple;
+    for (int i = 0; i < job->references; i++) {
+        const reference *r = &job->reference[i];
+        sights[i] = (family_sight){.features = r->sight};
+        if (r->seen) {
+            sights[i].rows = r->seen_height / multiple;
+            sights[i].columns = r->seen_width / multiple;
+        }
     }
 }

@@ -9,9 +9,12 @@
 struct ct_job;
 
 typedef struct reference {
-    uint8_t *pixels;                   /* [height][width] RGB, of the size that the model sees */
-    int width, height;                 /* multiples of the model's */
-    float *latents;                    /* NULL until the first run has encoded it */
+    uint8_t *pixels;   /* [height][width] RGB, of the size that the model sees */
+    int width, height; /* multiples of the model's */
+    float *latents;    /* NULL until the first run has encoded it */
+    uint8_t *seen;     /* as the text encoder is given it; NULL: it sees nothing */
+    int seen_width, seen_height;
+    float *sight;                      /* [tokens, feature_width]; NULL until the first run */
     char hash[FINGERPRINT_DIGITS + 1]; /* of the pixels */
 } reference;
 
@@ -21,8 +24,15 @@ void references_free(struct ct_job *job);
 /* On a network that may be dry. Reports a unit for each. */
 void references_encode(struct ct_job *job, nn *c, void (*unit_done)(void *user, int unit),
                        void *user);
-/* Bytes of latents, which stay (the pixels are there already); and of what encoding takes
- * besides. */
+/* Tokens that a reference takes among the words of a prompt. */
+int64_t reference_tokens(const struct ct_job *job, const reference *r);
+/* Shows the references to the text encoder, where it sees; on a network that may be dry. Reports a
+ * unit for each. */
+void references_see(struct ct_job *job, nn *c, void (*unit_done)(void *user, int unit), void *user);
+/* What it has seen, for each reference. */
+void references_sights(const struct ct_job *job, family_sight sights[MAX_REFERENCES]);
+/* Bytes of latents and of what was seen, which stay (the pixels are there already); and of what
+ * encoding takes besides. */
 uint64_t references_bytes(const struct ct_job *job);
 uint64_t references_encoding_bytes(const struct ct_job *job);
 

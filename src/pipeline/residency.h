@@ -14,6 +14,7 @@
 
 /* What runs between two calls of residency_begin. */
 typedef enum residency_section {
+    SECTION_SEE,        /* a reference picture through the text encoder's vision */
     SECTION_ENCODE,     /* a prompt through the text encoder */
     SECTION_REFERENCES, /* the reference pictures through the VAE */
     SECTION_PREPARE,    /* the transformer's work for the schedule and the captions */

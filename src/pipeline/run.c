@@ -46,9 +46,9 @@ static void unit_done(void *user, int unit)
 void job_begin_section(ct_job *job, nn *c, residency_section section)
 {
     static const ct_stage stages[SECTION_COUNT] = {
-        [SECTION_ENCODE] = CT_STAGE_ENCODE,   [SECTION_REFERENCES] = CT_STAGE_ENCODE,
-        [SECTION_PREPARE] = CT_STAGE_DENOISE, [SECTION_EVALUATE] = CT_STAGE_DENOISE,
-        [SECTION_DECODE] = CT_STAGE_DECODE,
+        [SECTION_SEE] = CT_STAGE_ENCODE,        [SECTION_ENCODE] = CT_STAGE_ENCODE,
+        [SECTION_REFERENCES] = CT_STAGE_ENCODE, [SECTION_PREPARE] = CT_STAGE_DENOISE,
+        [SECTION_EVALUATE] = CT_STAGE_DENOISE,  [SECTION_DECODE] = CT_STAGE_DECODE,
     };
     residency_begin(&job->residency, section);
     nn_section(c, (int)section, job->arena[stages[section]]);
@@ -92,13 +92,25 @@ static void not_again(nn *c, const char *what)
 
 /* ---- Prompt to features ---------------------------------------------------------------------- */
 
+/* With what was seen of the references, where the text encoder sees. */
+static nn_tensor encode(const ct_job *job, nn *c, const prompt *p, void (*done)(void *, int),
+                        void *user)
+{
+    const family_model *m = &job->model->parts;
+    if (!m->family->encode_sights)
+        return m->family->encode(c, m, p->ids, p->count, p->words, done, user);
+    family_sight sights[MAX_REFERENCES];
+    references_sights(job, sights);
+    const family_words words = {p->ids, p->count, sights, job->references};
+    return m->family->encode_sights(c, m, &words, done, user);
+}
+
 /* The same again, to find out which operation made numbers that are not finite. */
 static void look_into_prompt(ct_job *job, nn *c, prompt *p)
 {
-    const family_model *m = &job->model->parts;
     nn_check_numbers(c, "text encoder");
     job_begin_section(job, c, SECTION_ENCODE);
-    m->family->encode(c, m, p->ids, p->count, p->words, NULL, NULL);
+    encode(job, c, p, NULL, NULL);
     not_again(c, "the text encoder");
     mem_free(job->allocator, p->features);
     p->features = NULL;
@@ -107,14 +119,13 @@ static void look_into_prompt(ct_job *job, nn *c, prompt *p)
 static void encode_prompt(ct_job *job, nn *c, prompt *p, unit_counter *units)
 {
     const family_model *m = &job->model->parts;
-    const int64_t size = p->count * m->feature_width;
+    const int64_t size = job_feature_count(job, p) * m->feature_width;
     size_t mark = nn_mark(c);
     job_begin_section(job, c, SECTION_ENCODE);
     /* Of a device that works later than it is told to, layers are done when the features are
      * here. */
     const bool later = nn_lag(c) > 0;
-    nn_tensor features =
-        m->family->encode(c, m, p->ids, p->count, p->words, later ? NULL : unit_done, units);
+    nn_tensor features = encode(job, c, p, later ? NULL : unit_done, units);
     if (!nn_is_dry(c) && !nn_stopped(c)) {
         p->features = mem_array(job->allocator, (size_t)size, sizeof(float));
         if (!p->features)
@@ -146,10 +157,12 @@ static void encode_inputs(ct_job *job, nn *c)
     const family_model *m = &job->model->parts;
     const int count = job->guides ? 2 : 1;
     unit_counter units = {job, c, CT_STAGE_ENCODE, 0, count * m->encode_units + job->references};
+    units.all += m->family->see ? job->references : 0;
     if (!job->positive.features) {
         begin_stage(job, c, CT_STAGE_ENCODE);
         report(job, c, CT_STAGE_ENCODE, 0, units.all, NULL);
     }
+    references_see(job, c, unit_done, &units);
     for (int i = 0; i < count && !nn_stopped(c); i++) {
         prompt *p = prompts[i];
         job->trace.active = i == 0;
@@ -161,8 +174,8 @@ static void encode_inputs(ct_job *job, nn *c)
         snprintf(name, sizeof name, "%s.ids", names[i]);
         trace_ids(&job->trace, name, p->ids, p->count);
         snprintf(name, sizeof name, "%s.features", names[i]);
-        trace_floats(&job->trace, name, 2, (const int64_t[]){p->count, m->feature_width},
-                     p->features);
+        trace_floats(&job->trace, name, 2,
+                     (const int64_t[]){job_feature_count(job, p), m->feature_width}, p->features);
     }
     job->trace.active = false;
     residency_let_go(&job->residency, m->weights[PART_TEXT_ENCODER]);
@@ -286,8 +299,11 @@ static void run_step(ct_job *job, nn *c, const denoising *d, int step)
     trace_output(job, c, "model_output", step, &d->output);
     if (guided) {
         trace_output(job, c, "negative_output", step, &d->other);
-        nn_guide(c, &d->output, &d->other, job->info.guidance - m->family->guidance_off,
-                 job->cfg_normalization);
+        const double guidance = job->info.guidance - m->family->guidance_off;
+        if (m->family->guides_tokens)
+            nn_guide_tokens(c, &d->output, &d->other, guidance, m->patch);
+        else
+            nn_guide(c, &d->output, &d->other, guidance, job->cfg_normalization);
     }
     /* x += (sigma' - sigma) * velocity */
     const float *sigma = &job->sigmas[step];
@@ -304,7 +320,7 @@ static void prepare_prompt(ct_job *job, nn *c, prompt *p)
         references[i] = (family_reference){r->latents, r->height / m->factor, r->width / m->factor};
     }
     const family_input input = {.features = p->features,
-                                .count = p->count,
+                                .count = job_feature_count(job, p),
                                 .height = job->latent_height,
                                 .width = job->latent_width,
                                 .references = references,

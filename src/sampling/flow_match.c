@@ -93,12 +93,17 @@ static float ladder(int steps, int i)
     return i < steps / 2 ? fmaf(step, (float)i, 1.0f) : fmaf(-step, (float)(steps - 1 - i), end);
 }
 
-void flow_match_sigmas(const flow_match *f, int steps, double length, float *sigmas)
+double flow_match_power(const flow_match *f, double length)
 {
     double slope = (f->max_shift - f->base_shift) / (f->max_length - f->base_length);
     double mu = length * slope + (f->base_shift - slope * f->base_length);
+    return f->linear_shift ? mu : exp(mu);
+}
+
+void flow_match_sigmas(const flow_match *f, int steps, double length, float *sigmas)
+{
     float shift = (float)f->shift, shift_less = (float)(f->shift - 1);
-    float power = (float)(f->power > 0 ? f->power : f->linear_shift ? mu : exp(mu));
+    float power = (float)(f->power > 0 || !f->dynamic ? f->power : flow_match_power(f, length));
     for (int i = 0; i < steps; i++) {
         float s = ladder(steps, i);
         sigmas[i] =

@@ -19,6 +19,8 @@ void flow_match_init(flow_match *f, double shift);
 ct_status flow_match_read(flow_match *f, const ct_allocator *a, const char *directory,
                           ct_error *error);
 
+/* e^mu of a dynamic shift for so many image tokens; mu where it is linear. */
+double flow_match_power(const flow_match *f, double length);
 /* sigmas [steps + 1] from 1 down to the final 0, in float32 as diffusers computes them from the
  * explicit ladder linspace(1, 1/steps, steps). length: image tokens, for dynamic shifting. */
 void flow_match_sigmas(const flow_match *f, int steps, double length, float *sigmas);

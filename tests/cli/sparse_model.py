@@ -1,10 +1,10 @@
 """A model directory of any size whose weights are zeros that take no room on the disk.
 
-    python3 tests/cli/sparse_model.py DIR [full]
+    python3 tests/cli/sparse_model.py DIR [full | qwen | qwen-full]
 
 Tokenizer, scheduler and VAE are those of the small fixture. "full" has the transformer of Z-Image
-and the text encoder of Qwen3-4B: 11.5 and 7.5 GiB of bfloat16. For memory and speed; the picture is
-grey."""
+and the text encoder of Qwen3-4B: 11.5 and 7.5 GiB of bfloat16. "qwen" is a Qwen-Image model; full,
+it has 38 and 14 GiB. For memory and speed; the picture is grey."""
 
 import json
 import os
@@ -14,7 +14,15 @@ import sys
 
 FIXTURES = os.environ.get("CT_FIXTURES",
                           os.path.join(os.path.dirname(os.path.abspath(__file__)), "../fixtures"))
-FIXTURE = os.path.join(FIXTURES, "turbo", "model")
+
+QWEN_MEDIUM = {"num_attention_heads": 8, "attention_head_dim": 64, "axes_dims_rope": [16, 24, 24],
+               "num_layers": 8, "joint_attention_dim": 384, "hidden_size": 384,
+               "intermediate_size": 1024, "num_hidden_layers": 4, "encoder_heads": 6,
+               "num_key_value_heads": 2, "mrope_section": [8, 12, 12], "vocab_size": 600}
+QWEN_FULL = {"num_attention_heads": 24, "attention_head_dim": 128, "axes_dims_rope": [16, 56, 56],
+             "num_layers": 60, "joint_attention_dim": 3584, "hidden_size": 3584,
+             "intermediate_size": 18944, "num_hidden_layers": 28, "encoder_heads": 28,
+             "num_key_value_heads": 4, "mrope_section": [16, 24, 24], "vocab_size": 152064}
 
 MEDIUM = {"dim": 1024, "n_heads": 16, "axes_dims": [16, 24, 24], "n_layers": 10, "hidden_size": 512,
           "intermediate_size": 2048, "num_hidden_layers": 6, "head_dim": 64,
@@ -74,6 +82,44 @@ def encoder_shapes(c):
     return shapes
 
 
+def qwen_transformer_shapes(c):
+    d, packed = c["num_attention_heads"] * c["attention_head_dim"], c["in_channels"]
+    embedder = "time_text_embed.timestep_embedder.linear_"
+    linear = {"img_in": (d, packed), "txt_in": (d, c["joint_attention_dim"]),
+              embedder + "1": (d, 256), embedder + "2": (d, d), "norm_out.linear": (2 * d, d),
+              "proj_out": (packed, d)}
+    shapes = {"txt_norm.weight": [c["joint_attention_dim"]]}
+    for i in range(c["num_layers"]):
+        block = f"transformer_blocks.{i}."
+        for stream in ("img", "txt"):
+            linear[f"{block}{stream}_mod.1"] = (6 * d, d)
+            linear[f"{block}{stream}_mlp.net.0.proj"] = (4 * d, d)
+            linear[f"{block}{stream}_mlp.net.2"] = (d, 4 * d)
+        for name in ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj",
+                     "to_add_out"):
+            linear[f"{block}attn.{name}"] = (d, d)
+        for name in ("norm_q", "norm_k", "norm_added_q", "norm_added_k"):
+            shapes[f"{block}attn.{name}.weight"] = [c["attention_head_dim"]]
+    for name, (rows, columns) in linear.items():
+        shapes[name + ".weight"], shapes[name + ".bias"] = [rows, columns], [rows]
+    return shapes
+
+
+def qwen_encoder_shapes(c):
+    d, ffn = c["hidden_size"], c["intermediate_size"]
+    kv = d // c["num_attention_heads"] * c["num_key_value_heads"]
+    shapes = {"model.embed_tokens.weight": [c["vocab_size"], d], "model.norm.weight": [d]}
+    for i in range(c["num_hidden_layers"]):
+        layer = {"input_layernorm.weight": [d], "post_attention_layernorm.weight": [d],
+                 "mlp.gate_proj.weight": [ffn, d], "mlp.up_proj.weight": [ffn, d],
+                 "mlp.down_proj.weight": [d, ffn], "self_attn.o_proj.weight": [d, d]}
+        for name, rows in (("q", d), ("k", kv), ("v", kv)):
+            layer[f"self_attn.{name}_proj.weight"] = [rows, d]
+            layer[f"self_attn.{name}_proj.bias"] = [rows]
+        shapes.update({f"model.layers.{i}.{name}": shape for name, shape in layer.items()})
+    return shapes
+
+
 def write_zeros(path, shapes):
     header, offset = {}, 0
     for name in sorted(shapes):
@@ -90,8 +136,28 @@ def write_zeros(path, shapes):
         file.truncate(8 + len(text) + offset)
 
 
+def build_qwen(directory, sizes):
+    shutil.copytree(os.path.join(FIXTURES, "qwen", "model"), directory)
+    for part, shapes in (("text_encoder", qwen_encoder_shapes),
+                         ("transformer", qwen_transformer_shapes)):
+        folder = os.path.join(directory, part)
+        with open(os.path.join(folder, "config.json"), encoding="utf-8") as config:
+            values = json.load(config)
+        inner = values.get("text_config", values)
+        inner.update({key: value for key, value in sizes.items() if key in inner})
+        if part == "text_encoder":
+            inner["num_attention_heads"] = sizes["encoder_heads"]
+            inner["rope_parameters"]["mrope_section"] = sizes["mrope_section"]
+        with open(os.path.join(folder, "config.json"), "w", encoding="utf-8") as config:
+            json.dump(values, config)
+        for name in os.listdir(folder):
+            if name.endswith(".safetensors"):
+                os.remove(os.path.join(folder, name))
+                write_zeros(os.path.join(folder, name), shapes(inner))
+
+
 def build(directory, sizes):
-    shutil.copytree(FIXTURE, directory)
+    shutil.copytree(os.path.join(FIXTURES, "turbo", "model"), directory)
     for part, file, shapes in (
             ("text_encoder", "model.safetensors", encoder_shapes),
             ("transformer", "diffusion_pytorch_model.safetensors", transformer_shapes)):
@@ -109,4 +175,8 @@ def build(directory, sizes):
 
 
 if __name__ == "__main__":
-    build(sys.argv[1], FULL if sys.argv[2:] == ["full"] else MEDIUM)
+    kind = sys.argv[2] if len(sys.argv) > 2 else ""
+    if kind.startswith("qwen"):
+        build_qwen(sys.argv[1], QWEN_FULL if kind == "qwen-full" else QWEN_MEDIUM)
+    else:
+        build(sys.argv[1], FULL if kind == "full" else MEDIUM)

@@ -166,6 +166,24 @@ class Promise(Folder):
                   out="guided.png")
 
 
+    @unittest.skipIf(SANITIZED, "slow, and memory cannot be measured")
+    def test_qwen_image(self):
+        """The modulation, a third of the transformer, is read once and does not stay."""
+        model = os.path.join(self.folder, "model")
+        sparse_model.build_qwen(model, sparse_model.QWEN_MEDIUM)
+        size = ("--size", "64x64", "--steps", "2", "--precision", "bf16")
+        said, whole = self.kept(model, *size, out="whole.png")
+        weights = said["stages"][1]["file_bytes"]
+        self.assertGreater(weights, 95 * MIB)
+        held = said["resident"]["denoise_bytes"] - said["process_bytes"]
+        self.assertLess(held, 0.75 * weights)
+        half = said["stages"][1]["block_bytes"] // 2
+        chosen, picture = self.kept(model, *size, "--max-memory",
+                                    str(said["streamed"]["peak_bytes"] + 5 * half), out="some.png")
+        self.assertGreater(chosen["chosen"]["streamed_blocks"], 0)
+        self.assertEqual(picture, whole)
+
+
 class References(Folder):
     """FLUX.2-klein with a reference picture, which goes through the VAE first."""
 

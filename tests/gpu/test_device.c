@@ -354,7 +354,20 @@ typedef struct rows_case {
     bool work;
 } rows_case;
 
-enum { RMS, RMS_OPERAND, ADD_RMS, ADD_RMS_NEXT, LAYER, ROPE, ROPE_HALVES, SILU, TANH, ADD, FILL };
+enum {
+    RMS,
+    RMS_OPERAND,
+    ADD_RMS,
+    ADD_RMS_NEXT,
+    LAYER,
+    ROPE,
+    ROPE_HALVES,
+    SILU,
+    TANH,
+    ADD,
+    GELU,
+    FILL
+};
 static const char *const row_names[] = {"rms_norm",
                                         "rms_norm to operand",
                                         "add_rms_norm",
@@ -365,6 +378,7 @@ static const char *const row_names[] = {"rms_norm",
                                         "silu",
                                         "tanh",
                                         "add_scalar",
+                                        "gelu, multiply",
                                         "fill_rows"};
 
 static void rows_body(nn *c, void *user, float *out)
@@ -413,6 +427,11 @@ static void rows_body(nn *c, void *user, float *out)
         break;
     case ADD:
         nn_add_scalar(c, &stream, 1);
+        y = stream;
+        break;
+    case GELU:
+        nn_gelu(c, &stream);
+        nn_multiply(c, &stream, &y);
         y = stream;
         break;
     case FILL:
@@ -490,7 +509,7 @@ typedef struct latents_case {
     int64_t channels, height, width;
     int patch;
     float *a, *b;
-    bool normalize;
+    bool normalize, tokens, packed;
 } latents_case;
 
 static void guide_body(nn *c, void *user, float *out)
@@ -501,7 +520,10 @@ static void guide_body(nn *c, void *user, float *out)
     const int64_t n = nn_count(&a);
     nn_upload(c, &a, l->a, n);
     nn_upload(c, &b, l->b, n);
-    nn_guide(c, &a, &b, 3.5, l->normalize);
+    if (l->tokens)
+        nn_guide_tokens(c, &a, &b, 3.5, l->patch);
+    else
+        nn_guide(c, &a, &b, 3.5, l->normalize);
     nn_add_scaled(c, &b, &a, -0.125);
     nn_download_begin(c, 0, &a);
     nn_download_begin(c, 1, &b);
@@ -518,8 +540,8 @@ static void patches_body(nn *c, void *user, float *out)
     nn_tensor back = nn_new3(c, l->channels, l->height, l->width);
     const int64_t n = nn_count(&a);
     nn_upload(c, &a, l->a, n);
-    nn_patches(c, &t, &a, l->patch);
-    nn_from_patches(c, &back, &t, l->patch);
+    (l->packed ? nn_pack : nn_patches)(c, &t, &a, l->patch);
+    (l->packed ? nn_unpack : nn_from_patches)(c, &back, &t, l->patch);
     nn_download(c, &t, out, n);
     nn_download(c, &back, out + n, n);
 }
@@ -551,6 +573,9 @@ static void test_latents(void)
         l.b = numbers(n, 1);
         run(&(test){"guide, add_scaled", {1e-6, 1e-6}, 2 * n, guide_body, &l});
         run(&(test){"patches", {1e-9, 1e-9}, 2 * n, patches_body, &l});
+        l.tokens = l.packed = true;
+        run(&(test){"guide_tokens", {1e-6, 1e-6}, 2 * n, guide_body, &l});
+        run(&(test){"pack", {1e-9, 1e-9}, 2 * n, patches_body, &l});
         run(&(test){"take, write", {1e-9, 1e-9}, n + l.channels * l.width, take_body, &l});
         free(l.a);
         free(l.b);

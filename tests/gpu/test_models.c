@@ -41,7 +41,13 @@ static const char *const runs[] = {"turbo/small",
                                    "klein/three_references",
                                    "klein_base/guided_reference",
                                    "klein_base/guided",
-                                   "klein_base/unguided"};
+                                   "klein_base/unguided",
+                                   "qwen/guided",
+                                   "qwen/wide",
+                                   "qwen/long_negative",
+                                   "qwen_bf16/guided",
+                                   "qwen_edit/guided",
+                                   "qwen_plus/two_references"};
 enum { RUNS = sizeof runs / sizeof *runs };
 
 static ct_context *context;
@@ -171,12 +177,12 @@ static void against_record(ct_model *model, const char *run, ct_precision precis
     free_result(&ours);
 }
 
-static const char *const rounded_runs[] = {"turbo/wide", "klein/wide"};
+static const char *const rounded_runs[] = {"turbo/wide", "klein/wide", "qwen/wide"};
 
 static void test_halves(void **state)
 {
     (void)state;
-    for (int i = 0; i < 2; i++) {
+    for (int i = 0; i < 3; i++) {
         ct_model *model = recorded_model(context, rounded_runs[i]);
         double bounds[2];
         their_errors(rounded_runs[i], bounds);

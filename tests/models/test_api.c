@@ -136,7 +136,7 @@ typedef struct damage {
 } damage;
 
 static const damage damages[] = {
-    {"model_index.json", "ZImagePipeline", "QwenImagePipeline", CT_EUNSUPPORTED,
+    {"model_index.json", "ZImagePipeline", "QwenImageLayeredPipeline", CT_EUNSUPPORTED,
      "not supported yet"},
     {"model_index.json", "ZImagePipeline", "NoSuchPipeline", CT_EUNSUPPORTED, "NoSuchPipeline"},
     {"model_index.json", NULL, "[1, 2", CT_EFORMAT, "model_index.json"},

@@ -17,6 +17,7 @@
 #include "core/threads.h"
 #include "io/weights.h"
 #include "models/vae_kl.h"
+#include "models/vae_qwen.h"
 #include "nn/cpu/kernels.h"
 
 #define BOUND 1e-5
@@ -37,7 +38,15 @@ static const char *const runs[] = {"turbo/small",
                                    "klein_kv/two_references",
                                    "klein_kv/no_reference",
                                    "klein_base/guided",
-                                   "klein_base/unguided"};
+                                   "klein_base/unguided",
+                                   "qwen/guided",
+                                   "qwen/wide",
+                                   "qwen/long_negative",
+                                   "qwen/truncated_prompt",
+                                   "qwen_bf16/guided",
+                                   "qwen_bf16/unguided",
+                                   "qwen_edit/guided",
+                                   "qwen_plus/two_references"};
 enum { RUNS = sizeof runs / sizeof *runs };
 
 static ct_context *cpu_context(const char *cpu, int threads)
@@ -102,6 +111,7 @@ static void test_every_kernel_set(void **state)
             compare_run("base/normalized", tier.name);
             compare_run("klein/small", tier.name);
             compare_run("klein/one_reference", tier.name);
+            compare_run("qwen/guided", tier.name);
         }
 }
 
@@ -141,6 +151,7 @@ static void test_threads_change_nothing(void **state)
     check_threads("turbo/wide");
     check_threads("klein/wide");
     check_threads("klein/three_references");
+    check_threads("qwen/guided");
     check_threads("klein_kv/two_references");
 }
 
@@ -185,6 +196,7 @@ static void test_bf16_bound(void **state)
     (void)state;
     check_bf16_bound("turbo/wide");
     check_bf16_bound("klein/wide");
+    check_bf16_bound("qwen/wide");
 }
 
 /* ---- The encoder ----------------------------------------------------------------------------- */
@@ -222,20 +234,38 @@ static bool always(void *user)
     return true;
 }
 
+/* Of either kind. */
+typedef struct any_vae {
+    vae_kl *kl;
+    vae_qwen *qwen;
+} any_vae;
+
+static any_vae load_vae(const char *model)
+{
+    char name[128];
+    ct_error error;
+    any_vae vae = {0};
+    snprintf(name, sizeof name, "%s/model/vae", model);
+    const load_options options = {.allocator = &mem_default};
+    if (!strncmp(model, "qwen", 4))
+        test_ok(vae_qwen_load(&vae.qwen, &options, test_fixture(name), &error), &error);
+    else
+        test_ok(vae_kl_load(&vae.kl, &options, test_fixture(name), &error), &error);
+    return vae;
+}
+
 static void encode_run(const char *model)
 {
     char name[128];
     ct_error error;
-    snprintf(name, sizeof name, "%s/model/vae", model);
-    vae_kl *vae = NULL;
+    any_vae vae = load_vae(model);
     pool *threads = NULL;
-    const load_options options = {.allocator = &mem_default};
-    test_ok(vae_kl_load(&vae, &options, test_fixture(name), &error), &error);
     test_ok(pool_create(&threads, &mem_default, 2, &error), &error);
     snprintf(name, sizeof name, "%s/encode", model);
     weights *truth = recorded_open(name);
     const weight_view *input = weights_find(truth, "vae.encode.input");
     const weight_view *moments = weights_find(truth, "vae.encode.moments");
+    const float *picture = (const float *)input->data;
     float *out = malloc(moments->bytes);
     assert_non_null(out);
 
@@ -250,7 +280,10 @@ static void encode_run(const char *model)
         params.dry = dry;
         params.trace = &trace;
         test_ok(nn_create(&c, &params, &error), &error);
-        vae_kl_encode(c, vae, (const float *)input->data, input->shape[1], input->shape[2], out);
+        if (vae.qwen)
+            vae_qwen_encode(c, vae.qwen, picture, input->shape[1], input->shape[2], out);
+        else
+            vae_kl_encode(c, vae.kl, picture, input->shape[1], input->shape[2], out);
         test_ok(nn_status(c, &error), &error);
         params.arena_bytes = nn_peak(c);
         nn_free(c);
@@ -262,7 +295,8 @@ static void encode_run(const char *model)
     free(out);
     weights_close(truth);
     pool_free(threads);
-    vae_kl_free(vae);
+    vae_kl_free(vae.kl);
+    vae_qwen_free(vae.qwen);
 }
 
 static void test_encoder(void **state)
@@ -270,6 +304,8 @@ static void test_encoder(void **state)
     (void)state;
     encode_run("turbo");
     encode_run("head128");
+    encode_run("qwen");
+    encode_run("qwen_bf16");
 }
 
 int main(void)

@@ -7,16 +7,19 @@
 
 #include "core/mem.h"
 #include "models/vae_kl.h"
+#include "models/vae_qwen.h"
 #include "nn/cpu/kernels.h"
 
 /* 8, 8, 8, 12 channels; 4, 8, 8, 12, with three resnets; 6, 12, 6, 12, where blocks also grow, with
- * post_quant_conv. Packed latents; three levels and a small decoder. */
-static const char *const folders[] = {"turbo/model/vae", "base/model/vae", "head128/model/vae",
-                                      "klein/model/vae", "klein_base/model/vae"};
+ * post_quant_conv. Packed latents; three levels and a small decoder. Qwen-Image's. */
+static const char *const folders[] = {
+    "turbo/model/vae",      "base/model/vae", "head128/model/vae",  "klein/model/vae",
+    "klein_base/model/vae", "qwen/model/vae", "qwen_bf16/model/vae"};
 enum { FOLDERS = sizeof folders / sizeof *folders };
 
 typedef struct fixture {
-    vae_kl *vae;
+    vae_kl *kl; /* one of the two */
+    vae_qwen *qwen;
     pool *threads;
     cpu_kernels kernels;
     nn_params params;
@@ -29,7 +32,10 @@ static fixture *fixture_new(const char *folder, int threads)
     assert_non_null(f);
     ct_error error;
     const load_options options = {.allocator = &mem_default};
-    test_ok(vae_kl_load(&f->vae, &options, test_fixture(folder), &error), &error);
+    if (!strncmp(folder, "qwen", 4))
+        test_ok(vae_qwen_load(&f->qwen, &options, test_fixture(folder), &error), &error);
+    else
+        test_ok(vae_kl_load(&f->kl, &options, test_fixture(folder), &error), &error);
     test_ok(pool_create(&f->threads, &mem_default, threads, &error), &error);
     test_ok(cpu_kernels_choose(&f->kernels, NULL, &error), &error);
     f->params = (nn_params){.allocator = &mem_default,
@@ -41,9 +47,43 @@ static fixture *fixture_new(const char *folder, int threads)
 
 static void fixture_free(fixture *f)
 {
-    vae_kl_free(f->vae);
+    vae_kl_free(f->kl);
+    vae_qwen_free(f->qwen);
     pool_free(f->threads);
     free(f);
+}
+
+static int64_t factor_of(const fixture *f)
+{
+    return f->qwen ? vae_qwen_factor(f->qwen) : vae_kl_factor(f->kl);
+}
+
+static int64_t channels_of(const fixture *f)
+{
+    return f->qwen ? f->qwen->latent_channels : vae_kl_channels(f->kl);
+}
+
+static int units_of(const fixture *f, const vae_decoding *d)
+{
+    return f->qwen ? vae_qwen_decode_units(f->qwen) : vae_kl_decode_units(f->kl, d);
+}
+
+static size_t peak_of(const fixture *f, const vae_decoding *d)
+{
+    size_t bytes = 0;
+    ct_error error;
+    test_ok(f->qwen ? vae_qwen_decode_peak(f->qwen, d, &f->params, &bytes, &error)
+                    : vae_kl_decode_peak(f->kl, d, &f->params, &bytes, &error),
+            &error);
+    return bytes;
+}
+
+static void decode_with(nn *c, const fixture *f, const vae_decoding *d)
+{
+    if (f->qwen)
+        vae_qwen_decode(c, f->qwen, d);
+    else
+        vae_kl_decode(c, f->kl, d);
 }
 
 static void count_unit(void *user, int unit)
@@ -55,35 +95,34 @@ static void count_unit(void *user, int unit)
 /* The picture; freed by the caller. */
 static float *decode(fixture *f, vae_decoding d)
 {
-    const size_t pixels =
-        (size_t)(d.height * d.width * vae_kl_factor(f->vae) * vae_kl_factor(f->vae));
+    const size_t pixels = (size_t)(d.height * d.width * factor_of(f) * factor_of(f));
     ct_error error;
     nn_params params = f->params;
-    test_ok(vae_kl_decode_peak(f->vae, &d, &params, &params.arena_bytes, &error), &error);
+    params.arena_bytes = peak_of(f, &d);
     nn *c;
     test_ok(nn_create(&c, &params, &error), &error);
     d.picture = malloc(3 * pixels * sizeof(float));
-    d.scratch = malloc((size_t)(vae_kl_channels(f->vae) * d.height * d.width) * sizeof(float));
+    d.scratch = malloc((size_t)(channels_of(f) * d.height * d.width) * sizeof(float));
     assert_non_null(d.picture);
     assert_non_null(d.scratch);
     d.unit_done = count_unit;
     d.user = f;
     f->units = 0;
-    vae_kl_decode(c, f->vae, &d);
+    decode_with(c, f, &d);
     test_ok(nn_status(c, &error), &error);
     assert_int_equal(nn_peak(c), params.arena_bytes);
-    assert_int_equal(f->units, vae_kl_decode_units(f->vae, &d));
+    assert_int_equal(f->units, units_of(f, &d));
     nn_free(c);
     free(d.scratch);
     return d.picture;
 }
 
-static float *random_latents(const vae_kl *vae, int64_t height, int64_t width)
+static float *random_latents(const fixture *f, int64_t height, int64_t width)
 {
     static uint32_t state = 7;
-    float *latents = malloc((size_t)(vae_kl_channels(vae) * height * width) * sizeof(float));
+    float *latents = malloc((size_t)(channels_of(f) * height * width) * sizeof(float));
     assert_non_null(latents);
-    for (int64_t i = 0; i < vae_kl_channels(vae) * height * width; i++) {
+    for (int64_t i = 0; i < channels_of(f) * height * width; i++) {
         state = state * 1664525u + 1013904223u;
         latents[i] = (float)(state >> 8) / 8388608.0f - 1;
     }
@@ -98,9 +137,8 @@ static void test_strips(void **state)
         fixture *f = fixture_new(folders[i], 3), *alone = fixture_new(folders[i], 1);
         for (int j = 0; j < 4; j++) {
             vae_decoding d = {.height = sizes[j][0], .width = sizes[j][1]};
-            float *latents = random_latents(f->vae, d.height, d.width);
-            const int64_t pixels =
-                d.height * d.width * vae_kl_factor(f->vae) * vae_kl_factor(f->vae);
+            float *latents = random_latents(f, d.height, d.width);
+            const int64_t pixels = d.height * d.width * factor_of(f) * factor_of(f);
             d.latents = latents;
             float *whole = decode(alone, d);
             for (int rows = 1; rows <= (int)d.height + 1; rows += 1 + rows / 3) {
@@ -129,9 +167,7 @@ static void test_memory(void **state)
         size_t last = SIZE_MAX;
         for (int j = 0; j < 3; j++) {
             vae_decoding d = {.height = 256, .width = 256, .strip_rows = rows[j]};
-            size_t bytes;
-            ct_error error;
-            test_ok(vae_kl_decode_peak(f->vae, &d, &f->params, &bytes, &error), &error);
+            const size_t bytes = peak_of(f, &d);
             /* Of the small decoder, what no band changes is the most. */
             assert_true(j < 2 ? bytes < last : bytes <= last);
             last = bytes;
@@ -153,20 +189,20 @@ static void test_cancel(void **state)
     f->params.cancel = cancelled;
     f->params.cancel_user = f;
     vae_decoding d = {.height = 4, .width = 4, .strip_rows = 1};
-    float *latents = random_latents(f->vae, 4, 4);
+    float *latents = random_latents(f, 4, 4);
     float picture[3 * 32 * 32];
     d.latents = latents;
     d.picture = picture;
     d.unit_done = count_unit;
     d.user = f;
     ct_error error;
-    test_ok(vae_kl_decode_peak(f->vae, &d, &f->params, &f->params.arena_bytes, &error), &error);
+    f->params.arena_bytes = peak_of(f, &d);
     nn *c;
     test_ok(nn_create(&c, &f->params, &error), &error);
-    vae_kl_decode(c, f->vae, &d);
+    decode_with(c, f, &d);
     assert_int_equal(nn_status(c, &error), CT_ECANCELLED);
     assert_int_equal(f->units, 6);
-    assert_true(vae_kl_decode_units(f->vae, &d) > 6);
+    assert_true(units_of(f, &d) > 6);
     nn_free(c);
     free(latents);
     fixture_free(f);

@@ -3,8 +3,8 @@
 
     python tools/reference/make_fixtures.py [--only NAME ...] [--out DIR]
 
-NAME is one of: turbo, base, head128, klein, klein_base, klein_kv, tokenizer, rng, sigmas,
-pictures.
+NAME is one of: turbo, base, head128, klein, klein_base, klein_kv, qwen, qwen_bf16, qwen_edit,
+qwen_plus, tokenizer, rng, sigmas, pictures.
 """
 
 import argparse
@@ -18,6 +18,8 @@ import fixture_flux2
 import fixture_models
 import fixture_numbers
 import fixture_pictures
+import fixture_qwen_edit
+import fixture_qwen_image
 import fixture_tokenizer
 import model_files
 import recording
@@ -110,10 +112,52 @@ def make_flux2(description, out):
             write_record(directory, run["name"] + "_bf16", low, arguments)
 
 
+def make_qwen_image(description, out):
+    """The same for a Qwen-Image model."""
+    name = description["name"]
+    directory = os.path.join(out, name)
+    model = os.path.join(directory, "model")
+    os.makedirs(directory, exist_ok=True)
+    fixture_qwen_image.build(description, model)
+    pipeline = fixture_qwen_image.load(model)
+    for run in description["runs"]:
+        arguments = fixture_qwen_image.arguments_of(description, run)
+        tensors = fixture_qwen_image.record_run(pipeline, run)
+        report(name + "/" + run["name"], tensors)
+        kept = {key: tensors[key] for key in run["only"]} if "only" in run else tensors
+        write_record(directory, run["name"], kept, arguments, run.get("drop", ()))
+        if run.get("bfloat16", False):
+            low = fixture_qwen_image.record_bfloat16(model, run, tensors["noise"])
+            arguments["computed_in"] = "bfloat16"
+            write_record(directory, run["name"] + "_bf16", low, arguments)
+    size = dict(description["encode"])
+    drop = size.pop("drop", ())
+    tensors = fixture_qwen_image.record_encode(pipeline, size["width"], size["height"])
+    write_record(directory, "encode", tensors, {"model": name, **size}, drop)
+
+
+def make_qwen_edit(description, out):
+    """The same for a Qwen-Image-Edit model."""
+    name = description["name"]
+    directory = os.path.join(out, name)
+    model = os.path.join(directory, "model")
+    os.makedirs(directory, exist_ok=True)
+    fixture_qwen_edit.build(description, model)
+    pipeline = fixture_qwen_edit.load(description, model)
+    for run in description["runs"]:
+        arguments = fixture_qwen_edit.arguments_of(description, run)
+        fixture_qwen_edit.save_references(directory, run)
+        tensors = fixture_qwen_edit.record_run(pipeline, run)
+        report(name + "/" + run["name"], tensors)
+        write_record(directory, run["name"], tensors, arguments, run.get("drop", ()))
+
+
 def main():
     models = {description["name"]: description for description in fixture_models.MODELS}
     flux2 = {description["name"]: description for description in fixture_flux2.MODELS}
-    names = list(models) + list(flux2) + ["tokenizer", "rng", "sigmas", "pictures"]
+    qwen = {description["name"]: description for description in fixture_qwen_image.MODELS}
+    edit = {description["name"]: description for description in fixture_qwen_edit.MODELS}
+    names = list(models) + list(flux2) + list(qwen) + list(edit) + ["tokenizer", "rng", "sigmas", "pictures"]
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", default=os.path.join(ROOT, "tests", "fixtures"))
     parser.add_argument("--only", nargs="+", choices=names, default=names)
@@ -127,6 +171,10 @@ def main():
             make_model(models[name], arguments.out)
         elif name in flux2:
             make_flux2(flux2[name], arguments.out)
+        elif name in qwen:
+            make_qwen_image(qwen[name], arguments.out)
+        elif name in edit:
+            make_qwen_edit(edit[name], arguments.out)
         elif name == "tokenizer":
             fixture_tokenizer.write(os.path.join(arguments.out, "tokenizer"))
         elif name == "rng":

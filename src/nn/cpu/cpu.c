@@ -62,6 +62,18 @@ static void silu_part(const pointwise *p, int64_t at, int64_t n)
     p->kernels->silu(p->out + at, p->x + at, n);
 }
 
+static void gelu_part(const pointwise *p, int64_t at, int64_t n)
+{
+    for (int64_t i = at; i < at + n; i++)
+        p->out[i] = p->x[i] * 0.5f * (1.0f + erff(p->x[i] * 0.70710678f));
+}
+
+static void multiply_part(const pointwise *p, int64_t at, int64_t n)
+{
+    for (int64_t i = at; i < at + n; i++)
+        p->out[i] *= p->x[i];
+}
+
 static void tanh_part(const pointwise *p, int64_t at, int64_t n)
 {
     for (int64_t i = at; i < at + n; i++)
@@ -84,6 +96,16 @@ static void run_pointwise(nn *c, const nn_tensor *out, const nn_tensor *x, float
 static void cpu_silu(nn *c, const nn_tensor *out, const nn_tensor *x)
 {
     run_pointwise(c, out, x, 0, silu_part);
+}
+
+static void cpu_gelu(nn *c, const nn_tensor *x)
+{
+    run_pointwise(c, x, x, 0, gelu_part);
+}
+
+static void cpu_multiply(nn *c, const nn_tensor *x, const nn_tensor *y)
+{
+    run_pointwise(c, x, y, 0, multiply_part);
 }
 
 static void cpu_tanh(nn *c, const nn_tensor *x)
@@ -130,10 +152,13 @@ const nn_device nn_cpu_device = {
     .head_norm_rope = cpu_head_norm_rope,
     .attention = cpu_attention,
     .silu = cpu_silu,
+    .gelu = cpu_gelu,
+    .multiply = cpu_multiply,
     .tanh = cpu_tanh,
     .add_scalar = cpu_add_scalar,
     .add_scaled = cpu_add_scaled,
     .guide = cpu_guide,
+    .guide_tokens = cpu_guide_tokens,
     .patches = cpu_patches,
     .upload_planes = cpu_upload_planes,
     .download_planes = cpu_download_planes,

@@ -26,8 +26,10 @@ void cpu_take(nn *c, const nn_tensor *out, const nn_tensor *x, int64_t index);
 void cpu_add_scaled(nn *c, const nn_tensor *x, const nn_tensor *y, float factor);
 void cpu_guide(nn *c, const nn_tensor *positive, const nn_tensor *negative, float guidance,
                bool normalize);
+void cpu_guide_tokens(nn *c, const nn_tensor *positive, const nn_tensor *negative, float guidance,
+                      int patch);
 void cpu_patches(nn *c, const nn_tensor *tokens, const nn_tensor *planes, int patch,
-                 bool to_tokens);
+                 bool channels_first, bool to_tokens);
 void cpu_upload_planes(nn *c, const nn_tensor *picture, const float *planes, float factor,
                        float offset);
 void cpu_download_planes(nn *c, const nn_tensor *picture, float *planes);

@@ -69,22 +69,60 @@ void cpu_guide(nn *c, const nn_tensor *positive, const nn_tensor *negative, floa
         x[i] *= factor;
 }
 
-void cpu_patches(nn *c, const nn_tensor *tokens, const nn_tensor *planes, int patch, bool to_tokens)
+/* The token whose first pixel is number `at` of a plane: guided, then as long as it was. */
+static void guide_token(const nn_tensor *positive, const nn_tensor *negative, float guidance,
+                        int patch, int64_t at)
+{
+    const int64_t width = positive->n[2], plane = positive->n[1] * width;
+    double before = 0, after = 0;
+    for (int pass = 0; pass < 2; pass++) {
+        const float factor = after > 0 ? (float)sqrt(before / after) : 1;
+        for (int64_t ch = 0; ch < positive->n[0]; ch++)
+            for (int64_t i = 0; i < patch * patch; i++) {
+                const int64_t k = ch * plane + at + i / patch * width + i % patch;
+                float *x = &positive->data[k];
+                if (pass) {
+                    *x *= factor;
+                    continue;
+                }
+                const float p = *x;
+                *x = p + guidance * (p - negative->data[k]);
+                before += (double)p * (double)p;
+                after += (double)*x * (double)*x;
+            }
+    }
+}
+
+void cpu_guide_tokens(nn *c, const nn_tensor *positive, const nn_tensor *negative, float guidance,
+                      int patch)
+{
+    if (c->params.dry)
+        return;
+    const int64_t height = positive->n[1], width = positive->n[2];
+    for (int64_t y = 0; y < height; y += patch)
+        for (int64_t x = 0; x < width; x += patch)
+            guide_token(positive, negative, guidance, patch, y * width + x);
+}
+
+void cpu_patches(nn *c, const nn_tensor *tokens, const nn_tensor *planes, int patch,
+                 bool channels_first, bool to_tokens)
 {
     if (c->params.dry)
         return;
     const int64_t channels = planes->n[0], height = planes->n[1], width = planes->n[2];
+    const int64_t parts = patch * patch, step = channels_first ? parts : 1;
     for (int64_t y = 0; y < height; y++)
         for (int64_t x = 0; x < width; x++) {
             int64_t token = y / patch * (width / patch) + x / patch;
             int64_t part = y % patch * patch + x % patch;
-            float *features = tokens->data + (token * patch * patch + part) * channels;
+            float *features =
+                tokens->data + token * parts * channels + part * (channels_first ? 1 : channels);
             for (int64_t ch = 0; ch < channels; ch++) {
                 float *pixel = &planes->data[(ch * height + y) * width + x];
                 if (to_tokens)
-                    features[ch] = *pixel;
+                    features[ch * step] = *pixel;
                 else
-                    *pixel = features[ch];
+                    *pixel = features[ch * step];
             }
         }
 }

@@ -214,6 +214,8 @@ void cuda_layer_norm(nn *c, const nn_tensor *out, const nn_tensor *x, float eps,
 void cuda_head_norm_rope(nn *c, const nn_tensor *x, int heads, const nn_weight *w, float eps,
                          const nn_tensor *cosine, const nn_tensor *sine, nn_rope_pairs pairs);
 void cuda_silu(nn *c, const nn_tensor *out, const nn_tensor *x);
+void cuda_gelu(nn *c, const nn_tensor *x);
+void cuda_multiply(nn *c, const nn_tensor *x, const nn_tensor *y);
 void cuda_tanh(nn *c, const nn_tensor *x);
 void cuda_add_scalar(nn *c, const nn_tensor *x, float value);
 /* How the epilogue kernel is launched. */
@@ -224,13 +226,15 @@ void cuda_convert(nn *c, dtype type, cu_address out, cuda_kind out_kind, int64_t
 
 /* op_planes.c */
 void cuda_patches(nn *c, const nn_tensor *tokens, const nn_tensor *planes, int patch,
-                  bool to_tokens);
+                  bool channels_first, bool to_tokens);
 void cuda_upload_planes(nn *c, const nn_tensor *picture, const float *planes, float factor,
                         float offset); /* by cuda_upload and the planes kernel */
 void cuda_download_planes(nn *c, const nn_tensor *picture, float *planes);
 void cuda_add_scaled(nn *c, const nn_tensor *x, const nn_tensor *y, float factor);
 void cuda_guide(nn *c, const nn_tensor *positive, const nn_tensor *negative, float guidance,
                 bool normalize);
+void cuda_guide_tokens(nn *c, const nn_tensor *positive, const nn_tensor *negative, float guidance,
+                       int patch);
 void cuda_group_sums(nn *c, const nn_tensor *sums, int64_t first, const nn_tensor *x);
 void cuda_group_factors(nn *c, const nn_tensor *norm, const nn_tensor *sums, int64_t width,
                         const nn_weight *w, const nn_weight *b, double eps,

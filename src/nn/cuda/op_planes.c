@@ -24,13 +24,13 @@ static int kind_of(const nn *c, const nn_tensor *t)
 /* ---- Latents --------------------------------------------------------------------------------- */
 
 void cuda_patches(nn *c, const nn_tensor *tokens, const nn_tensor *planes, int patch,
-                  bool to_tokens)
+                  bool channels_first, bool to_tokens)
 {
     cu_address token = cuda_at(tokens), plane = cuda_at(planes);
-    int kind = kind_of(c, tokens), direction = to_tokens;
+    int kind = kind_of(c, tokens), direction = to_tokens, order = channels_first;
     int channels = (int)planes->n[0], height = (int)planes->n[1], width = (int)planes->n[2];
     CUDA_LAUNCH(c, patches, cuda_work_type(c), any_grid(nn_count(planes)), &token, &kind, &plane,
-                &channels, &height, &width, &patch, &direction);
+                &channels, &height, &width, &patch, &order, &direction);
 }
 
 void cuda_upload_planes(nn *c, const nn_tensor *picture, const float *planes, float factor,
@@ -111,6 +111,16 @@ void cuda_guide(nn *c, const nn_tensor *positive, const nn_tensor *negative, flo
     if (normalize)
         CUDA_LAUNCH(c, guide, cuda_work_type(c), grid, &x, &count, &sums, &blocks);
     nn_release(c, mark);
+}
+
+void cuda_guide_tokens(nn *c, const nn_tensor *positive, const nn_tensor *negative, float guidance,
+                       int patch)
+{
+    cu_address x = cuda_at(positive), y = cuda_at(negative);
+    int channels = (int)positive->n[0], height = (int)positive->n[1], width = (int)positive->n[2];
+    CUDA_LAUNCH(c, guide_tokens, cuda_work_type(c),
+                any_grid((int64_t)height / patch * (width / patch)), &x, &y, &guidance, &channels,
+                &height, &width, &patch);
 }
 
 /* ---- Group norm ------------------------------------------------------------------------------ */

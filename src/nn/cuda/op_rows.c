@@ -10,7 +10,7 @@
 #define TILE_THREADS 256
 
 /* Operations of the kernel pointwise. */
-enum { POINTWISE_SILU, POINTWISE_TANH, POINTWISE_ADD };
+enum { POINTWISE_SILU, POINTWISE_TANH, POINTWISE_ADD, POINTWISE_GELU, POINTWISE_MULTIPLY };
 
 static int64_t divide_up(int64_t a, int64_t b)
 {
@@ -217,6 +217,16 @@ static void pointwise(nn *c, const nn_tensor *out, const nn_tensor *x, int opera
 void cuda_silu(nn *c, const nn_tensor *out, const nn_tensor *x)
 {
     pointwise(c, out, x, POINTWISE_SILU, 0);
+}
+
+void cuda_gelu(nn *c, const nn_tensor *x)
+{
+    pointwise(c, x, x, POINTWISE_GELU, 0);
+}
+
+void cuda_multiply(nn *c, const nn_tensor *x, const nn_tensor *y)
+{
+    pointwise(c, x, y, POINTWISE_MULTIPLY, 0);
 }
 
 void cuda_tanh(nn *c, const nn_tensor *x)

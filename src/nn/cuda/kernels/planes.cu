@@ -17,17 +17,19 @@ DEVICE long long grid_step()
 
 /* ---- Forms ----------------------------------------------------------------------------------- */
 
-/* tokens [height / patch * width / patch, patch * patch * channels], features [py, px, channel], of
- * a kind, from planes or (to_tokens 0) to planes. Any grid. */
+/* tokens [height / patch * width / patch, patch * patch * channels], features [py, px, channel] or
+ * (channels_first 1) [channel, py, px], of a kind, from planes or (to_tokens 0) to planes. Any grid.
+ */
 extern "C" __global__ void __launch_bounds__(256)
     patches(void *tokens, int kind, float *planes, int channels, int height, int width, int patch,
-            int to_tokens)
+            int channels_first, int to_tokens)
 {
     const int across = width / patch, features = patch * patch * channels;
     const long long count = (long long)height * width * channels;
     for (long long i = grid_first(); i < count; i += grid_step()) {
         const int token = (int)(i / features), feature = (int)(i % features);
-        const int channel = feature % channels, part = feature / channels;
+        const int channel = channels_first ? feature / (patch * patch) : feature % channels;
+        const int part = channels_first ? feature % (patch * patch) : feature / channels;
         const int y = token / across * patch + part / patch,
                   x = token % across * patch + part % patch;
         float *pixel = planes + ((long long)channel * height + y) * width + x;
@@ -112,6 +114,31 @@ extern "C" __global__ void __launch_bounds__(SUM_THREADS)
     const float factor = (float)sqrt(before / after);
     for (long long i = grid_first(); i < count; i += grid_step())
         x[i] *= factor;
+}
+
+/* x = x + g * (x - y) on planes; then each token, patch * patch pixels of all channels, as long
+ * (L2) as it was in x. A thread for each token; any grid. */
+extern "C" __global__ void __launch_bounds__(256)
+    guide_tokens(float *x, const float *y, float guidance, int channels, int height, int width,
+                 int patch)
+{
+    const int across = width / patch, parts = patch * patch;
+    const long long tokens = (long long)(height / patch) * across, plane = (long long)height * width;
+    for (long long i = grid_first(); i < tokens; i += grid_step()) {
+        const long long at = i / across * patch * width + i % across * patch;
+        double before = 0.0, after = 0.0;
+        for (int k = 0; k < channels * parts; k++) {
+            const long long j = k / parts * plane + at + k % parts / patch * width + k % patch;
+            const float p = x[j];
+            const float v = __fadd_rn(p, __fmul_rn(guidance, __fsub_rn(p, y[j])));
+            x[j] = v;
+            before += (double)p * (double)p;
+            after += (double)v * (double)v;
+        }
+        const float factor = after > 0.0 ? (float)sqrt(before / after) : 1.0f;
+        for (int k = 0; k < channels * parts; k++)
+            x[k / parts * plane + at + k % parts / patch * width + k % patch] *= factor;
+    }
 }
 
 /* *count += how many numbers of x [rows, columns], whose rows are `stride` apart, are not finite.

@@ -441,9 +441,9 @@ extern "C" __global__ void __launch_bounds__(1024)
 
 /* ---- Number by number ------------------------------------------------------------------------ */
 
-enum { POINTWISE_SILU, POINTWISE_TANH, POINTWISE_ADD };
+enum { POINTWISE_SILU, POINTWISE_TANH, POINTWISE_ADD, POINTWISE_GELU, POINTWISE_MULTIPLY };
 
-/* out = silu(x), tanh(x) or x + value (0, 1, 2); may be the same memory. Tiles of rows. These are
+/* out = silu(x), tanh(x), x + value, gelu(x) or out * x (0 to 4); may be the same memory. Tiles of rows. These are
  * for vectors of modulation, which are short. */
 extern "C" __global__ void __launch_bounds__(256)
     pointwise(void *out, int out_kind, long long out_stride, const void *x, int x_kind,
@@ -455,6 +455,10 @@ extern "C" __global__ void __launch_bounds__(256)
         const float v = load1(x_kind, from, i);
         if (operation == POINTWISE_ADD)
             return v + value;
+        if (operation == POINTWISE_GELU)
+            return v * 0.5f * (1.0f + erff(v * 0.70710678f));
+        if (operation == POINTWISE_MULTIPLY)
+            return v * load1(out_kind, to, i);
         return operation == POINTWISE_TANH ? tanhf(v) : silu(v);
     });
 }
