@@ -86,7 +86,7 @@ static void describe_stages(const ct_job *job, ct_memory_plan *plan)
         if (s->read_bytes > s->file_bytes) /* whole pages */
             s->read_bytes = s->file_bytes;
         s->block_bytes = list[first].largest;
-        for (int k = first; k <= (int)last; k++)
+        for (int k = (int)first; k <= (int)last; k++)
             if (list[k].largest > s->block_bytes)
                 s->block_bytes = list[k].largest;
         s->blocks = list[i == CT_STAGE_ENCODE ? SECTION_ENCODE : last].count;

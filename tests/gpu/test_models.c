@@ -55,6 +55,8 @@ static int failures;
 
 /* The outcome of one case. */
 static void report(bool good, const char *run, const char *how, const char *format, ...)
+    CORE_PRINTF(4, 5);
+static void report(bool good, const char *run, const char *how, const char *format, ...)
 {
     va_list args;
     printf("%s %-28s %-16s ", good ? "ok    " : "FAILED", run, how);

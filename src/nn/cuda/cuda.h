@@ -131,18 +131,21 @@ cu_address cuda_conv_weight(nn *c, const nn_weight *w);
  * the four results that come from a pixel: [2, 2, O, 2, 2, I], first where the result is (y, x).
  * The numbers are sums of up to four, made in float32 (kernel weight_conv_folded). */
 cu_address cuda_folded_weight(nn *c, const nn_weight *w);
+
+typedef enum cuda_form {
+    STORE_FLOATS,
+    STORE_TABLE,
+    STORE_CONV,
+    STORE_CONV_FOLDED,
+    STORE_MATRIX,
+    STORE_PACKED
+} cuda_form;
+
 /* A weight on the GPU and how to get it there. */
 typedef struct cuda_request {
     const nn_weight *const *w; /* below each other: the same K */
     int count;
-    enum {
-        STORE_FLOATS,
-        STORE_TABLE,
-        STORE_CONV,
-        STORE_CONV_FOLDED,
-        STORE_MATRIX,
-        STORE_PACKED
-    } form;
+    cuda_form form;
     dtype type; /* of the copy: F32, F16, BF16, F8_E4M3, I8 */
 } cuda_request;
 

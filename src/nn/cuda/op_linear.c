@@ -171,7 +171,8 @@ static void run_epilogue(nn *c, const nn_tensor *out, const product *p, const fi
     cu_address to = cuda_at(out) + (uint64_t)(first * out->stride) * dtype_size(out_type);
     cu_address out_scales = cuda_scales_of(c, out), x_scales = 0, w_scales = 0, bias = f->bias,
                gate = f->gate;
-    int kind = cuda_kind_of(c, out), in = y_kind, up = f->up, activation = f->activation;
+    int kind = (int)cuda_kind_of(c, out), in = (int)y_kind, up = f->up;
+    int activation = (int)f->activation;
     int add = f->add, m = (int)rows, columns = (int)out->n[1];
     long long out_stride = out->stride, stride = y_stride;
     if (out_scales)

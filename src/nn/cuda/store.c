@@ -120,7 +120,7 @@ static entry *find(const cuda_store *s, const cuda_request *r)
 static void insert(cuda_store *s, const entry *e)
 {
     const nn_weight w = {.data = e->key}, *const list[] = {&w};
-    const cuda_request r = {list, e->count, e->form, e->type};
+    const cuda_request r = {list, e->count, (cuda_form)e->form, e->type};
     *find(s, &r) = *e;
 }
 
@@ -401,7 +401,7 @@ static float factor_of(const nn_weight *w)
 static void change_plain(const conversion *v, int64_t first, int64_t count, cu_address from)
 {
     cu_address out = v->to + (uint64_t)(first * v->k) * dtype_size(v->type);
-    int kind = out_kind(v->type), in = v->w->type;
+    int kind = out_kind(v->type), in = (int)v->w->type;
     float factor = factor_of(v->w);
     long long n = count * v->k;
     CUDA_LAUNCH(v->c, weight_convert, variant(v->c, v->type), flat_grid(n), &out, &kind, &from, &in,
@@ -411,7 +411,7 @@ static void change_plain(const conversion *v, int64_t first, int64_t count, cu_a
 static void change_conv(const conversion *v, int64_t first, int64_t count, cu_address from)
 {
     cu_address out = v->to + (uint64_t)(first * v->k) * dtype_size(v->type);
-    int in = v->w->type, kernel = (int)v->w->n[2];
+    int in = (int)v->w->type, kernel = (int)v->w->n[2];
     long long o = count, i = v->w->n[1];
     CUDA_LAUNCH(v->c, weight_conv, v->type, flat_grid(count * v->k), &out, &from, &in, &o, &i,
                 &kernel);
@@ -421,7 +421,7 @@ static void change_conv(const conversion *v, int64_t first, int64_t count, cu_ad
 static void change_conv_folded(const conversion *v, int64_t first, int64_t count, cu_address from)
 {
     cu_address out = v->to;
-    int in = v->w->type;
+    int in = (int)v->w->type;
     long long o = v->w->n[0], i = v->w->n[1], row = first, rows = count;
     CUDA_LAUNCH(v->c, weight_conv_folded, v->type, flat_grid(count * 16 * i), &out, &from, &in, &o,
                 &i, &row, &rows);
@@ -492,7 +492,7 @@ static ct_status allocate(cuda_store *s, entry *e, cu_address *at, size_t bytes,
 /* Low-bit groups of a matrix, unpacked to `to`. */
 void cuda_unpack(nn *c, const nn_weight *w, const cuda_weight *packed, dtype type, cu_address to)
 {
-    int kind = out_kind(type), in = w->type, bits = w->bits, group = (int)w->group;
+    int kind = out_kind(type), in = (int)w->type, bits = w->bits, group = (int)w->group;
     long long rows = w->n[0], k = w->rank == 2 ? w->n[1] : 1;
     cu_address codes = packed->data, scales = packed->scales, biases = packed->biases;
     CUDA_LAUNCH(c, weight_affine, variant(c, type), flat_grid(rows * k), &to, &kind, &codes,
@@ -686,7 +686,8 @@ ct_status cuda_store_get(nn *c, const cuda_request *r, cuda_weight *out, ct_erro
         state->uploads = s->uploads;
     }
     if (status == CT_OK && e && !e->key) {
-        entry fresh = {.key = r->w[0]->data, .count = r->count, .form = r->form, .type = r->type};
+        entry fresh = {
+            .key = r->w[0]->data, .count = r->count, .form = (int)r->form, .type = r->type};
         status = upload(s, c, r, &fresh, error);
         if (status == CT_OK)
             status = nn_status(c, error); /* of a launch */

@@ -124,7 +124,7 @@ static cuda_request request_of(const schedule_item *item, const nn_weight *list[
 {
     for (int i = 0; i < item->count; i++)
         list[i] = &item->w[i];
-    return (cuda_request){list, item->count, item->form, item->type};
+    return (cuda_request){list, item->count, (cuda_form)item->form, item->type};
 }
 
 /* From the files, in the stream of the copies. */
