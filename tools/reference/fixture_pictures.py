@@ -82,6 +82,9 @@ def write(directory):
     # Image.resize, whose result is the same to the byte.
     busy = Image.fromarray(recording.synthetic_image(61, 45))
     put("busy.png", _encoded(busy, format="PNG", optimize=True))
-    for width, height in ((40, 29), (61, 20), (7, 45), (1, 1), (100, 50)):
+    for width, height in ((40, 29), (61, 20), (7, 45), (1, 1), (100, 50), (58, 30)):
         small = busy.resize((width, height), Image.Resampling.LANCZOS)
         put("busy.%dx%d.png" % (width, height), _encoded(small, format="PNG", optimize=True))
+    for width, height in ((56, 42), (58, 28), (84, 56)):
+        small = busy.resize((width, height), Image.Resampling.BICUBIC)
+        put("busy.cubic.%dx%d.png" % (width, height), _encoded(small, format="PNG", optimize=True))
