@@ -235,6 +235,33 @@ static uint64_t planned(const cuda_schedule *schedule, unsigned keeps)
            cuda_schedule_buffers(schedule, 1) + cuda_gpu_cost(16384);
 }
 
+/* Operands have the memory of what is put into them: codes, or numbers where sides do not allow
+ * codes. */
+static void operands_fit(void **state)
+{
+    static const nn_precision precisions[] = {NN_F32, NN_BF16, NN_INT8, NN_FP8};
+    (void)state;
+    for (int i = 0; i < 4; i++)
+        for (int64_t k = 4; k <= 96; k += 4) {
+            nn *dry;
+            ct_error error;
+            nn_params params = params_of(NULL, NULL);
+            params.dry = true;
+            params.precision = precisions[i];
+            test_ok(nn_create(&dry, &params, &error), &error);
+            nn_tensor t = nn_new_operand(dry, 33, k);
+            t.data = (float *)(void *)&net; /* any memory: codes and factors are told by it */
+            const size_t numbers = 33 * (size_t)k, bytes = cuda_operand_bytes(dry, 33, k);
+            const cu_address factors = cuda_scales_of(dry, &t);
+            if (factors)
+                assert_true(factors - cuda_at(&t) >= numbers &&
+                            bytes >= factors - cuda_at(&t) + 33 * sizeof(float));
+            else
+                assert_true(bytes >= numbers * dtype_size(cuda_work_type(dry)));
+            nn_free(dry);
+        }
+}
+
 static void streams_blocks(void **state)
 {
     (void)state;
@@ -543,6 +570,7 @@ static void model_survives_a_lack_of_memory(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(operands_fit),
         cmocka_unit_test(streams_blocks),
         cmocka_unit_test(keeps_everything),
         cmocka_unit_test(survives_a_lack_of_memory),

@@ -70,17 +70,14 @@ static matrix matrix_of(const nn *c, const nn_tensor *t)
 
 /* ---- Operands -------------------------------------------------------------------------------- */
 
-static bool has_codes(const nn *c)
-{
-    return c->params.precision == NN_INT8 || c->params.precision == NN_FP8;
-}
-
 /* Codes of 8 bits, and behind them at the next boundary a factor for each row; else plain numbers
  * of the work type. */
 size_t cuda_operand_bytes(const nn *c, int64_t m, int64_t k)
 {
+    const nn_tensor operand = {.rank = 2, .n = {m, k, 1, 1}, .operand = true};
+    const cuda_kind kind = cuda_kind_of(c, &operand);
     const size_t count = (size_t)m * (size_t)k;
-    if (!has_codes(c))
+    if (kind != CUDA_E4M3 && kind != CUDA_INT8)
         return count * dtype_size(cuda_work_type(c));
     return (count + CUDA_ALIGN - 1) / CUDA_ALIGN * CUDA_ALIGN + (size_t)m * sizeof(float);
 }
