@@ -64,18 +64,12 @@ typedef struct family_words {
     int sight_count;
 } family_words;
 
-/* A picture that the new one is made from, as latents [channels, height, width]. */
-typedef struct family_reference {
-    const float *latents;
-    int64_t height, width;
-} family_reference;
-
 /* What the transformer is given besides the latents. */
 typedef struct family_input {
     const float *features; /* [count, feature_width] */
     int64_t count;
     int64_t height, width; /* of the latents */
-    const family_reference *references;
+    const vae_latents *references;
     int reference_count;
 } family_input;
 

@@ -156,16 +156,9 @@ static void set_step(nn *c, const family_model *m, const void *schedule, int64_t
 static void prepare_condition(nn *c, const family_model *m, void *condition,
                               const family_input *input)
 {
-    flux2_reference references[MAX_REFERENCES];
-    const int count =
-        input->reference_count < MAX_REFERENCES ? input->reference_count : MAX_REFERENCES;
-    for (int i = 0; i < count; i++) {
-        const family_reference *r = &input->references[i];
-        references[i] = (flux2_reference){r->latents, r->height, r->width};
-    }
     flux2_condition *p = condition;
     *p = flux2_prepare_condition(c, m->transformer, input->features, input->count, input->height,
-                                 input->width, references, count);
+                                 input->width, input->references, input->reference_count);
 }
 
 static void forward(nn *c, const family_model *m, const void *schedule, const void *condition,

@@ -332,7 +332,7 @@ static void fill_angles(const flux2 *m, const int64_t position[FLUX2_AXES], floa
 }
 
 static void fill_table(const flux2 *m, const flux2_condition *p, int64_t words,
-                       const flux2_reference *references, int count, float *cosine, float *sine)
+                       const vae_latents *references, int count, float *cosine, float *sine)
 {
     const int64_t half = m->head_dim / 2;
     for (int64_t j = 0; j < words; j++, cosine += half, sine += half)
@@ -348,7 +348,7 @@ static void fill_table(const flux2 *m, const flux2_condition *p, int64_t words,
 }
 
 static void rope_table(nn *c, const flux2 *m, flux2_condition *p, int64_t words,
-                       const flux2_reference *references, int count)
+                       const vae_latents *references, int count)
 {
     const int64_t half = m->head_dim / 2;
     int64_t total = words + p->rows * p->columns;
@@ -374,11 +374,11 @@ static void embed_latents(nn *c, const flux2 *m, const nn_tensor *out, const nn_
 }
 
 static void embed_references(nn *c, const flux2 *m, const nn_tensor *out,
-                             const flux2_reference *references, int count)
+                             const vae_latents *references, int count)
 {
     int64_t at = 0;
     for (int i = 0; i < count; i++) {
-        const flux2_reference *r = &references[i];
+        const vae_latents *r = &references[i];
         size_t mark = nn_mark(c);
         nn_tensor rows = nn_rows(out, at, r->height * r->width);
         nn_tensor latents = nn_new3(c, m->channels, r->height, r->width);
@@ -548,7 +548,7 @@ static nn_tensor kept_of(nn *c, const flux2 *m, const flux2_condition *p, int b)
 }
 
 static void keep_references(nn *c, const flux2 *m, flux2_condition *p, int64_t tokens,
-                            const flux2_reference *references, int count)
+                            const vae_latents *references, int count)
 {
     const float now = 0;
     const int64_t position = p->cosine.n[0] - tokens;
@@ -579,7 +579,7 @@ static void keep_references(nn *c, const flux2 *m, flux2_condition *p, int64_t t
 
 flux2_condition flux2_prepare_condition(nn *c, const flux2 *m, const float *features,
                                         int64_t length, int64_t height, int64_t width,
-                                        const flux2_reference *references, int count)
+                                        const vae_latents *references, int count)
 {
     flux2_condition p = {.rows = height, .columns = width};
     rope_table(c, m, &p, length, references, count);

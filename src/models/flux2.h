@@ -8,6 +8,7 @@
 
 #include "io/weights.h"
 #include "models/bind.h"
+#include "models/vae.h"
 #include "nn/nn.h"
 
 #define FLUX2_AXES 4 /* position of a token: picture, row, column, word */
@@ -64,12 +65,6 @@ flux2_schedule flux2_prepare_schedule(nn *c, const flux2 *m, const float *sigmas
 /* What follows is evaluated at this step. */
 void flux2_set_step(nn *c, const flux2_schedule *schedule, int64_t step);
 
-/* Latents [channels, height, width] of a picture that the new one is made from. */
-typedef struct flux2_reference {
-    const float *latents;
-    int64_t height, width;
-} flux2_reference;
-
 /* Embedded text and references, and the positions of all tokens. */
 typedef struct flux2_condition {
     nn_tensor text;       /* [tokens of text, dim] */
@@ -82,7 +77,7 @@ typedef struct flux2_condition {
 /* features [length, text_dim]; height and width in latent pixels. */
 flux2_condition flux2_prepare_condition(nn *c, const flux2 *m, const float *features,
                                         int64_t length, int64_t height, int64_t width,
-                                        const flux2_reference *references, int count);
+                                        const vae_latents *references, int count);
 
 /* One evaluation: latents [channels, height, width] to the velocity, of the same shape. */
 void flux2_forward(nn *c, const flux2 *m, const flux2_schedule *schedule,

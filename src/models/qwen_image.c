@@ -320,8 +320,7 @@ static void fill_angles(const qwen_image *m, const int64_t position[QWEN_IMAGE_A
 /* Rows and columns of a picture are counted from its middle; the half before it is the larger one.
  * Words come behind all pictures, on every axis. */
 static void fill_table(const qwen_image *m, const qwen_image_condition *p, int64_t words,
-                       const qwen_image_reference *references, int count, float *cosine,
-                       float *sine)
+                       const vae_latents *references, int count, float *cosine, float *sine)
 {
     const int64_t half = m->head_dim / 2;
     int64_t behind = 0;
@@ -343,7 +342,7 @@ static void fill_table(const qwen_image *m, const qwen_image_condition *p, int64
     }
 }
 
-static int64_t reference_tokens(const qwen_image_reference *references, int count)
+static int64_t reference_tokens(const vae_latents *references, int count)
 {
     int64_t tokens = 0;
     for (int i = 0; i < count; i++)
@@ -352,7 +351,7 @@ static int64_t reference_tokens(const qwen_image_reference *references, int coun
 }
 
 static void rope_table(nn *c, const qwen_image *m, qwen_image_condition *p, int64_t words,
-                       const qwen_image_reference *references, int count)
+                       const vae_latents *references, int count)
 {
     const int64_t half = m->head_dim / 2;
     const int64_t total = words + p->rows * p->columns + reference_tokens(references, count);
@@ -385,11 +384,11 @@ static void embed_latents(nn *c, const qwen_image *m, const nn_tensor *out,
 }
 
 static void embed_references(nn *c, const qwen_image *m, const nn_tensor *out,
-                             const qwen_image_reference *references, int count)
+                             const vae_latents *references, int count)
 {
     int64_t at = 0;
     for (int i = 0; i < count; i++) {
-        const qwen_image_reference *r = &references[i];
+        const vae_latents *r = &references[i];
         size_t mark = nn_mark(c);
         nn_tensor rows = nn_rows(out, at, reference_tokens(r, 1));
         nn_tensor latents = nn_new3(c, m->channels, r->height, r->width);
@@ -402,7 +401,7 @@ static void embed_references(nn *c, const qwen_image *m, const nn_tensor *out,
 
 qwen_image_condition qwen_image_prepare_condition(nn *c, const qwen_image *m, const float *features,
                                                   int64_t length, int64_t height, int64_t width,
-                                                  const qwen_image_reference *references, int count)
+                                                  const vae_latents *references, int count)
 {
     qwen_image_condition p = {.rows = height / PATCH, .columns = width / PATCH};
     const int64_t rest = reference_tokens(references, count);

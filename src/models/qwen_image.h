@@ -10,6 +10,7 @@
 #include "core/strbuf.h"
 #include "io/weights.h"
 #include "models/bind.h"
+#include "models/vae.h"
 #include "nn/nn.h"
 
 #define QWEN_IMAGE_AXES 3 /* position of a token: picture, row, column */
@@ -61,12 +62,6 @@ qwen_image_schedule qwen_image_prepare_schedule(nn *c, const qwen_image *m, cons
 /* What follows is evaluated at this step. */
 void qwen_image_set_step(nn *c, const qwen_image_schedule *schedule, int64_t step);
 
-/* Latents [channels, height, width] of a picture that the new one is made from. */
-typedef struct qwen_image_reference {
-    const float *latents;
-    int64_t height, width;
-} qwen_image_reference;
-
 /* Embedded text and references, and the positions of all tokens. */
 typedef struct qwen_image_condition {
     nn_tensor text;         /* [tokens of text, dim] */
@@ -78,8 +73,7 @@ typedef struct qwen_image_condition {
 /* features [length, text_dim]; height and width in latent pixels. */
 qwen_image_condition qwen_image_prepare_condition(nn *c, const qwen_image *m, const float *features,
                                                   int64_t length, int64_t height, int64_t width,
-                                                  const qwen_image_reference *references,
-                                                  int count);
+                                                  const vae_latents *references, int count);
 
 /* One evaluation: latents [channels, height, width] to the velocity, of the same shape. */
 void qwen_image_forward(nn *c, const qwen_image *m, const qwen_image_schedule *schedule,

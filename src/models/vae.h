@@ -1,8 +1,14 @@
-/* What every VAE of this program is asked to do. */
+/* What every VAE of this program is asked to do, and what it makes of a picture. */
 #ifndef MODELS_VAE_H
 #define MODELS_VAE_H
 
 #include <stdint.h>
+
+/* A picture that another one is made from, as latents [channels, height, width]. */
+typedef struct vae_latents {
+    const float *latents;
+    int64_t height, width;
+} vae_latents;
 
 /* Latents to a picture. */
 typedef struct vae_decoding {

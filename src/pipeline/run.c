@@ -314,10 +314,10 @@ static void run_step(ct_job *job, nn *c, const denoising *d, int step)
 static void prepare_prompt(ct_job *job, nn *c, prompt *p)
 {
     const family_model *m = &job->model->parts;
-    family_reference references[MAX_REFERENCES];
+    vae_latents references[MAX_REFERENCES];
     for (int i = 0; i < job->references; i++) {
         const reference *r = &job->reference[i];
-        references[i] = (family_reference){r->latents, r->height / m->factor, r->width / m->factor};
+        references[i] = (vae_latents){r->latents, r->height / m->factor, r->width / m->factor};
     }
     const family_input input = {.features = p->features,
                                 .count = job_feature_count(job, p),
