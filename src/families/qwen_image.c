@@ -260,123 +260,51 @@ static void encode_picture(nn *c, const family_model *m, const float *picture, i
 static const char *const edit_tokens[] = {"<|im_start|>", "<|im_end|>",     "<|vision_start|>",
                                           IMAGE_TOKEN,    "<|vision_end|>", NULL};
 
+/* What the rows have in common. */
+#define ALL_VARIANTS                                                                               \
+    .name = "Qwen-Image", .classes = CLASSES, .after = AFTER, .negative = " ",                     \
+    .keeps_names = true, .usual_shift = 1, .guidance_off = 1, .guides_tokens = true, .load = load, \
+    .free = free_parts, .check = check, .describe = describe, .choose_defaults = choose_defaults,  \
+    .schedule_bytes = sizeof(qwen_image_schedule),                                                 \
+    .condition_bytes = sizeof(qwen_image_condition), .prepare_schedule = prepare_schedule,         \
+    .set_step = set_step, .prepare_condition = prepare_condition, .forward = forward,              \
+    .decode = decode, .decode_units = decode_units, .decode_peak = decode_peak
+#define ALL_EDITORS                                                                                \
+    .evidence = (const char *const[]){NULL}, .before = EDIT_BEFORE,                                \
+    .max_prompt_tokens = EDIT_DROPPED_TOKENS + PROMPT_TOKENS,                                      \
+    .dropped_tokens = EDIT_DROPPED_TOKENS, .added_tokens = edit_tokens, .min_reference_side = 8,   \
+    .max_reference_aspect = 16, .reference_area = REFERENCE_AREA, .needs_reference = true,         \
+    .reference_multiple = 32, .picture_token = IMAGE_TOKEN, .see = see,                            \
+    .encode_sights = encode_sights, .encode_picture = encode_picture
+
 const family family_qwen_image = {
-    .name = "Qwen-Image",
+    ALL_VARIANTS,
     .pipelines = (const char *const[]){"QwenImagePipeline", NULL},
-    .classes = CLASSES,
     .evidence = (const char *const[]){"txt_norm.weight", NULL},
     .before = "<|im_start|>system\nDescribe the image by detailing the color, shape, size, "
               "texture, quantity, text, spatial relationships of the objects and "
               "background:<|im_end|>\n<|im_start|>user\n",
-    .after = AFTER,
     .max_prompt_tokens = DROPPED_TOKENS + PROMPT_TOKENS,
     .dropped_tokens = DROPPED_TOKENS,
-    .negative = " ",
-    .keeps_names = true,
     .added_tokens = (const char *const[]){"<|im_start|>", "<|im_end|>", NULL},
-    .usual_shift = 1,
-    .guidance_off = 1,
-    .guides_tokens = true,
-    .load = load,
-    .free = free_parts,
-    .check = check,
-    .describe = describe,
-    .choose_defaults = choose_defaults,
     .encode = encode,
-    .schedule_bytes = sizeof(qwen_image_schedule),
-    .condition_bytes = sizeof(qwen_image_condition),
-    .prepare_schedule = prepare_schedule,
-    .set_step = set_step,
-    .prepare_condition = prepare_condition,
-    .forward = forward,
-    .decode = decode,
-    .decode_units = decode_units,
-    .decode_peak = decode_peak,
 };
 
 const family family_qwen_edit = {
-    .name = "Qwen-Image",
+    ALL_VARIANTS,
+    ALL_EDITORS,
     .pipelines = (const char *const[]){"QwenImageEditPipeline", NULL},
-    .classes = CLASSES,
-    .evidence = (const char *const[]){NULL},
-    .before = EDIT_BEFORE,
-    .after = AFTER,
-    .max_prompt_tokens = EDIT_DROPPED_TOKENS + PROMPT_TOKENS,
-    .dropped_tokens = EDIT_DROPPED_TOKENS,
-    .negative = " ",
-    .keeps_names = true,
-    .added_tokens = edit_tokens,
     .max_references = 1,
-    .min_reference_side = 8,
-    .max_reference_aspect = 16,
-    .reference_area = REFERENCE_AREA,
-    .needs_reference = true,
-    .reference_multiple = 32,
     .see_area = REFERENCE_AREA,
     .picture = PICTURE,
-    .picture_token = IMAGE_TOKEN,
-    .see = see,
-    .encode_sights = encode_sights,
-    .encode_picture = encode_picture,
-    .usual_shift = 1,
-    .guidance_off = 1,
-    .guides_tokens = true,
-    .load = load,
-    .free = free_parts,
-    .check = check,
-    .describe = describe,
-    .choose_defaults = choose_defaults,
-    .schedule_bytes = sizeof(qwen_image_schedule),
-    .condition_bytes = sizeof(qwen_image_condition),
-    .prepare_schedule = prepare_schedule,
-    .set_step = set_step,
-    .prepare_condition = prepare_condition,
-    .forward = forward,
-    .decode = decode,
-    .decode_units = decode_units,
-    .decode_peak = decode_peak,
 };
 
 const family family_qwen_edit_plus = {
-    .name = "Qwen-Image",
+    ALL_VARIANTS,
+    ALL_EDITORS,
     .pipelines = (const char *const[]){"QwenImageEditPlusPipeline", NULL},
-    .classes = CLASSES,
-    .evidence = (const char *const[]){NULL},
-    .before = EDIT_BEFORE,
-    .after = AFTER,
-    .max_prompt_tokens = EDIT_DROPPED_TOKENS + PROMPT_TOKENS,
-    .dropped_tokens = EDIT_DROPPED_TOKENS,
-    .negative = " ",
-    .keeps_names = true,
-    .added_tokens = edit_tokens,
     .max_references = MAX_REFERENCES,
-    .min_reference_side = 8,
-    .max_reference_aspect = 16,
-    .reference_area = REFERENCE_AREA,
-    .needs_reference = true,
     .size_of_last = true,
-    .reference_multiple = 32,
     .see_area = PLUS_SEE_AREA,
     .picture = "Picture #: " PICTURE,
-    .picture_token = IMAGE_TOKEN,
-    .see = see,
-    .encode_sights = encode_sights,
-    .encode_picture = encode_picture,
-    .usual_shift = 1,
-    .guidance_off = 1,
-    .guides_tokens = true,
-    .load = load,
-    .free = free_parts,
-    .check = check,
-    .describe = describe,
-    .choose_defaults = choose_defaults,
-    .schedule_bytes = sizeof(qwen_image_schedule),
-    .condition_bytes = sizeof(qwen_image_condition),
-    .prepare_schedule = prepare_schedule,
-    .set_step = set_step,
-    .prepare_condition = prepare_condition,
-    .forward = forward,
-    .decode = decode,
-    .decode_units = decode_units,
-    .decode_peak = decode_peak,
 };
