@@ -1,7 +1,7 @@
 /* FLUX.2-klein through the public interface: what is its own, besides the numbers, which
  * test_reference.c compares. */
 #define _XOPEN_SOURCE 700 /* nftw */
-#include "test_support.h"
+#include "recorded.h"
 
 #include <ftw.h>
 #include <math.h>
@@ -50,16 +50,6 @@ static int tear_down(void **state)
     (void)state;
     ct_context_free(&context);
     return 0;
-}
-
-static ct_model *load(const char *name)
-{
-    char path[128];
-    snprintf(path, sizeof path, "%s/model", name);
-    ct_model *model = NULL;
-    ct_error error;
-    test_ok(ct_model_load(context, test_fixture(path), &model, &error), &error);
-    return model;
 }
 
 /* A picture that is different everywhere. */
@@ -115,7 +105,7 @@ static void test_defaults(void **state)
         int multiple;
     } models[] = {{"klein", "distilled", 4, 1, 16}, {"klein_base", "base", 50, 4, 8}};
     for (int i = 0; i < 2; i++) {
-        ct_model *model = load(models[i].model);
+        ct_model *model = recorded_model(context, models[i].model);
         const ct_model_info *info = ct_model_get_info(model);
         assert_string_equal(info->family, "FLUX.2-klein");
         assert_string_equal(info->class_name, "Flux2KleinPipeline");
@@ -137,7 +127,8 @@ static void test_defaults(void **state)
 static void test_guidance(void **state)
 {
     (void)state;
-    ct_model *distilled = load("klein"), *base = load("klein_base");
+    ct_model *distilled = recorded_model(context, "klein"),
+             *base = recorded_model(context, "klein_base");
     ct_generate_params p = small();
     ct_image *plain = generate(distilled, &p);
     log_seen = (seen){0};
@@ -180,7 +171,7 @@ static void test_guidance(void **state)
 static void test_shift(void **state)
 {
     (void)state;
-    ct_model *model = load("klein");
+    ct_model *model = recorded_model(context, "klein");
     ct_generate_params p = small();
     ct_error error;
     ct_job *job = NULL;
@@ -201,7 +192,7 @@ static void test_shift(void **state)
 static void test_references(void **state)
 {
     (void)state;
-    ct_model *model = load("klein");
+    ct_model *model = recorded_model(context, "klein");
     ct_image *references[10], *last = NULL;
     for (int i = 0; i < 10; i++)
         references[i] = make_picture(64 + 9 * i, 100 - 4 * i);
@@ -247,7 +238,7 @@ static void test_sizes(void **state)
     static const struct {
         int width, height, made_width, made_height;
     } sizes[] = {{64, 64, 64, 64}, {79, 95, 64, 80}, {512, 64, 512, 64}, {1300, 1000, 1152, 896}};
-    ct_model *model = load("klein");
+    ct_model *model = recorded_model(context, "klein");
     for (int i = 0; i < 4; i++) {
         ct_image *reference = make_picture(sizes[i].width, sizes[i].height);
         ct_generate_params p = small();
@@ -290,7 +281,7 @@ static void test_bad_references(void **state)
                  {63, 400, "at least 64"},
                  {64, 513, "8 times"},
                  {30000, 4000, "at most 16384"}};
-    ct_model *model = load("klein"), *other = load("turbo");
+    ct_model *model = recorded_model(context, "klein"), *other = recorded_model(context, "turbo");
     ct_generate_params p = small();
     p.reference_count = 1;
     for (int i = 0; i < 4; i++) {
@@ -343,7 +334,7 @@ static double psnr(const ct_image *a, const ct_image *b)
 /* The same picture with all blocks streamed; 8 bits are near. */
 static void check_memory_and_precision(const char *name)
 {
-    ct_model *model = load(name);
+    ct_model *model = recorded_model(context, name);
     ct_image *reference = make_picture(80, 64);
     ct_generate_params p = small();
     p.references = (const ct_image *const *)&reference;
@@ -391,7 +382,7 @@ static void test_memory_and_precision(void **state)
 static void test_kv(void **state)
 {
     (void)state;
-    ct_model *plain = load("klein"), *kv = load("klein_kv");
+    ct_model *plain = recorded_model(context, "klein"), *kv = recorded_model(context, "klein_kv");
     const ct_model_info *info = ct_model_get_info(kv);
     assert_string_equal(info->variant, "KV");
     assert_string_equal(info->class_name, "Flux2KleinKVPipeline");
@@ -432,7 +423,7 @@ static void test_quantized(void **state)
     } kinds[] = {
         {8, 32, "transformer/model.safetensors", "time_guidance_embed.timestep_embedder.linear_1"},
         {8, 64, "transformer/0.safetensors", "\"time_guidance_embed.linear_1.weight"}};
-    ct_model *model = load("klein_base");
+    ct_model *model = recorded_model(context, "klein_base");
     ct_generate_params p = small();
     ct_image *exact = generate(model, &p);
     ct_model_free(&model);

@@ -1,6 +1,6 @@
 /* Qwen-Image through the public interface: what is its own, besides the numbers, which
  * test_reference.c compares. */
-#include "test_support.h"
+#include "recorded.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -25,16 +25,6 @@ static int tear_down(void **state)
     (void)state;
     ct_context_free(&context);
     return 0;
-}
-
-static ct_model *load(const char *name)
-{
-    char path[128];
-    snprintf(path, sizeof path, "%s/model", name);
-    ct_model *model = NULL;
-    ct_error error;
-    test_ok(ct_model_load(context, test_fixture(path), &model, &error), &error);
-    return model;
 }
 
 static ct_image *picture(const char *name)
@@ -91,7 +81,7 @@ static void test_defaults(void **state)
                   {"qwen_edit", "Edit", "QwenImageEditPipeline", 50, 1},
                   {"qwen_plus", "Edit-Plus", "QwenImageEditPlusPipeline", 40, 10}};
     for (int i = 0; i < 3; i++) {
-        ct_model *model = load(models[i].name);
+        ct_model *model = recorded_model(context, models[i].name);
         const ct_model_info *info = ct_model_get_info(model);
         assert_string_equal(info->family, "Qwen-Image");
         assert_string_equal(info->variant, models[i].variant);
@@ -109,7 +99,7 @@ static void test_defaults(void **state)
 static void test_negative_prompt(void **state)
 {
     (void)state;
-    ct_model *model = load("qwen");
+    ct_model *model = recorded_model(context, "qwen");
     ct_generate_params p = small();
     ct_image *usual = generate(model, &p);
     p.negative_prompt = " ";
@@ -133,7 +123,7 @@ static void test_negative_prompt(void **state)
 static void test_shift(void **state)
 {
     (void)state;
-    ct_model *model = load("qwen");
+    ct_model *model = recorded_model(context, "qwen");
     ct_generate_params p = small();
     ct_job *job = NULL;
     ct_error error;
@@ -156,7 +146,7 @@ static void test_shift(void **state)
 static void test_bad_references(void **state)
 {
     (void)state;
-    ct_model *text = load("qwen"), *edit = load("qwen_edit");
+    ct_model *text = recorded_model(context, "qwen"), *edit = recorded_model(context, "qwen_edit");
     ct_image *a = picture("qwen_plus/two_references.0.png");
     ct_image *b = picture("qwen_plus/two_references.1.png");
     const ct_image *both[] = {a, b};
@@ -183,7 +173,7 @@ static void test_bad_references(void **state)
 static void test_sizes(void **state)
 {
     (void)state;
-    ct_model *plus = load("qwen_plus");
+    ct_model *plus = recorded_model(context, "qwen_plus");
     ct_image *a = picture("qwen_plus/two_references.0.png"); /* 33 x 48 */
     ct_image *b = picture("qwen_plus/two_references.1.png"); /* 64 x 24 */
     const ct_image *both[] = {a, b};
@@ -208,7 +198,7 @@ static void test_sizes(void **state)
 static void test_memory(void **state)
 {
     (void)state;
-    ct_model *model = load("qwen");
+    ct_model *model = recorded_model(context, "qwen");
     ct_generate_params p = small();
     p.width = p.height = 128;
     ct_image *whole = generate(model, &p), *streamed = NULL;
@@ -235,7 +225,7 @@ static void test_memory(void **state)
 static void test_seeds(void **state)
 {
     (void)state;
-    ct_model *model = load("qwen_edit");
+    ct_model *model = recorded_model(context, "qwen_edit");
     ct_image *a = picture("qwen_edit/guided.0.png"), *image = NULL, *again = NULL;
     const ct_image *references[] = {a};
     ct_generate_params p = small();
