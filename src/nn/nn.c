@@ -275,8 +275,6 @@ nn_precision nn_set_precision(nn *c, nn_precision precision)
 {
     nn_precision before = c->params.precision;
     c->params.precision = precision;
-    if (c->device->set_precision && before != precision)
-        c->device->set_precision(c);
     return before;
 }
 

@@ -18,7 +18,6 @@ typedef struct nn_device {
     void (*reset)(nn *c); /* before a run, on the thread that will run */
     char *(*arena_alloc)(nn *c, size_t bytes, ct_error *error);
     void (*arena_free)(nn *c);
-    void (*set_precision)(nn *c);
     dtype (*work_type)(const nn *c);
     dtype (*wide_type)(const nn *c);  /* NULL: the work type */
     int (*hidden_shift)(const nn *c); /* NULL: 0 */

@@ -432,12 +432,6 @@ cu_result cuEventSynchronize(cu_event event)
     return 0;
 }
 
-EXPORT cu_result cuEventQuery(cu_event event);
-cu_result cuEventQuery(cu_event event)
-{
-    return event->done < event->target ? CU_NOT_READY : 0;
-}
-
 /* ---- What else works, and does nothing ------------------------------------------------------- */
 
 EXPORT cu_result cuDevicePrimaryCtxRetain(cu_context *context, cu_device device);

@@ -70,7 +70,6 @@ typedef struct cu_copy_2d {
     F(event_destroy, "cuEventDestroy_v2", (cu_event event))                                        \
     F(event_record, "cuEventRecord", (cu_event event, cu_stream stream))                           \
     F(event_wait, "cuEventSynchronize", (cu_event event))                                          \
-    F(event_query, "cuEventQuery", (cu_event event))                                               \
     F(event_elapsed, "cuEventElapsedTime", (float *milliseconds, cu_event from, cu_event to))      \
     F(module_load, "cuModuleLoadData", (cu_module * module, const void *image))                    \
     F(module_unload, "cuModuleUnload", (cu_module module))                                         \
@@ -92,7 +91,6 @@ typedef struct cu_copy_2d {
 /* Values of CUDA's headers that are used here. */
 enum {
     CU_OUT_OF_MEMORY = 2,
-    CU_NOT_READY = 600,
     CU_STREAM_NON_BLOCKING = 1,
     CU_EVENT_DISABLE_TIMING = 2,
     CU_CAPTURE_THREAD_LOCAL = 1,
