@@ -179,7 +179,7 @@ static bool on_cancel(void *user)
     return s->report.cancel && s->report.cancel(s->report.user);
 }
 
-/* A caption of so many words that the job has TOKENS tokens, if the model takes as many. */
+/* A caption of so many words that the transformer is given TOKENS tokens, if that is up to it. */
 static ct_status create_job(ct_model *model, ct_generate_params *p, ct_job **job, ct_error *error)
 {
     char text[2 * TOKENS + 1];
@@ -192,7 +192,7 @@ static ct_status create_job(ct_model *model, ct_generate_params *p, ct_job **job
         ct_status status = ct_job_create(model, p, job, error);
         if (status != CT_OK || round == 1)
             return status;
-        words += TOKENS - ct_job_get_info(*job)->prompt_tokens;
+        words += TOKENS - ct_job_get_info(*job)->caption_tokens;
         words = words < 1 ? 1 : words > TOKENS ? TOKENS : words;
         ct_job_free(job);
     }
@@ -251,7 +251,7 @@ static void stages_json(measuring *m, const stages *s, const ct_model_info *mode
     member_integer(w, "width", job->width);
     member_integer(w, "height", job->height);
     member_string(w, "precision", ct_precision_name(job->precision));
-    member_integer(w, "tokens", job->prompt_tokens);
+    member_integer(w, "tokens", job->caption_tokens);
     member_number(w, "load_seconds", s->load);
     member_number(w, "encode_seconds", s->encode);
     json_write_key(w, "step_seconds");
@@ -276,7 +276,7 @@ static void print_stages(const measuring *m, const stages *s, const ct_model_inf
     fputs("\n", t->stream);
     terminal_clean(t, model->name, false, 0);
     fprintf(t->stream, ", %d x %d, %s, %d tokens\n", job->width, job->height,
-            ct_precision_name(job->precision), job->prompt_tokens);
+            ct_precision_name(job->precision), job->caption_tokens);
     fprintf(t->stream, "  load    %s\n", format_duration(text, s->load));
     fprintf(t->stream, "  encode  %s\n", format_duration(text, s->encode));
     fprintf(t->stream, "  step    %s, the best of", format_duration(text, best_step(s)));

@@ -413,6 +413,7 @@ typedef struct ct_job_info {
     int evaluations;     /* of the transformer, for one picture */
     int prompt_tokens;   /* with the chat template, after truncation */
     int negative_tokens; /* 0 where guidance is off */
+    int caption_tokens;  /* of the prompt's, those that the transformer is given */
     bool prompt_truncated, negative_truncated;
     const char *scheduler;     /* "FlowMatchEulerDiscreteScheduler" */
     ct_precision precision;    /* never AUTO */

@@ -316,6 +316,7 @@ static ct_status resolve_prompts(ct_job *job, const ct_generate_params *p, ct_er
         log_message(&job->callbacks, CT_LOG_WARNING,
                     "guidance is off, so the negative prompt has no effect");
     job->info.prompt_tokens = (int)job->positive.words;
+    job->info.caption_tokens = (int)job_feature_count(job, &job->positive);
     job->info.negative_tokens = (int)job->negative.words;
     job->info.prompt_truncated = job->positive.truncated;
     job->info.negative_truncated = job->negative.truncated;

@@ -1,13 +1,15 @@
 #!/usr/bin/env python3
-"""Write a model directory of the real size with random weights: Z-Image or FLUX.2-klein.
+"""Write a model directory of the real size with random weights.
 
-usage: full_size_model.py --out DIR --tokenizer DIR [--model z-image|klein-4b|klein-9b] [--base]
-                          [--text-encoder-layers N] [--layers N] [--seed N] [--zeros]
+usage: full_size_model.py --out DIR --tokenizer DIR [--base] [--text-encoder-layers N] [--layers N] [--seed N]
+                          [--model z-image|klein-4b|klein-9b|qwen-image|qwen-edit|qwen-edit-2509|qwen-edit-2511]
+                          [--zeros]
 
 Speed and memory depend on shapes, not on what the weights are, so a model of
 random numbers measures both without a download. Weights are bf16 as in the
 published files: 12.3 GB of transformer (klein 4B: 7.8, 9B: 18.2), 0.17 GB of VAE and
-0.78 GB + 0.2 GB for each layer of the text encoder (the published one has 36). Fewer
+0.78 GB + 0.2 GB for each layer of the text encoder (the published one has 36). Qwen-Image
+has 40.9 GB of transformer, 0.25 GB of VAE and 15.5 GB of text encoder (28 layers). Fewer
 layers than the published model has make a smaller one whose layers are as wide; klein
 keeps its double blocks and has so many single ones. --base: klein that is not
 distilled. --zeros: weights are zeros that take no room on the disk. Needs numpy only.
@@ -26,6 +28,8 @@ import zlib
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+
+import qwen_shapes
 
 POOL = 1 << 24
 LATENT_CHANNELS = 16
@@ -117,6 +121,8 @@ KLEIN = {
     "klein-4b": {"heads": 24, "doubles": 5, "singles": 20, "hidden": 2560, "intermediate": 9728},
     "klein-9b": {"heads": 32, "doubles": 8, "singles": 24, "hidden": 4096, "intermediate": 12288},
 }
+
+QWEN = ("qwen-image", "qwen-edit", "qwen-edit-2509", "qwen-edit-2511")
 
 FLUX2_SCHEDULER = {
     "_class_name": "FlowMatchEulerDiscreteScheduler",
@@ -334,7 +340,7 @@ class Weights:
         """The pool of a tensor and where the tensor begins in it."""
         if name.endswith("bias") or name.endswith("mean"):
             mean, deviation = 0.0, 0.1
-        elif len(shape) == 1:
+        elif len(shape) == 1 or name.endswith("gamma"):
             mean, deviation = 1.0, 0.1
         elif name.endswith("pad_token") or "embed_tokens" in name:
             mean, deviation = 0.0, 1.0
@@ -385,11 +391,17 @@ def write_json(path, value):
         file.write("\n")
 
 
+def text_encoder_config(args, **sizes):
+    layers = args.text_encoder_layers
+    return dict(TEXT_ENCODER, **sizes, **({} if layers is None else {"num_hidden_layers": layers}))
+
+
 def z_image_parts(args):
     layers = args.layers or TRANSFORMER["n_layers"]
+    encoder = text_encoder_config(args)
     parts = {
         "transformer": (dict(TRANSFORMER, n_layers=layers), transformer_tensors(layers)),
-        "text_encoder": (TEXT_ENCODER, None),
+        "text_encoder": (encoder, text_encoder_tensors(encoder)),
         "vae": (VAE, vae_tensors()),
     }
     return parts, SCHEDULER, INDEX
@@ -398,10 +410,10 @@ def z_image_parts(args):
 def klein_parts(args):
     size = KLEIN[args.model]
     transformer = flux2_config(size, args.layers or size["singles"])
+    encoder = text_encoder_config(args, hidden_size=size["hidden"], intermediate_size=size["intermediate"])
     parts = {
         "transformer": (transformer, flux2_tensors(transformer)),
-        "text_encoder": (dict(TEXT_ENCODER, hidden_size=size["hidden"],
-                              intermediate_size=size["intermediate"]), None),
+        "text_encoder": (encoder, text_encoder_tensors(encoder)),
         "vae": flux2_vae(),
     }
     index = dict(INDEX, _class_name="Flux2KleinPipeline", is_distilled=not args.base,
@@ -411,13 +423,17 @@ def klein_parts(args):
     return parts, FLUX2_SCHEDULER, index
 
 
+def qwen_parts(args):
+    return qwen_shapes.parts(args.model, args.layers, args.text_encoder_layers)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", required=True, help="the directory to write")
     parser.add_argument("--tokenizer", required=True, help="the tokenizer/ of any model directory")
-    parser.add_argument("--model", choices=["z-image", *KLEIN], default="z-image")
+    parser.add_argument("--model", choices=["z-image", *KLEIN, *QWEN], default="z-image")
     parser.add_argument("--base", action="store_true")
-    parser.add_argument("--text-encoder-layers", type=int, default=TEXT_ENCODER["num_hidden_layers"])
+    parser.add_argument("--text-encoder-layers", type=int)
     parser.add_argument("--layers", type=int)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
@@ -425,9 +441,8 @@ def main():
     args = parser.parse_args()
 
     weights = None if args.zeros else Weights(args.seed)
-    parts, scheduler, index = (z_image_parts if args.model == "z-image" else klein_parts)(args)
-    encoder = dict(parts["text_encoder"][0], num_hidden_layers=args.text_encoder_layers)
-    parts["text_encoder"] = (encoder, text_encoder_tensors(encoder))
+    make = z_image_parts if args.model == "z-image" else klein_parts if args.model in KLEIN else qwen_parts
+    parts, scheduler, index = make(args)
     for folder, (config, tensors) in parts.items():
         path = os.path.join(args.out, folder)
         os.makedirs(path, exist_ok=True)
@@ -439,6 +454,9 @@ def main():
     os.makedirs(os.path.join(args.out, "scheduler"), exist_ok=True)
     write_json(os.path.join(args.out, "scheduler", "scheduler_config.json"), scheduler)
     write_json(os.path.join(args.out, "model_index.json"), index)
+    if "processor" in index:
+        os.makedirs(os.path.join(args.out, "processor"), exist_ok=True)
+        write_json(os.path.join(args.out, "processor", "preprocessor_config.json"), qwen_shapes.PROCESSOR)
     tokenizer = os.path.join(args.out, "tokenizer")
     os.makedirs(tokenizer, exist_ok=True)
     for file in ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt"):

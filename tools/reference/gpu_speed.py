@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
-"""Time Z-Image on a GPU in diffusers and in calotype, in turn, on the same files.
+"""Time a model on a GPU in diffusers and in calotype, in turn, on the same files.
 
 usage: gpu_speed.py MODEL --calotype PROGRAM [--sizes 512,1024,2048] [--precisions bf16,fp8] [--compile]
                     [--rounds N] [--json FILE]
 
-MODEL is what full_size_model.py writes, or a published one. Times one forward
-pass of the transformer with 128 caption tokens, the VAE's decoder and the text
-encoder for 128 tokens. diffusers runs in bf16: eager, with cuDNN's attention,
+MODEL is what full_size_model.py writes, or a published one, of any family. Times one
+forward pass of the transformer with 128 caption tokens (FLUX.2-klein: 512, which all its
+prompts have), the VAE's decoder and (Qwen3) the text encoder for 128 tokens.
+diffusers runs in bf16: eager, with cuDNN's attention,
 and (--compile) with its repeated blocks compiled. calotype's times are those of
 `calotype bench`, which makes whole pictures: warm ones count, the first is
 printed beside them. Of calls one after the other the median counts, since a GPU that is always busy
@@ -21,19 +22,22 @@ import subprocess
 import time
 
 import torch
-from diffusers import AutoencoderKL
-from diffusers.models.transformers.transformer_z_image import ZImageTransformer2DModel
+import diffusers
 from safetensors.torch import load_file
 
 CAPTION = 128
 CALLS = 16
 
 
-def load(model_class, folder):
-    with open(os.path.join(folder, "config.json"), encoding="utf-8") as file:
-        config = json.load(file)
+def read_json(*path):
+    with open(os.path.join(*path), encoding="utf-8") as file:
+        return json.load(file)
+
+
+def load(folder):
+    config = read_json(folder, "config.json")
     with torch.device("meta"):
-        model = model_class.from_config(config)
+        model = getattr(diffusers, config["_class_name"]).from_config(config)
     weights = {}
     for file in sorted(os.listdir(folder)):
         if file.endswith(".safetensors"):
@@ -57,16 +61,52 @@ def times_of(call, calls=CALLS):
     return times[0], times[len(times) // 2]
 
 
+def z_image_forward(model, size):
+    latent, caption = numbers(16, 1, size // 8, size // 8), numbers(CAPTION, model.config.cap_feat_dim)
+    return lambda: model([latent], numbers(1), [caption])
+
+
+def flux2_forward(model, size):
+    side = size // 16
+    tokens = numbers(1, side * side, model.config.in_channels)
+    caption = numbers(1, 512, model.config.joint_attention_dim)
+    places = torch.cartesian_prod(torch.arange(1), torch.arange(side), torch.arange(side), torch.arange(1))
+    words = torch.cartesian_prod(torch.arange(1), torch.arange(1), torch.arange(1), torch.arange(512))
+    ids = {"img_ids": places[None].cuda(), "txt_ids": words[None].cuda()}
+    return lambda: model(tokens, caption, numbers(1), **ids, return_dict=False)
+
+
+def qwen_forward(model, size):
+    side = size // 16
+    tokens = numbers(1, side * side, model.config.in_channels)
+    caption = numbers(1, CAPTION, model.config.joint_attention_dim)
+    shapes = [[(1, side, side)]]
+    return lambda: model(tokens, caption, timestep=numbers(1), img_shapes=shapes, return_dict=False)
+
+
+FORWARD = {
+    "ZImageTransformer2DModel": z_image_forward,
+    "Flux2Transformer2DModel": flux2_forward,
+    "QwenImageTransformer2DModel": qwen_forward,
+}
+LATENTS = {  # of a decoder, for a side of so many latent pixels
+    "AutoencoderKL": lambda side: (1, 16, side, side),
+    "AutoencoderKLFlux2": lambda side: (1, 32, side, side),
+    "AutoencoderKLQwenImage": lambda side: (1, 16, 1, side, side),
+}
+
+
+def numbers(*shape):
+    return torch.randn(shape, device="cuda", dtype=torch.bfloat16)
+
+
 def torch_times(args, sizes):
     results = {}
     with torch.inference_mode():
-        model = load(ZImageTransformer2DModel, os.path.join(args.model, "transformer"))
-        caption = torch.randn(CAPTION, model.config.cap_feat_dim, device="cuda", dtype=torch.bfloat16)
-        time_of_step = torch.tensor([0.5], device="cuda", dtype=torch.bfloat16)
+        model = load(os.path.join(args.model, "transformer"))
 
         def forward(size):
-            latent = torch.randn(16, 1, size // 8, size // 8, device="cuda", dtype=torch.bfloat16)
-            return lambda: model([latent], time_of_step, [caption])
+            return FORWARD[type(model).__name__](model, size)
 
         def measure(name, names):
             for size in names:
@@ -84,27 +124,25 @@ def torch_times(args, sizes):
         except Exception as reason:  # pylint: disable=broad-except
             print("cuDNN attention:", reason)
         if args.compile:
-            for module in (model.noise_refiner, model.context_refiner, model.layers):
-                for block in module:
+            for module in model.children():
+                for block in module if isinstance(module, torch.nn.ModuleList) else ():
                     block.compile()
             measure("compiled", [size for size in sizes if size <= 1024])
         print(f"transformer: {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB at most", flush=True)
         del model
-        vae = load(AutoencoderKL, os.path.join(args.model, "vae"))
+        vae = load(os.path.join(args.model, "vae"))
         for size in sizes:
             if size > 1024:
                 continue
-            z = torch.randn(1, 16, size // 8, size // 8, device="cuda", dtype=torch.bfloat16)
+            z = numbers(*LATENTS[type(vae).__name__](size // 8))
             results[f"eager decode {size}"] = times_of(lambda: vae.decode(z), 6)[1]
             print(f"eager decode {size}: {results[f'eager decode {size}'] * 1e3:.1f} ms", flush=True)
         del vae
         if args.encoder:
             from transformers import Qwen3Config, Qwen3Model
 
-            folder = os.path.join(args.model, "text_encoder")
-            with open(os.path.join(folder, "config.json"), encoding="utf-8") as file:
-                config = Qwen3Config(**json.load(file))
-            encoder = Qwen3Model(config).to(device="cuda", dtype=torch.bfloat16).eval()
+            config = read_json(args.model, "text_encoder", "config.json")
+            encoder = Qwen3Model(Qwen3Config(**config)).to(device="cuda", dtype=torch.bfloat16).eval()
             ids = torch.randint(0, 1000, (1, CAPTION), device="cuda")
             results["eager encode"] = times_of(lambda: encoder(ids, output_hidden_states=True))[1]
             print(f"eager encode: {results['eager encode'] * 1e3:.1f} ms", flush=True)
@@ -113,7 +151,8 @@ def torch_times(args, sizes):
 
 def calotype_times(args, size, precision):
     command = [args.calotype, "bench", "-m", args.model, "--size", f"{size}x{size}", "--precision", precision,
-               "--device", "cuda", "--steps", str(args.steps), "-b", str(args.pictures), "--json"]
+               "--device", "cuda", "--steps", str(args.steps), "-b", str(args.pictures), "--json",
+               *args.options.split()]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         print(" ".join(command), done.stdout, done.stderr)
@@ -133,6 +172,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--pictures", type=int, default=3)
+    parser.add_argument("--options", default="", help="further options of calotype bench")
     parser.add_argument("--json", metavar="FILE")
     args = parser.parse_args()
     sizes = [int(size) for size in args.sizes.split(",")]
