@@ -37,7 +37,7 @@ const option_info option_table[OPTION_COUNT] = {
     },
     [OPTION_REFERENCE] = {
         .name = "reference", .letter = 'r', .kind = OPTION_KIND_FILE, .metavar = "FILE",
-        .group = OPTION_GROUP_MAIN, .commands = GENERATE | PLAN, .required = OPTION_FOR_EDIT,
+        .group = OPTION_GROUP_MAIN, .commands = GENERATE | PLAN | BENCH, .required = OPTION_FOR_EDIT,
         .help = "a picture to start from (PNG, JPEG or WebP), where the model can edit: "
                 "FLUX.2-klein. Up to 10 times; without a size the new picture has that of the "
                 "first",
@@ -45,7 +45,7 @@ const option_info option_table[OPTION_COUNT] = {
     },
     [OPTION_KEEP_SIZE] = {
         .name = "keep-size", .kind = OPTION_KIND_FLAG,
-        .group = OPTION_GROUP_PICTURE, .commands = GENERATE | PLAN,
+        .group = OPTION_GROUP_PICTURE, .commands = GENERATE | PLAN | BENCH,
         .help = "references keep every pixel, and the new picture lines up with the first",
     },
     [OPTION_OUTPUT] = {
@@ -112,7 +112,7 @@ const option_info option_table[OPTION_COUNT] = {
 
     [OPTION_GUIDANCE] = {
         .name = "guidance", .kind = OPTION_KIND_NUMBER, .metavar = "G",
-        .group = OPTION_GROUP_GUIDANCE, .commands = GENERATE | PLAN, .conflict = OPTION_CFG_SCALE,
+        .group = OPTION_GROUP_GUIDANCE, .commands = GENERATE | PLAN | BENCH, .conflict = OPTION_CFG_SCALE,
         .min = 0, .max = 100,
         .help = "strength of the prompt as the model's own card and diffusers give it. Z-Image: "
                 "pos + G * (pos - neg); 0 is off. FLUX.2-klein: neg + G * (pos - neg); 1 is off",
@@ -121,7 +121,7 @@ const option_info option_table[OPTION_COUNT] = {
     },
     [OPTION_CFG_SCALE] = {
         .name = "cfg-scale", .kind = OPTION_KIND_NUMBER, .metavar = "S",
-        .group = OPTION_GROUP_GUIDANCE, .commands = GENERATE | PLAN, .conflict = OPTION_GUIDANCE,
+        .group = OPTION_GROUP_GUIDANCE, .commands = GENERATE | PLAN | BENCH, .conflict = OPTION_GUIDANCE,
         .min = 1, .max = 101,
         .help = "the same as the usual scale of every model: neg + S * (pos - neg); 1 is off. "
                 "For Z-Image S = G + 1, for FLUX.2-klein S = G",
@@ -129,13 +129,13 @@ const option_info option_table[OPTION_COUNT] = {
     },
     [OPTION_CFG_NORMALIZATION] = {
         .name = "cfg-normalization", .kind = OPTION_KIND_FLAG,
-        .group = OPTION_GROUP_GUIDANCE, .commands = GENERATE,
+        .group = OPTION_GROUP_GUIDANCE, .commands = GENERATE | BENCH,
         .help = "keep the norm of the guided prediction at or under that of the positive one",
         .elsewhere = "cfg-norm cfg-normalisation",
     },
     [OPTION_CFG_TRUNCATION] = {
         .name = "cfg-truncation", .kind = OPTION_KIND_NUMBER, .metavar = "T",
-        .group = OPTION_GROUP_GUIDANCE, .commands = GENERATE,
+        .group = OPTION_GROUP_GUIDANCE, .commands = GENERATE | BENCH,
         .min = 0, .max = 1,
         .help = "steps whose time (1 - sigma) is above T go without guidance",
         .fallback = "1",
@@ -182,7 +182,7 @@ const option_info option_table[OPTION_COUNT] = {
 
     [OPTION_MAX_MEMORY] = {
         .name = "max-memory", .kind = OPTION_KIND_BYTES, .metavar = "SIZE",
-        .group = OPTION_GROUP_MACHINE, .commands = GENERATE | PLAN,
+        .group = OPTION_GROUP_MACHINE, .commands = GENERATE | PLAN | BENCH,
         .min = 1 << 20, .max = 0x1p60,
         .help = "the most memory that may be taken, such as 6G or 700M (powers of 1024); weights "
                 "come and go block by block where they do not fit",
@@ -192,7 +192,7 @@ const option_info option_table[OPTION_COUNT] = {
 
     [OPTION_MAX_VRAM] = {
         .name = "max-vram", .kind = OPTION_KIND_BYTES, .metavar = "SIZE",
-        .group = OPTION_GROUP_MACHINE, .commands = GENERATE | PLAN,
+        .group = OPTION_GROUP_MACHINE, .commands = GENERATE | PLAN | BENCH,
         .min = 1 << 20, .max = 0x1p60,
         .help = "the most memory of the GPU that may be taken, such as 8G (powers of 1024); parts "
                 "of the model take turns there, and blocks come and go, where they do not fit",

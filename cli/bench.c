@@ -4,6 +4,7 @@
 #include "cli/commands.h"
 #include "cli/format.h"
 #include "cli/members.h"
+#include "cli/params.h"
 #include "core/clock.h"
 #include "core/mem.h"
 #include "core/processor.h"
@@ -291,9 +292,6 @@ static void print_stages(const measuring *m, const stages *s, const ct_model_inf
 
 static ct_status bench_model(measuring *m, const options *o, ct_error *error)
 {
-    static const ct_precision in_order_of_words[] = {CT_PRECISION_AUTO, CT_PRECISION_FP32,
-                                                     CT_PRECISION_BF16, CT_PRECISION_INT8,
-                                                     CT_PRECISION_FP8,  CT_PRECISION_FP16};
     const option_value *v = o->value;
     stages s = {.report = report_callbacks(m->report)};
     ct_model *model = NULL;
@@ -309,14 +307,14 @@ static ct_status bench_model(measuring *m, const options *o, ct_error *error)
     s.load = clock_seconds() - start;
 
     const ct_callbacks callbacks = {.user = &s, .progress = on_progress, .cancel = on_cancel};
+    ct_image *references[OPTIONS_REFERENCES] = {0};
     ct_generate_params p;
-    ct_generate_params_init(&p);
+    params_from_options(&p, o);
     p.callbacks = &callbacks;
-    p.steps = v[OPTION_STEPS].given ? (int)v[OPTION_STEPS].integer : STEPS;
-    p.width = (int)v[OPTION_WIDTH].integer;
-    p.height = (int)v[OPTION_HEIGHT].integer;
-    if (v[OPTION_PRECISION].given)
-        p.precision = in_order_of_words[v[OPTION_PRECISION].integer];
+    if (!v[OPTION_STEPS].given)
+        p.steps = STEPS;
+    if (status == CT_OK)
+        status = references_open(references, &p, m->context, o, error);
     const int pictures = v[OPTION_BATCH_COUNT].given ? (int)v[OPTION_BATCH_COUNT].integer : 1;
     for (int i = 0; status == CT_OK && i < pictures; i++) {
         ct_job_free(&job);
@@ -338,6 +336,7 @@ static ct_status bench_model(measuring *m, const options *o, ct_error *error)
         print_stages(m, &s, ct_model_get_info(model), ct_job_get_info(job));
     ct_image_free(&image);
     ct_job_free(&job);
+    references_close(references);
     ct_model_free(&model);
     return status;
 }
@@ -348,8 +347,21 @@ static ct_status bench_model(measuring *m, const options *o, ct_error *error)
 static ct_status check_options(const options *o, ct_error *error)
 {
     static const option_id others[] = {OPTION_WHAT, OPTION_ROWS, OPTION_SECONDS};
-    static const option_id models[] = {OPTION_WIDTH,      OPTION_HEIGHT,      OPTION_PRECISION,
-                                       OPTION_DEQUANTIZE, OPTION_BATCH_COUNT, OPTION_STEPS};
+    static const option_id models[] = {OPTION_REFERENCE,
+                                       OPTION_KEEP_SIZE,
+                                       OPTION_WIDTH,
+                                       OPTION_HEIGHT,
+                                       OPTION_SIZE,
+                                       OPTION_STEPS,
+                                       OPTION_GUIDANCE,
+                                       OPTION_CFG_SCALE,
+                                       OPTION_CFG_TRUNCATION,
+                                       OPTION_BATCH_COUNT,
+                                       OPTION_CFG_NORMALIZATION,
+                                       OPTION_PRECISION,
+                                       OPTION_MAX_MEMORY,
+                                       OPTION_MAX_VRAM,
+                                       OPTION_DEQUANTIZE};
     const bool model = o->value[OPTION_MODEL].given;
     for (size_t i = 0; model && i < sizeof others / sizeof *others; i++)
         if (o->value[others[i]].given)

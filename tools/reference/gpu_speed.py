@@ -44,6 +44,8 @@ def load(folder):
             weights.update(load_file(os.path.join(folder, file), device="cuda"))
     weights = {name: tensor.to(torch.bfloat16) for name, tensor in weights.items()}
     model.load_state_dict(weights, strict=True, assign=True)
+    if "axes_dims_rope" in config and hasattr(model.pos_embed, "pos_freqs"):  # a table that is no weight
+        model.pos_embed = type(model.pos_embed)(10000, config["axes_dims_rope"], scale_rope=True)
     return model.eval().requires_grad_(False)
 
 
