@@ -352,7 +352,8 @@ static void block(nn *c, const zimage *m, const zimage_block *k, const nn_tensor
     nn_tensor attended = nn_new_wide2(c, s, d);
     nn_linear(c, &attended, &h, &k->out, NULL);
     nn_add_rms_norm(c, x, &attended, &k->attention_norm2, m->eps, gate_msa,
-                    &(nn_next_norm){&input, &k->ffn_norm1, m->eps, scale_mlp});
+                    &(nn_next_norm){
+                        .out = &input, .w = &k->ffn_norm1, .eps = m->eps, .scale = scale_mlp});
     nn_release(c, behind);
     nn_tensor hidden = nn_new_input(c, s, &k->w2), y = nn_new_wide2(c, s, d);
     nn_linear(c, &hidden, &input, &k->w1, &(nn_epilogue){.activation = NN_SILU, .up = &k->w3});

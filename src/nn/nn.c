@@ -596,6 +596,15 @@ static bool takes_operand(const nn *c, const nn_weight *w)
            (!w->outliers || (c->device->writes_operand && c->device->writes_operand(c, w)));
 }
 
+/* A norm that is to follow on x. */
+static bool can_follow(const nn_next_norm *next, const nn_tensor *x)
+{
+    const int64_t d = x->n[1];
+    return same_shape(next->out, x) && is_row(next->scale, d) && is_row(next->shift, d) &&
+           (next->layer ? !next->w && next->scale : is_vector(next->w, d) && !next->shift) &&
+           (next->out->operand || is_whole(next->out));
+}
+
 void nn_linear(nn *c, const nn_tensor *out, const nn_tensor *x, const nn_weight *w,
                const nn_epilogue *epilogue)
 {
@@ -607,12 +616,18 @@ void nn_linear(nn *c, const nn_tensor *out, const nn_tensor *x, const nn_weight 
         (!e->gate || is_row(e->gate, w->n[0])) && (!x->operand || takes_operand(c, w)) &&
         (out->shift == 0 || (e->up && !e->add)) &&
         (!e->up || (nn_has(e->up) && e->up->rank == 2 && e->up->n[0] == w->n[0] &&
-                    e->up->n[1] == w->n[1] && e->up->sensitive == w->sensitive && !e->bias));
+                    e->up->n[1] == w->n[1] && e->up->sensitive == w->sensitive && !e->bias)) &&
+        (!e->next ||
+         (e->add && !e->up && is_float(out) && is_whole(out) && can_follow(e->next, out)));
     if (require(c, fits, "linear", w, "out [M, N], x [M, K], w and up [N, K], bias and gate [N]")) {
         reads_weight(c, e->bias);
         reads_weight(c, e->up);
+        if (e->next)
+            reads_weight(c, e->next->w);
         c->device->linear(c, out, x, w, e);
         nn_inspect(c, "linear", w, out);
+        if (e->next)
+            nn_inspect(c, "norm behind linear", w, e->next->out);
     }
 }
 
@@ -658,9 +673,7 @@ void nn_add_rms_norm(nn *c, const nn_tensor *x, const nn_tensor *y, const nn_wei
 {
     bool fits = x->rank == 2 && same_shape(x, y) && is_vector(w, x->n[1]) &&
                 is_row(gate, x->n[1]) && is_float(x) && is_whole(y);
-    if (next)
-        fits = fits && same_shape(next->out, x) && is_vector(next->w, x->n[1]) &&
-               is_row(next->scale, x->n[1]);
+    fits = fits && (!next || (!next->layer && can_follow(next, x)));
     if (require(c, fits, "add_rms_norm", w, "x and y [M, D], w [D], gate [D]")) {
         if (next)
             reads_weight(c, next->w);

@@ -234,13 +234,25 @@ void nn_prepare(nn *c, const nn_tensor *out, const nn_tensor *x);
 
 typedef enum nn_activation { NN_LINEAR, NN_SILU, NN_GELU_TANH } nn_activation;
 
+/* The norm that follows: out [M, D] = rms_norm(x, w, eps), times scale; or with `layer`
+ * layer_norm(x, eps), times scale, plus shift. out may be an operand. */
+typedef struct nn_next_norm {
+    const nn_tensor *out;
+    const nn_weight *w; /* not of a layer norm */
+    double eps;
+    const nn_tensor *scale; /* [D]; may be NULL but for a layer norm */
+    bool layer;
+    const nn_tensor *shift; /* [D]; may be NULL */
+} nn_next_norm;
+
 /* What follows a product while its results are in the cache, in this order. */
 typedef struct nn_epilogue {
     const nn_weight *bias; /* [N] */
     nn_activation activation;
-    const nn_weight *up;   /* [N, K]: value * (x up^T), so NN_SILU makes SwiGLU; without bias */
-    const nn_tensor *gate; /* [N]: gate * value */
-    bool add;              /* out += value instead of out = value */
+    const nn_weight *up;      /* [N, K]: value * (x up^T), so NN_SILU makes SwiGLU; without bias */
+    const nn_tensor *gate;    /* [N]: gate * value */
+    bool add;                 /* out += value instead of out = value */
+    const nn_next_norm *next; /* with add: of the new out, which is float32 */
 } nn_epilogue;
 
 /* out [M, N] = epilogue(x [M, K] w^T), w [N, K]; epilogue may be NULL. out and x may be parts of
@@ -257,14 +269,6 @@ void nn_linears(nn *c, const nn_tensor *out, const nn_tensor *x, const nn_weight
  * may be an operand. */
 void nn_rms_norm(nn *c, const nn_tensor *out, const nn_tensor *x, const nn_weight *w, double eps,
                  const nn_tensor *scale);
-
-/* The norm that follows: out [M, D] = rms_norm(x, w, eps), times scale. out may be an operand. */
-typedef struct nn_next_norm {
-    const nn_tensor *out;
-    const nn_weight *w;
-    double eps;
-    const nn_tensor *scale; /* [D]; may be NULL */
-} nn_next_norm;
 
 /* x [M, D] += gate [D] * rms_norm(y, w, eps); without gate: factor 1. Then next, unless NULL. */
 void nn_add_rms_norm(nn *c, const nn_tensor *x, const nn_tensor *y, const nn_weight *w, double eps,

@@ -95,6 +95,14 @@ static nn_weight weight(dtype type, int bits, int rank, int64_t n0, int64_t n1)
     return w;
 }
 
+static nn_weight identity(int64_t n)
+{
+    float *one = allocate(n * n * 4);
+    for (int64_t i = 0; i < n; i++)
+        one[i * n + i] = 1;
+    return (nn_weight){.name = "one", .type = DTYPE_F32, .rank = 2, .n = {n, n, 1, 1}, .data = one};
+}
+
 /* ---- Both devices ---------------------------------------------------------------------------- */
 
 typedef struct test {
@@ -211,8 +219,9 @@ typedef struct linear_case {
     int64_t m, n, k;
     bool x_work, out_work, operand;
     float *x, *out, *gate;
-    nn_weight w, up, bias, down, norm;
+    nn_weight w, up, bias, down, norm, identity;
     bool use_up, use_bias, use_gate, add;
+    bool next, layer; /* a norm follows */
     nn_activation activation;
 } linear_case;
 
@@ -226,12 +235,22 @@ static void linear_body(nn *c, void *user, float *out)
         nn_prepare(c, &operand, &x);
         x = operand;
     }
+    nn_tensor normed = nn_new_operand(c, l->m, l->n), shift = put_float(c, l->out, 1, l->n);
+    const nn_next_norm next = {.out = &normed,
+                               .w = l->layer ? NULL : &l->norm,
+                               .eps = 1e-5,
+                               .scale = &gate,
+                               .layer = l->layer,
+                               .shift = l->layer ? &shift : NULL};
     nn_linear(c, &y, &x, &l->w,
               &(nn_epilogue){.bias = l->use_bias ? &l->bias : NULL,
                              .activation = l->activation,
                              .up = l->use_up ? &l->up : NULL,
                              .gate = l->use_gate ? &gate : NULL,
-                             .add = l->add});
+                             .add = l->add,
+                             .next = l->next ? &next : NULL});
+    if (l->next)
+        nn_linear(c, &y, &normed, &l->identity, &(nn_epilogue){.add = true});
     nn_download(c, &y, out, l->m * l->n);
 }
 
@@ -256,17 +275,24 @@ static void test_linear(void)
                          .activation = (nn_activation)(i % 3)};
         const int f = i % 10;
         l.use_bias = !l.use_up && (random32() & 1);
+        l.next = i % 4 == 3 || i % 4 == 2;
+        l.layer = i & 1;
+        l.add = l.add || l.next;
+        l.out_work = l.out_work && !l.next;
         l.w = weight(formats[f].type, formats[f].bits, 2, l.n, l.k);
         l.up = weight(formats[f].type, formats[f].bits, 2, l.n, l.k);
-        l.bias = weight(DTYPE_BF16, 0, 1, l.n, 1);
+        l.bias = weight(i % 3 ? DTYPE_BF16 : DTYPE_F32, 0, 1, l.n, 1);
+        l.norm = weight(DTYPE_F32, 0, 1, l.n, 1);
+        l.identity = identity(l.n);
         l.x = numbers(l.m * l.k, 1);
         l.out = numbers(l.m * l.n, 1);
         l.gate = numbers(l.n, 1);
         char name[128];
-        snprintf(name, sizeof name, "linear %dx%dx%d %s/%d %s%s%s%s%s%s act %d", (int)l.m, (int)l.n,
-                 (int)l.k, dtype_name(formats[f].type), formats[f].bits, l.x_work ? "xw " : "",
-                 l.out_work ? "ow " : "", l.use_up ? "up " : "", l.use_bias ? "bias " : "",
-                 l.use_gate ? "gate " : "", l.add ? "add" : "", (int)l.activation);
+        snprintf(name, sizeof name, "linear %dx%dx%d %s/%d %s%s%s%s%s%s%s act %d", (int)l.m,
+                 (int)l.n, (int)l.k, dtype_name(formats[f].type), formats[f].bits,
+                 l.x_work ? "xw " : "", l.out_work ? "ow " : "", l.use_up ? "up " : "",
+                 l.use_bias ? "bias " : "", l.use_gate ? "gate " : "", l.add ? "add" : "",
+                 l.next ? l.layer ? " layer norm" : " norm" : "", (int)l.activation);
         run(&(test){name, {3e-6, 1e-2, 4e-2, 1e-1}, l.m * l.n, linear_body, &l});
         free(l.x);
         free(l.out);
@@ -278,7 +304,7 @@ typedef struct linears_case {
     int64_t m, k, n[3];
     float *x;
     nn_weight w[3], bias[3];
-    bool use_bias;
+    int biases;
 } linears_case;
 
 static void linears_body(nn *c, void *user, float *out)
@@ -288,21 +314,21 @@ static void linears_body(nn *c, void *user, float *out)
     const nn_weight *w[3], *bias[3];
     for (int i = 0; i < 3; i++) {
         w[i] = &l->w[i];
-        bias[i] = i == 1 ? NULL : &l->bias[i];
+        bias[i] = i < l->biases ? &l->bias[i] : NULL;
     }
     nn_tensor x = put_work(c, l->x, l->m, l->k), y = nn_new_work2(c, l->m, n);
-    nn_linears(c, &y, &x, w, l->use_bias ? bias : NULL, 3);
+    nn_linears(c, &y, &x, w, bias, 3);
     nn_download(c, &y, out, l->m * n);
 }
 
 static void test_linears(void)
 {
-    for (int i = 0; i < 4; i++) {
-        linears_case l = {.m = between(1, 300), .k = 32 * between(1, 20), .use_bias = i & 1};
+    for (int i = 0; i < 8; i++) {
+        linears_case l = {.m = between(1, 300), .k = 32 * between(1, 20), .biases = i % 4};
         for (int j = 0; j < 3; j++) {
             l.n[j] = 16 * between(1, 20);
             l.w[j] = weight(DTYPE_BF16, i & 2 ? 4 : 0, 2, l.n[j], l.k);
-            l.bias[j] = weight(DTYPE_F32, 0, 1, l.n[j], 1);
+            l.bias[j] = weight(i & 4 ? DTYPE_BF16 : DTYPE_F32, 0, 1, l.n[j], 1);
         }
         l.x = numbers(l.m * l.k, 1);
         run(&(test){i & 2 ? "linears of 4 bits" : "linears",
@@ -368,18 +394,10 @@ enum {
     GELU,
     FILL
 };
-static const char *const row_names[] = {"rms_norm",
-                                        "rms_norm to operand",
-                                        "add_rms_norm",
-                                        "add_rms_norm and next",
-                                        "layer_norm",
-                                        "head_norm_rope",
-                                        "head_norm_rope, halves",
-                                        "silu",
-                                        "tanh",
-                                        "add_scalar",
-                                        "gelu, multiply",
-                                        "fill_rows"};
+static const char *const row_names[] = {
+    "rms_norm",   "rms_norm to operand", "add_rms_norm",           "add_rms_norm and next",
+    "layer_norm", "head_norm_rope",      "head_norm_rope, halves", "silu",
+    "tanh",       "add_scalar",          "gelu, multiply",         "fill_rows"};
 
 static void rows_body(nn *c, void *user, float *out)
 {
@@ -402,8 +420,9 @@ static void rows_body(nn *c, void *user, float *out)
         y = stream;
         break;
     case ADD_RMS_NEXT:
-        nn_add_rms_norm(c, &stream, &y, &r->w, 1e-6, NULL,
-                        &(nn_next_norm){&operand, &r->w2, 1e-5, &scale});
+        nn_add_rms_norm(
+            c, &stream, &y, &r->w, 1e-6, NULL,
+            &(nn_next_norm){.out = &operand, .w = &r->w2, .eps = 1e-5, .scale = &scale});
         nn_linear(c, &stream, &operand, &r->identity, &(nn_epilogue){.add = true});
         y = stream;
         break;
@@ -464,11 +483,7 @@ static void test_rows(void)
             r.sine = numbers(r.m * r.n, 1);
             r.w = weight(DTYPE_BF16, 0, 1, r.n, 1);
             r.w2 = weight(DTYPE_F32, 0, 1, rope ? r.n / r.heads : r.n, 1);
-            float *one = allocate((product ? r.n * r.n : 1) * 4);
-            for (int64_t j = 0; product && j < r.n; j++)
-                one[j * r.n + j] = 1;
-            r.identity = (nn_weight){
-                .name = "one", .type = DTYPE_F32, .rank = 2, .n = {r.n, r.n, 1, 1}, .data = one};
+            r.identity = identity(product ? r.n : 1);
             char name[64];
             snprintf(name, sizeof name, "%s %dx%d", row_names[which], (int)r.m, (int)r.n);
             const double eight = which == RMS_OPERAND || which == ADD_RMS_NEXT ? 4e-2 : 0;

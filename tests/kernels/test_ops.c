@@ -696,7 +696,7 @@ static void check_linear_threads(const cpu_kernels *kernels)
 typedef struct normed {
     int64_t m, n, k;
     float *x, *scale, *shift, *w, *norm, *out;
-    bool operand;
+    bool operand, layer;
 } normed;
 
 static void norm_and_multiply(nn *c, void *user)
@@ -761,6 +761,62 @@ static void check_layer_norm(const cpu_kernels *kernels)
     free(want);
 }
 
+/* A norm that follows a product is that norm. */
+
+static void product_and_norm(nn *c, void *user)
+{
+    normed *a = user;
+    nn_tensor x = nn_new2(c, a->m, a->n), scale = nn_new2(c, 1, a->k), shift = nn_new2(c, 1, a->k);
+    nn_tensor sum = nn_new2(c, a->m, a->k), h = nn_new2(c, a->m, a->k);
+    const nn_weight w = {.rank = 2, .n = {a->k, a->n}, .type = DTYPE_F32, .data = a->w};
+    const nn_weight norm = {.rank = 1, .n = {a->k}, .type = DTYPE_F32, .data = a->shift};
+    const nn_next_norm next = {.out = &h,
+                               .w = a->layer ? NULL : &norm,
+                               .eps = 1e-3,
+                               .scale = &scale,
+                               .layer = a->layer,
+                               .shift = a->layer ? &shift : NULL};
+    nn_upload(c, &x, a->out, a->m * a->n);
+    nn_upload(c, &sum, a->x, a->m * a->k);
+    nn_upload(c, &scale, a->scale, a->k);
+    nn_upload(c, &shift, a->shift, a->k);
+    nn_linear(c, &sum, &x, &w, &(nn_epilogue){.add = true, .next = a->operand ? NULL : &next});
+    if (a->operand && a->layer)
+        nn_layer_norm(c, &h, &sum, 1e-3, &scale, &shift);
+    else if (a->operand)
+        nn_rms_norm(c, &h, &sum, &norm, 1e-3, &scale);
+    nn_download(c, &h, a->norm, a->m * a->k);
+}
+
+static void check_norm_behind_linear(const cpu_kernels *kernels)
+{
+    normed a = {
+        .m = random_between(1, 70), .n = random_between(1, 40), .k = random_between(2, 300)};
+    const int64_t bytes = a.m * a.k * 4;
+    a.x = random_floats(a.m * a.k, 3);
+    a.out = random_floats(a.m * a.n, 1);
+    a.scale = random_floats(a.k, 2);
+    a.shift = random_floats(a.k, 2);
+    a.w = random_floats(a.n * a.k, 1);
+    float *fused = allocate(bytes), *apart = allocate(bytes);
+    for (int layer = 0; layer < 2; layer++) {
+        a.layer = layer;
+        for (int twice = 0; twice < 2; twice++) {
+            a.operand = twice;
+            a.norm = twice ? apart : fused;
+            run_network(kernels, 1, NN_F32, product_and_norm, &a);
+        }
+        assert_memory_equal(fused, apart, (size_t)bytes);
+    }
+    free(a.x);
+    free(a.out);
+    free(a.scale);
+    free(a.shift);
+    free(a.w);
+    free(fused);
+    free(apart);
+}
+
 /* ---- Main ------------------------------------------------------------------------------------ */
 
 static void test_each_tier(void **state)
@@ -788,6 +844,8 @@ int main(void)
         {"linear", test_each_tier, NULL, NULL, (void *)check_linear},
         {"linear: epilogues", test_each_tier, NULL, NULL, (void *)check_epilogue},
         {"layer norm", test_each_tier, NULL, NULL, (void *)check_layer_norm},
+        {"norm behind a linear layer", test_each_tier, NULL, NULL,
+         (void *)check_norm_behind_linear},
         {"linear: threads", test_each_tier, NULL, NULL, (void *)check_linear_threads},
     };
     int failed = cmocka_run_group_tests(tests, NULL, NULL);

@@ -283,6 +283,11 @@ void cpu_linear(nn *c, const nn_tensor *out, const nn_tensor *x, const nn_weight
     cut(c, &l);
     cpu_run(c, l.blocks_n * ceil_div(l.m, l.block_m), linear_task, &l);
     nn_release(c, mark);
+    const nn_next_norm *next = e->next;
+    if (next && next->layer)
+        cpu_layer_norm(c, next->out, out, (float)next->eps, next->scale, next->shift);
+    else if (next)
+        cpu_rms_norm(c, next->out, out, next->w, (float)next->eps, next->scale);
 }
 
 void cpu_linears(nn *c, const nn_tensor *out, const nn_tensor *x, const nn_weight *const *w,

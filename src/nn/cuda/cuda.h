@@ -221,8 +221,9 @@ void cuda_gelu(nn *c, const nn_tensor *x);
 void cuda_multiply(nn *c, const nn_tensor *x, const nn_tensor *y);
 void cuda_tanh(nn *c, const nn_tensor *x);
 void cuda_add_scalar(nn *c, const nn_tensor *x, float value);
-/* How the epilogue kernel is launched. */
+/* How the epilogue kernel is launched; and epilogue_norm. */
 cuda_grid cuda_epilogue_grid(int out_kind, int64_t rows, int64_t columns);
+cuda_grid cuda_row_grid(int64_t rows, int64_t columns);
 /* Any kind to F32 or work; rows of n numbers that lie strides apart. */
 void cuda_convert(nn *c, dtype type, cu_address out, cuda_kind out_kind, int64_t out_stride,
                   cu_address x, cuda_kind x_kind, int64_t x_stride, int64_t rows, int64_t n);

@@ -122,32 +122,46 @@ typedef struct product {
     int shift;    /* of x: the product is multiplied with 2^shift */
 } product;
 
+/* Where results of a product go; bias: of their type. */
+typedef struct results {
+    cu_address at;
+    dtype type;
+    int64_t stride;
+    cu_address bias;
+    bool gelu, add;
+} results;
+
+static blas_product describe(const product *p, int64_t m, const results *out)
+{
+    return (blas_product){.m = m,
+                          .n = p->n,
+                          .k = p->k,
+                          .x_stride = p->x.stride,
+                          .w_stride = p->k,
+                          .out_stride = out->stride,
+                          .type = p->type,
+                          .out_type = out->type,
+                          .add = out->add,
+                          .bias = out->bias != 0,
+                          .bias_type = out->type,
+                          .epilogue = out->gelu ? BLAS_GELU_TANH : BLAS_NONE,
+                          .scaled = p->type == DTYPE_F8_E4M3,
+                          .fast_sums = p->type == DTYPE_F8_E4M3,
+                          .factor = ldexpf(1, p->shift)};
+}
+
 /* Rows first .. first+m-1 of x into out. */
-static void multiply(nn *c, const product *p, int64_t first, int64_t m, cu_address out,
-                     dtype out_type, int64_t out_stride, cu_address bias, bool add)
+static void multiply(nn *c, const product *p, int64_t first, int64_t m, const results *out)
 {
     if (cuda_idle(c))
         return;
     cuda_state *s = cuda_of(c);
-    const blas_product b = {.m = m,
-                            .n = p->n,
-                            .k = p->k,
-                            .x_stride = p->x.stride,
-                            .w_stride = p->k,
-                            .out_stride = out_stride,
-                            .type = p->type,
-                            .out_type = out_type,
-                            .add = add,
-                            .bias = bias != 0,
-                            .bias_type = DTYPE_F32,
-                            .scaled = p->type == DTYPE_F8_E4M3,
-                            .fast_sums = p->type == DTYPE_F8_E4M3,
-                            .factor = ldexpf(1, p->shift)};
-    const blas_operands at = {.out = out,
+    const blas_product b = describe(p, m, out);
+    const blas_operands at = {.out = out->at,
                               .x =
                                   p->x.data + (uint64_t)(first * p->x.stride) * dtype_size(p->type),
                               .w = p->w,
-                              .bias = bias,
+                              .bias = out->bias,
                               .x_scales = p->x.scales ? p->x.scales + (uint64_t)first * 4 : 0,
                               .w_scales = p->w_scales};
     ct_error error;
@@ -160,6 +174,7 @@ typedef struct finish {
     cu_address bias, gate;
     nn_activation activation;
     bool up, add;
+    const nn_next_norm *next;
 } finish;
 
 /* out = finish(y), rows first .. first+rows-1. */
@@ -187,6 +202,33 @@ static void run_epilogue(nn *c, const nn_tensor *out, const product *p, const fi
                 &m, &columns, &x_scales, &w_scales, &factor);
 }
 
+/* x += finish(y), and the norm that follows, rows first .. first+rows-1. */
+static void run_epilogue_norm(nn *c, const nn_tensor *x, const product *p, const finish *f,
+                              int64_t first, int64_t rows, cu_address y, cuda_kind y_kind,
+                              int64_t y_stride)
+{
+    const nn_next_norm *next = f->next;
+    const cuda_kind next_kind = cuda_kind_of(c, next->out);
+    const bool integers = y_kind == CUDA_INT32;
+    cu_address to = cuda_at(x) + (uint64_t)(first * x->stride) * sizeof(float);
+    cu_address then = cuda_at(next->out) +
+                      (uint64_t)(first * next->out->stride) * dtype_size(kind_type(c, next_kind));
+    cu_address scales = cuda_scales_of(c, next->out), bias = f->bias, gate = f->gate;
+    cu_address x_scales = integers ? p->x.scales + (uint64_t)first * 4 : 0;
+    cu_address w_scales = integers ? p->w_scales : 0;
+    cu_address weight = next->w ? cuda_floats(c, next->w) : 0;
+    cu_address scale = cuda_at(next->scale), shift = cuda_at(next->shift);
+    int in = (int)y_kind, kind = (int)next_kind, columns = (int)x->n[1], layer = next->layer;
+    int activation = (int)f->activation;
+    long long x_stride = x->stride, stride = y_stride, next_stride = next->out->stride;
+    float eps = (float)next->eps;
+    if (scales)
+        scales += (uint64_t)first * 4;
+    CUDA_LAUNCH(c, epilogue_norm, cuda_work_type(c), cuda_row_grid(rows, columns), &to, &x_stride,
+                &y, &in, &stride, &bias, &activation, &gate, &columns, &x_scales, &w_scales, &then,
+                &kind, &next_stride, &scales, &weight, &scale, &shift, &eps, &layer);
+}
+
 /* The product into scratch memory, some rows at a time, and its epilogue from there. */
 static void multiply_and_finish(nn *c, const nn_tensor *out, const product *p, const finish *f)
 {
@@ -202,13 +244,45 @@ static void multiply_and_finish(nn *c, const nn_tensor *out, const product *p, c
     const cu_address y = cuda_scratch(c, (size_t)(step * row));
     for (int64_t first = 0; first < out->n[0] && !cuda_idle(c); first += step) {
         const int64_t rows = out->n[0] - first < step ? out->n[0] - first : step;
-        multiply(c, p, first, rows, y, type, p->n, 0, false);
-        run_epilogue(c, out, p, f, first, rows, y, kind, p->n);
+        multiply(c, p, first, rows, &(results){.at = y, .type = type, .stride = p->n});
+        if (f->next)
+            run_epilogue_norm(c, out, p, f, first, rows, y, kind, p->n);
+        else
+            run_epilogue(c, out, p, f, first, rows, y, kind, p->n);
     }
 }
 
+/* Whether the biases are of the type in which cuBLASLt adds them: that of the results. */
+static bool has_type(const nn_weight *const *bias, int count, dtype type)
+{
+    bool has = true;
+    for (int i = 0; i < count && has && type != DTYPE_F32; i++)
+        has = bias[i]->bits == 0 && bias[i]->type == type && bias[i]->factor == 0;
+    return has;
+}
+
+/* Whether cuBLASLt does all that follows the product, so that no pass over the results is left. */
+static bool blas_finishes(nn *c, const product *p, const nn_tensor *out, bool bias, bool gelu)
+{
+    const results r = {.type = out->type, .stride = out->stride, .bias = bias, .gelu = gelu};
+    const blas_product b = describe(p, out->n[0], &r);
+    return blas_can(cuda_of(c)->gpu->blas, &b);
+}
+
+/* Biases of layers side by side, one behind the other. */
+static cu_address biases(nn *c, const nn_weight *const *bias, int count, dtype type)
+{
+    const cuda_request request = {bias, count, STORE_FLOATS, type};
+    cuda_weight at = {0};
+    ct_error error;
+    if (c->error.code == CT_OK && cuda_store_get(c, &request, &at, &error) != CT_OK)
+        cuda_fail(c, &error);
+    return at.data;
+}
+
+/* bias: as many as w, or NULL. */
 static void linear(nn *c, const nn_tensor *out, const nn_tensor *x, const nn_weight *const *w,
-                   int count, const nn_epilogue *e)
+                   const nn_weight *const *bias, int count, const nn_epilogue *e)
 {
     size_t mark = nn_mark(c);
     product p = {.k = x->n[1], .shift = x->shift};
@@ -218,19 +292,26 @@ static void linear(nn *c, const nn_tensor *out, const nn_tensor *x, const nn_wei
     p.x = input_of(c, x, p.type);
     if (p.shift && dtype_size(p.type) == 1)
         nn_fail(c, CT_EINTERNAL, "linear: an input with a shift in a product of 8 bits");
-    const finish f = {.bias = e->bias ? cuda_floats(c, e->bias) : 0,
-                      .gate = cuda_at(e->gate),
-                      .activation = e->activation,
-                      .up = e->up != NULL,
-                      .add = e->add};
-    const bool plain = !f.up && !e->gate && f.activation == NN_LINEAR && p.type != DTYPE_I8;
-    /* cuBLASLt adds a bias of float32 to results of float32 alone, and not in fp8. */
-    const bool alone = plain && (!e->bias || (out->type == DTYPE_F32 && p.type != DTYPE_F8_E4M3));
+    finish f = {.gate = cuda_at(e->gate),
+                .activation = e->activation,
+                .up = e->up != NULL,
+                .add = e->add,
+                .next = e->next};
+    /* What cuBLASLt does behind the product costs nothing; the rest is a pass over the results. */
+    const bool gelu = e->activation == NN_GELU_TANH && out->type != DTYPE_F32 && !e->add;
+    const bool plain = !f.up && !e->gate && (f.activation == NN_LINEAR || gelu) &&
+                       p.type != DTYPE_I8 && !f.next && !out->operand;
+    const bool alone = plain && (!bias || has_type(bias, count, out->type)) &&
+                       ((!bias && !gelu) || blas_finishes(c, &p, out, bias != NULL, gelu));
+    if (bias)
+        f.bias = biases(c, bias, count, alone ? out->type : DTYPE_F32);
     if (alone) {
-        multiply(c, &p, 0, out->n[0], cuda_at(out), out->type, out->stride, f.bias, e->add);
-    } else if (!f.up && !e->add && p.type != DTYPE_I8) {
+        const results to = {cuda_at(out), out->type, out->stride, f.bias, gelu, e->add};
+        multiply(c, &p, 0, out->n[0], &to);
+    } else if (!f.up && !e->add && p.type != DTYPE_I8 && !out->operand) {
         /* In place: what follows is number by number. */
-        multiply(c, &p, 0, out->n[0], cuda_at(out), out->type, out->stride, 0, false);
+        const results to = {.at = cuda_at(out), .type = out->type, .stride = out->stride};
+        multiply(c, &p, 0, out->n[0], &to);
         if (!cuda_idle(c))
             run_epilogue(c, out, &p, &f, 0, out->n[0], cuda_at(out), cuda_kind_of(c, out),
                          out->stride);
@@ -244,23 +325,23 @@ void cuda_linear(nn *c, const nn_tensor *out, const nn_tensor *x, const nn_weigh
                  const nn_epilogue *e)
 {
     const nn_weight *const list[] = {w, e->up};
-    linear(c, out, x, list, e->up ? 2 : 1, e);
+    linear(c, out, x, list, e->bias ? &e->bias : NULL, e->up ? 2 : 1, e);
 }
 
 void cuda_linears(nn *c, const nn_tensor *out, const nn_tensor *x, const nn_weight *const *w,
                   const nn_weight *const *bias, int count)
 {
-    bool any = false;
+    int given = 0;
     for (int i = 0; i < count; i++)
-        any = any || bias[i];
-    if (!any) {
-        linear(c, out, x, w, count, &(nn_epilogue){0});
+        given += bias[i] != NULL;
+    if (given == 0 || given == count) {
+        linear(c, out, x, w, given ? bias : NULL, count, &(nn_epilogue){0});
         return;
     }
     int64_t first = 0;
     for (int i = 0; i < count; i++) {
         nn_tensor part = nn_columns(out, first, w[i]->n[0]);
-        linear(c, &part, x, &w[i], 1, &(nn_epilogue){.bias = bias[i]});
+        linear(c, &part, x, &w[i], bias[i] ? &bias[i] : NULL, 1, &(nn_epilogue){0});
         first += w[i]->n[0];
     }
 }

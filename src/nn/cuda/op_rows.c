@@ -38,11 +38,16 @@ static cuda_grid tile_grid(int64_t rows, int64_t n)
         .x = rows, .y = tiles, .threads = threads_for(divide_up(n, tiles), TILE_THREADS)};
 }
 
+cuda_grid cuda_row_grid(int64_t rows, int64_t columns)
+{
+    return (cuda_grid){.x = rows, .threads = threads_for(columns, EPILOGUE_THREADS)};
+}
+
 cuda_grid cuda_epilogue_grid(int out_kind, int64_t rows, int64_t columns)
 {
     if (out_kind == CUDA_FLOAT || out_kind == CUDA_WORK)
         return tile_grid(rows, columns);
-    return (cuda_grid){.x = rows, .threads = threads_for(columns, EPILOGUE_THREADS)};
+    return cuda_row_grid(rows, columns);
 }
 
 /* The address of a table, which kernels read as float32; 0 for none. */

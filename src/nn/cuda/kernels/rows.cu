@@ -147,11 +147,9 @@ extern "C" __global__ void __launch_bounds__(1024)
         add_rms_row(sum, row, KIND_WORK, &by, &to, has_next, &next_by, n);
 }
 
-DEVICE void layer_row(const row_target *to, const void *x, int kind, const float *scale,
-                      const float *shift, float eps, int n)
+/* v = (v - mean) / deviation * scale + shift; shift may be null */
+DEVICE void held_layer_norm(float *v, const float *scale, const float *shift, float eps, int n)
 {
-    float v[HELD];
-    held_load(v, kind, x, 0, n);
     const float mean = block_sum(held_sum(v)) / (float)n;
 #pragma unroll
     for (int i = 0; i < HELD; i++)
@@ -160,6 +158,14 @@ DEVICE void layer_row(const row_target *to, const void *x, int kind, const float
     held_rms_norm(v, &by, n);
     if (shift)
         held_add(v, KIND_FLOAT, shift, 0, n);
+}
+
+DEVICE void layer_row(const row_target *to, const void *x, int kind, const float *scale,
+                      const float *shift, float eps, int n)
+{
+    float v[HELD];
+    held_load(v, kind, x, 0, n);
+    held_layer_norm(v, scale, shift, eps, n);
     held_store_row(to->kind, to->row, to->factor, n, v);
 }
 
@@ -609,6 +615,74 @@ extern "C" __global__ void __launch_bounds__(EPILOGUE_THREADS)
         epilogue_row(&to, &f, KIND_FLOAT, add != 0);
     else
         epilogue_row(&to, &f, KIND_INT32, add != 0);
+}
+
+/* The norm that follows: a layer norm, or an RMS norm without shift. */
+typedef struct next_norm {
+    const float *w, *scale, *shift; /* may be null */
+    float eps;
+    bool layer;
+} next_norm;
+
+DEVICE void epilogue_norm_row(float *x, const finish *f, int y_kind, const row_target *next,
+                              const next_norm *by)
+{
+    const int n = f->n;
+    float v[HELD];
+    finished(v, f, y_kind, 0);
+    held_add(v, KIND_FLOAT, x, 0, n);
+    held_store(KIND_FLOAT, x, 0, n, v);
+    if (by->layer) {
+        held_layer_norm(v, by->scale, by->shift, by->eps, n);
+    } else {
+        const rms_factors factors = {by->w, by->scale, by->eps};
+        held_rms_norm(v, &factors, n);
+    }
+    held_store_row(next->kind, next->row, next->factor, n, v);
+}
+
+DEVICE void epilogue_norm_row_any(float *x, const finish *f, int y_kind, const row_target *next,
+                                  const next_norm *by)
+{
+    any_store_row(KIND_FLOAT, x, (float *)0, f->n,
+                  [=](int i) { return x[i] + finished_any(f, y_kind, i); });
+    if (by->layer) {
+        layer_row_any(next, x, KIND_FLOAT, by->scale, by->shift, by->eps, f->n);
+    } else {
+        const rms_factors factors = {by->w, by->scale, by->eps};
+        rms_row_any(next, x, KIND_FLOAT, &factors, f->n);
+    }
+}
+
+/* x += what the kernel epilogue makes of a product y (without up and factor); then next = the norm
+ * of x. A block of a row, of at most EPILOGUE_THREADS. */
+extern "C" __global__ void __launch_bounds__(EPILOGUE_THREADS)
+    epilogue_norm(float *x, long long x_stride, const void *y, int y_kind, long long y_stride,
+                  const float *bias, int activation, const float *gate, int columns,
+                  const float *x_scales, const float *w_scales, void *next, int next_kind,
+                  long long next_stride, float *next_factors, const float *next_w,
+                  const float *next_scale, const float *next_shift, float next_eps, int next_layer)
+{
+    const finish f = {
+        number_at(y_kind, y, blockIdx.x * y_stride),        bias, gate,       w_scales,
+        y_kind == KIND_INT32 ? x_scales[blockIdx.x] : 1.0f, 1.0f, activation, columns,
+        false};
+    const next_norm by = {next_w, next_scale, next_shift, next_eps, next_layer != 0};
+    const row_target to = target_at(next, next_kind, next_stride, next_factors);
+    float *row = x + blockIdx.x * x_stride;
+    const bool vector = in_groups(y, y_stride, columns) && in_groups(x, x_stride, columns) &&
+                        in_groups(next, next_stride, columns) && is_aligned(bias, 16) &&
+                        is_aligned(gate, 16) && is_aligned(w_scales, 16) &&
+                        is_aligned(next_w, 16) && is_aligned(next_scale, 16) &&
+                        is_aligned(next_shift, 16) && columns <= held_span();
+    if (!vector)
+        epilogue_norm_row_any(row, &f, y_kind, &to, &by);
+    else if (y_kind == KIND_WORK)
+        epilogue_norm_row(row, &f, KIND_WORK, &to, &by);
+    else if (y_kind == KIND_FLOAT)
+        epilogue_norm_row(row, &f, KIND_FLOAT, &to, &by);
+    else
+        epilogue_norm_row(row, &f, KIND_INT32, &to, &by);
 }
 
 /* ---- Softmax --------------------------------------------------------------------------------- */
