@@ -140,6 +140,24 @@ const option_info option_table[OPTION_COUNT] = {
         .help = "steps whose time (1 - sigma) is above T go without guidance",
         .fallback = "1",
     },
+    [OPTION_GUIDANCE_INTERVAL] = {
+        .name = "guidance-interval", .kind = OPTION_KIND_INTERVAL, .metavar = "A:B",
+        .group = OPTION_GROUP_GUIDANCE, .commands = GENERATE | PLAN | BENCH,
+        .min = 0, .max = 1,
+        .help = "guide only from this share of the steps to that: 0:0.6 leaves out the last 4 of "
+                "10. Steps that are left out evaluate the prompt alone and take half the time",
+        .fallback = "0:1, all steps",
+        .elsewhere = "cfg-interval guidance-range cfg-range guidance-start guidance-end",
+    },
+    [OPTION_CFG_BATCH] = {
+        .name = "cfg-batch", .kind = OPTION_KIND_CHOICE, .metavar = "WHEN",
+        .group = OPTION_GROUP_GUIDANCE, .commands = GENERATE | PLAN | BENCH,
+        .help = "whether both prompts go through the transformer in one pass, which reads every "
+                "weight once but takes more memory; auto: where that is faster",
+        .fallback = "auto",
+        .words = "auto on off",
+        .elsewhere = "batch-cfg",
+    },
 
     [OPTION_THREADS] = {
         .name = "threads", .letter = 't', .kind = OPTION_KIND_INTEGER, .metavar = "N",
@@ -446,6 +464,32 @@ static ct_status set_size(options *o, const option_info *info, const char *label
     return CT_OK;
 }
 
+static ct_status set_interval(option_value *value, const option_info *info, const char *label,
+                              const char *text, ct_error *error)
+{
+    char begin_text[32];
+    const size_t at = strcspn(text, ":");
+    double begin, end;
+    bool well_formed = text[at] && at < sizeof begin_text;
+    if (well_formed) {
+        memcpy(begin_text, text, at);
+        begin_text[at] = 0;
+        well_formed = number_real(begin_text, &begin) == NUMBER_OK &&
+                      number_real(text + at + 1, &end) == NUMBER_OK;
+    }
+    if (!well_formed)
+        return error_set(error, CT_EINVAL, "%s: \"%s\" is not an interval such as 0.2:0.8", label,
+                         text);
+    if (begin < info->min || end > info->max)
+        return out_of_range(info, label, text, error);
+    if (begin >= end)
+        return error_set(error, CT_EINVAL, "%s %s is empty: the first number must be the smaller",
+                         label, text);
+    value->number = begin;
+    value->end = end;
+    return CT_OK;
+}
+
 static ct_status set_bytes(option_value *value, const option_info *info, const char *label,
                            const char *text, ct_error *error)
 {
@@ -517,6 +561,7 @@ ct_status options_set(options *o, option_id id, const char *label, const char *t
     case OPTION_KIND_NUMBER: status = set_number(&value, info, label, text, error); break;
     case OPTION_KIND_SEED: status = set_seed(&value, label, text, error); break;
     case OPTION_KIND_BYTES: status = set_bytes(&value, info, label, text, error); break;
+    case OPTION_KIND_INTERVAL: status = set_interval(&value, info, label, text, error); break;
     case OPTION_KIND_SIZE: status = set_size(o, info, label, text, error); break;
     case OPTION_KIND_CHOICE: status = set_choice(&value, info, label, text, error); break;
     }

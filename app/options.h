@@ -29,6 +29,8 @@ typedef enum option_id {
     OPTION_CFG_SCALE,
     OPTION_CFG_NORMALIZATION,
     OPTION_CFG_TRUNCATION,
+    OPTION_GUIDANCE_INTERVAL,
+    OPTION_CFG_BATCH,
     OPTION_SHIFT,
     OPTION_THREADS,
     OPTION_PRECISION,
@@ -63,6 +65,7 @@ typedef enum option_kind {
     OPTION_KIND_NUMBER,    /* a number in min..max */
     OPTION_KIND_SEED,      /* 0..2^64-1, or -1 for a random one */
     OPTION_KIND_SIZE,      /* 1024x768: sets OPTION_WIDTH and OPTION_HEIGHT */
+    OPTION_KIND_INTERVAL,  /* 0.2:0.8: two numbers in min..max, the first the smaller one */
     OPTION_KIND_BYTES,     /* 6G, 512M: an amount of memory, in min..max */
     OPTION_KIND_CHOICE     /* one of the words */
 } option_kind;
@@ -121,7 +124,8 @@ typedef struct option_value {
     int given;        /* how many times; the last one counts */
     const char *text; /* as it was written; belongs to whoever passed it in */
     int64_t integer;  /* INTEGER; CHOICE: the index of the word */
-    double number;    /* NUMBER */
+    double number;    /* NUMBER; INTERVAL: its beginning */
+    double end;       /* INTERVAL */
     uint64_t seed;    /* SEED */
     uint64_t bytes;   /* BYTES */
     bool random;      /* SEED: -1 was given */

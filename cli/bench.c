@@ -253,6 +253,9 @@ static void stages_json(measuring *m, const stages *s, const ct_model_info *mode
     member_integer(w, "height", job->height);
     member_string(w, "precision", ct_precision_name(job->precision));
     member_integer(w, "tokens", job->caption_tokens);
+    member_integer(w, "evaluations", job->evaluations);
+    member_boolean(w, "cfg_batch", job->cfg_batch);
+    member_integer(w, "streamed_blocks", job->streamed_blocks);
     member_number(w, "load_seconds", s->load);
     member_number(w, "encode_seconds", s->encode);
     json_write_key(w, "step_seconds");
@@ -276,8 +279,14 @@ static void print_stages(const measuring *m, const stages *s, const ct_model_inf
     print_machine(m);
     fputs("\n", t->stream);
     terminal_clean(t, model->name, false, 0);
-    fprintf(t->stream, ", %d x %d, %s, %d tokens\n", job->width, job->height,
+    fprintf(t->stream, ", %d x %d, %s, %d tokens", job->width, job->height,
             ct_precision_name(job->precision), job->caption_tokens);
+    if (job->guided_steps)
+        fprintf(t->stream, ", guided, both prompts in %s",
+                job->cfg_batch ? "one pass" : "two passes");
+    if (job->streamed_blocks)
+        fprintf(t->stream, ", %d of %d blocks streamed", job->streamed_blocks, job->blocks);
+    fputs("\n", t->stream);
     fprintf(t->stream, "  load    %s\n", format_duration(text, s->load));
     fprintf(t->stream, "  encode  %s\n", format_duration(text, s->encode));
     fprintf(t->stream, "  step    %s, the best of", format_duration(text, best_step(s)));
@@ -356,6 +365,8 @@ static ct_status check_options(const options *o, ct_error *error)
                                        OPTION_GUIDANCE,
                                        OPTION_CFG_SCALE,
                                        OPTION_CFG_TRUNCATION,
+                                       OPTION_GUIDANCE_INTERVAL,
+                                       OPTION_CFG_BATCH,
                                        OPTION_BATCH_COUNT,
                                        OPTION_CFG_NORMALIZATION,
                                        OPTION_PRECISION,

@@ -44,6 +44,8 @@ static void add_job(json_writer *w, const ct_job_info *job)
     member_number(w, "shift", job->shift);
     member_string(w, "scheduler", job->scheduler);
     member_integer(w, "evaluations", job->evaluations);
+    member_integer(w, "guided_steps", job->guided_steps);
+    member_boolean(w, "cfg_batch", job->cfg_batch);
     member_integer(w, "prompt_tokens", job->prompt_tokens);
     member_boolean(w, "prompt_truncated", job->prompt_truncated);
     member_integer(w, "negative_tokens", job->negative_tokens);
@@ -71,6 +73,11 @@ void events_start(FILE *out, const work_plan *plan)
     add_job(&w, plan->job);
     member_boolean(&w, "cfg_normalization", plan->params->cfg_normalization);
     member_number(&w, "cfg_truncation", plan->params->cfg_truncation);
+    json_write_key(&w, "guidance_interval");
+    json_write_array(&w);
+    json_write_number(&w, plan->params->guidance_start);
+    json_write_number(&w, plan->params->guidance_end);
+    json_write_array_end(&w);
     member_string(&w, "rng", "torch");
     member_string(&w, "noise", plan->params->noise_path);
     member_string(&w, "trace", plan->params->trace_path);

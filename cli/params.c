@@ -29,6 +29,13 @@ static ct_precision parse_precision(const option_value *value)
     return value->given ? in_order_of_words[value->integer] : CT_PRECISION_AUTO;
 }
 
+static ct_cfg_batch parse_cfg_batch(const option_value *value)
+{
+    static const ct_cfg_batch in_order_of_words[] = {CT_CFG_BATCH_AUTO, CT_CFG_BATCH_ON,
+                                                     CT_CFG_BATCH_OFF};
+    return value->given ? in_order_of_words[value->integer] : CT_CFG_BATCH_AUTO;
+}
+
 void params_from_options(ct_generate_params *p, const options *o)
 {
     const option_value *value = o->value;
@@ -44,6 +51,11 @@ void params_from_options(ct_generate_params *p, const options *o)
         p->cfg_scale = value[OPTION_CFG_SCALE].number;
     if (value[OPTION_CFG_TRUNCATION].given)
         p->cfg_truncation = value[OPTION_CFG_TRUNCATION].number;
+    if (value[OPTION_GUIDANCE_INTERVAL].given) {
+        p->guidance_start = value[OPTION_GUIDANCE_INTERVAL].number;
+        p->guidance_end = value[OPTION_GUIDANCE_INTERVAL].end;
+    }
+    p->cfg_batch = parse_cfg_batch(&value[OPTION_CFG_BATCH]);
     p->cfg_normalization = value[OPTION_CFG_NORMALIZATION].given;
     p->shift = value[OPTION_SHIFT].number;
     p->precision = parse_precision(&value[OPTION_PRECISION]);

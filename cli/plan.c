@@ -120,6 +120,8 @@ static void plan_json(const ct_model_info *model, const ct_memory_plan *plan)
     member_integer(&w, "width", plan->width);
     member_integer(&w, "height", plan->height);
     member_integer(&w, "steps", plan->steps);
+    member_integer(&w, "evaluations", plan->evaluations);
+    member_boolean(&w, "cfg_batch", plan->cfg_batch);
     member_string(&w, "precision", ct_precision_name(plan->precision));
     member_integer(&w, "prompt_tokens", plan->prompt_tokens);
     member_boolean(&w, "prompt_assumed", plan->prompt_assumed);
@@ -182,6 +184,9 @@ static void print_title(const terminal *t, const ct_model_info *model, const ct_
     fprintf(t->stream, "%s  %d%s%d, %s, %s%d tokens\n", terminal_escape(t, STYLE_PLAIN),
             plan->width, t->utf8 ? "×" : "x", plan->height, ct_precision_name(plan->precision),
             plan->prompt_assumed ? "a prompt of at most " : "a prompt of ", plan->prompt_tokens);
+    fprintf(t->stream, "%d step%s, %d evaluation%s%s\n", plan->steps, plan->steps == 1 ? "" : "s",
+            plan->evaluations, plan->evaluations == 1 ? "" : "s",
+            plan->cfg_batch ? ", both prompts in one pass" : "");
 }
 
 static void print_parts(const terminal *t, const ct_memory_plan *plan)

@@ -101,11 +101,15 @@ static void plan_guidance(const report *r, const work_plan *plan)
 {
     const ct_job_info *job = plan->job;
     label(r, "guidance");
-    if (job->cfg_scale > 1)
-        fprintf(stderr, "%g (cfg-scale %g)%s\n", job->guidance, job->cfg_scale,
-                plan->params->cfg_normalization ? ", norm kept" : "");
-    else
+    if (job->guided_steps == 0) {
         fputs("off\n", stderr);
+        return;
+    }
+    fprintf(stderr, "%g (cfg-scale %g)%s", job->guidance, job->cfg_scale,
+            plan->params->cfg_normalization ? ", norm kept" : "");
+    if (job->guided_steps < job->steps)
+        fprintf(stderr, ", in %d of %d steps", job->guided_steps, job->steps);
+    fprintf(stderr, ", both prompts in %s\n", job->cfg_batch ? "one pass" : "two passes");
 }
 
 static void plan_seed(const report *r, const work_plan *plan)
@@ -139,7 +143,7 @@ static void print_plan(report *r, const work_plan *plan)
     fprintf(stderr, "%s  %s %s, %s parameters\n", terminal_escape(&r->err, STYLE_PLAIN),
             plan->model->family, plan->model->variant, format_count(text, plan->model->parameters));
     plan_text(r, "prompt", plan->params->prompt, job->prompt_tokens);
-    if (job->cfg_scale > 1 && plan->params->negative_prompt && *plan->params->negative_prompt)
+    if (job->guided_steps && plan->params->negative_prompt && *plan->params->negative_prompt)
         plan_text(r, "negative", plan->params->negative_prompt, job->negative_tokens);
     label(r, "size");
     fprintf(stderr, "%d%s%d", job->picture_width, r->err.utf8 ? "×" : "x", job->picture_height);

@@ -333,6 +333,15 @@ typedef enum ct_rng {
 
 #define CT_GUIDANCE_DEFAULT (-1.0) /* the model's own */
 
+/* Whether prompt and negative prompt go through the transformer in one pass, in which each weight
+ * is read once. On the CPU the picture is the same, bit for bit; on a GPU to rounding. */
+typedef enum ct_cfg_batch {
+    CT_CFG_BATCH_AUTO = 0, /* where that is faster and its memory, for the activations of both,
+                            * does not cost more than it gains */
+    CT_CFG_BATCH_ON = 1,
+    CT_CFG_BATCH_OFF = 2
+} ct_cfg_batch;
+
 typedef struct ct_generate_params {
     size_t struct_size;
     const char *prompt;          /* required; an empty string is allowed */
@@ -352,6 +361,11 @@ typedef struct ct_generate_params {
     bool cfg_normalization;
     /* Steps whose time (1 - sigma) is above this go without guidance. 1, the default: none. */
     double cfg_truncation;
+    /* Guidance only in steps of which this share of all is done before: start <= step / steps <
+     * end, step counting from 0. Other steps evaluate the prompt alone. 0 and 1, the defaults: all
+     * steps. */
+    double guidance_start, guidance_end;
+    ct_cfg_batch cfg_batch;
     double shift; /* time shift of the schedule; 0: the model's own */
     ct_precision precision;
     ct_rng rng;
@@ -426,6 +440,8 @@ typedef struct ct_job_info {
     int references;            /* how many pictures it is made from */
     int picture_width, picture_height; /* less than width and height only with keep_size */
     uint64_t gpu_peak_bytes;           /* the most memory of the GPU; 0 without one */
+    int guided_steps;                  /* steps that evaluate the negative prompt as well */
+    bool cfg_batch;                    /* both prompts go through the transformer in one pass */
 } ct_job_info;
 
 CT_API const ct_job_info *ct_job_get_info(const ct_job *job);
@@ -500,6 +516,8 @@ typedef struct ct_gpu_plan {
 typedef struct ct_memory_plan {
     size_t struct_size;
     int width, height, steps;
+    int evaluations; /* of the transformer, for one picture */
+    bool cfg_batch;  /* both prompts go through the transformer in one pass */
     ct_precision precision;
     int prompt_tokens;        /* of the longer prompt */
     bool prompt_assumed;      /* no prompt was given: these are the most that are read */

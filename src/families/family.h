@@ -12,6 +12,7 @@
 #include "io/json.h"
 #include "io/names.h"
 #include "io/weights.h"
+#include "models/batch.h"
 #include "models/bind.h"
 #include "models/vae.h"
 #include "nn/nn.h"
@@ -71,6 +72,7 @@ typedef struct family_input {
     int64_t height, width; /* of the latents */
     const vae_latents *references;
     int reference_count;
+    int index; /* among the conditions that are evaluated together: 0 is the prompt */
 } family_input;
 
 struct family {
@@ -147,8 +149,10 @@ struct family {
     void (*set_step)(nn *c, const family_model *m, const void *schedule, int64_t step);
     void (*prepare_condition)(nn *c, const family_model *m, void *condition,
                               const family_input *input);
-    void (*forward)(nn *c, const family_model *m, const void *schedule, const void *condition,
-                    const nn_tensor *latents, const nn_tensor *output);
+    /* The latents under each of count conditions, 1 to BATCH_MAX: an output for each. */
+    void (*forward)(nn *c, const family_model *m, const void *schedule,
+                    const void *const *conditions, int count, const nn_tensor *latents,
+                    const nn_tensor *outputs);
 
     void (*decode)(nn *c, const family_model *m, const vae_decoding *d);
     int (*decode_units)(const family_model *m, const vae_decoding *d);

@@ -211,13 +211,17 @@ static void prepare_condition(nn *c, const family_model *m, void *condition,
     qwen_image_condition *p = condition;
     *p = qwen_image_prepare_condition(c, m->transformer, input->features, input->count,
                                       input->height, input->width, input->references,
-                                      input->reference_count);
+                                      input->reference_count, input->index);
 }
 
-static void forward(nn *c, const family_model *m, const void *schedule, const void *condition,
-                    const nn_tensor *latents, const nn_tensor *output)
+static void forward(nn *c, const family_model *m, const void *schedule,
+                    const void *const *conditions, int count, const nn_tensor *latents,
+                    const nn_tensor *outputs)
 {
-    qwen_image_forward(c, m->transformer, schedule, condition, latents, output);
+    const qwen_image_condition *each[BATCH_MAX];
+    for (int i = 0; i < count; i++)
+        each[i] = conditions[i];
+    qwen_image_forward(c, m->transformer, schedule, each, count, latents, outputs);
 }
 
 static void decode(nn *c, const family_model *m, const vae_decoding *d)

@@ -130,10 +130,14 @@ static void prepare_condition(nn *c, const family_model *m, void *condition,
                                       input->height, input->width);
 }
 
-static void forward(nn *c, const family_model *m, const void *schedule, const void *condition,
-                    const nn_tensor *latents, const nn_tensor *output)
+static void forward(nn *c, const family_model *m, const void *schedule,
+                    const void *const *conditions, int count, const nn_tensor *latents,
+                    const nn_tensor *outputs)
 {
-    zimage_forward(c, m->transformer, schedule, condition, latents, output);
+    const zimage_caption *each[BATCH_MAX];
+    for (int i = 0; i < count; i++)
+        each[i] = conditions[i];
+    zimage_forward(c, m->transformer, schedule, each, count, latents, outputs);
 }
 
 static void decode(nn *c, const family_model *m, const vae_decoding *d)

@@ -9,6 +9,7 @@
 
 #include "core/mem.h"
 #include "io/names.h"
+#include "models/batch.h"
 
 #include <math.h>
 
@@ -331,20 +332,49 @@ static void fill_angles(const flux2 *m, const int64_t position[FLUX2_AXES], floa
         }
 }
 
-static void fill_table(const flux2 *m, const flux2_condition *p, int64_t words,
-                       const vae_latents *references, int count, float *cosine, float *sine)
+/* Where the next token's angles go. */
+typedef struct angles {
+    float *cosine, *sine;
+} angles;
+
+static void add_token(const flux2 *m, angles *to, const int64_t position[FLUX2_AXES])
 {
-    const int64_t half = m->head_dim / 2;
-    for (int64_t j = 0; j < words; j++, cosine += half, sine += half)
-        fill_angles(m, (const int64_t[]){0, 0, 0, j}, cosine, sine);
-    for (int i = -1; i < count; i++) {
-        const int64_t rows = i < 0 ? p->rows : references[i].height;
-        const int64_t columns = i < 0 ? p->columns : references[i].width;
-        const int64_t picture = i < 0 ? 0 : 10 + 10 * (int64_t)i;
-        for (int64_t y = 0; y < rows; y++)
-            for (int64_t x = 0; x < columns; x++, cosine += half, sine += half)
-                fill_angles(m, (const int64_t[]){picture, y, x, 0}, cosine, sine);
-    }
+    fill_angles(m, position, to->cosine, to->sine);
+    to->cosine += m->head_dim / 2;
+    to->sine += m->head_dim / 2;
+}
+
+static void add_words(const flux2 *m, angles *to, int64_t words)
+{
+    for (int64_t j = 0; j < words; j++)
+        add_token(m, to, (const int64_t[]){0, 0, 0, j});
+}
+
+static void add_picture(const flux2 *m, angles *to, int64_t picture, int64_t rows, int64_t columns)
+{
+    for (int64_t y = 0; y < rows; y++)
+        for (int64_t x = 0; x < columns; x++)
+            add_token(m, to, (const int64_t[]){picture, y, x, 0});
+}
+
+static void add_references(const flux2 *m, angles *to, const vae_latents *references, int count)
+{
+    for (int i = 0; i < count; i++)
+        add_picture(m, to, 10 + 10 * (int64_t)i, references[i].height, references[i].width);
+}
+
+static void fill_table(const flux2 *m, const flux2_condition *p, int64_t words,
+                       const vae_latents *references, int count, angles to)
+{
+    if (p->pictures_first)
+        add_references(m, &to, references, count);
+    else
+        add_words(m, &to, words);
+    add_picture(m, &to, 0, p->rows, p->columns);
+    if (p->pictures_first)
+        add_words(m, &to, words);
+    else
+        add_references(m, &to, references, count);
 }
 
 static void rope_table(nn *c, const flux2 *m, flux2_condition *p, int64_t words,
@@ -358,7 +388,7 @@ static void rope_table(nn *c, const flux2 *m, flux2_condition *p, int64_t words,
     p->sine = nn_new2(c, total, half);
     float *cosine = nn_begin_write(c, &p->cosine), *sine = nn_begin_write(c, &p->sine);
     if (cosine && sine)
-        fill_table(m, p, words, references, count, cosine, sine);
+        fill_table(m, p, words, references, count, (angles){cosine, sine});
     nn_end_write(c, &p->cosine);
     nn_end_write(c, &p->sine);
 }
@@ -398,14 +428,39 @@ static void trace_rope(nn *c, const flux2_condition *p, const char *part, int64_
 }
 
 /* ---- Blocks ------------------------------------------------------------------------------------
- * All tokens lie in one matrix, text first, so both kinds of block read the same memory. */
+ * All tokens lie in one matrix, so both kinds of block read the same memory. */
+
+enum { IMAGE_STREAM, TEXT_STREAM, STREAMS };
 
 /* Keys and values of a block, [tokens, 2 dim], that come from elsewhere or go there; either may be
- * NULL. */
+ * NULL. Of a single sequence only. */
 typedef struct shared_keys {
     const nn_tensor *more; /* are seen, too */
     const nn_tensor *keep; /* those of the block's own tokens go here */
 } shared_keys;
+
+/* What all blocks of an evaluation share. */
+typedef struct pass {
+    batch rows;
+    nn_tensor attention[STREAMS][3], mlp[STREAMS][3], single[3]; /* shift, 1 + scale, gate */
+} pass;
+
+static void take_parts(nn_tensor out[3], const flux2_schedule *s, int part)
+{
+    for (int i = 0; i < 3; i++)
+        out[i] = nn_rows(&s->now, part + i, 1);
+}
+
+static pass begin_pass(const flux2_schedule *s)
+{
+    pass a = {0};
+    take_parts(a.attention[IMAGE_STREAM], s, IMAGE_ATTENTION);
+    take_parts(a.mlp[IMAGE_STREAM], s, IMAGE_MLP);
+    take_parts(a.attention[TEXT_STREAM], s, TEXT_ATTENTION);
+    take_parts(a.mlp[TEXT_STREAM], s, TEXT_MLP);
+    take_parts(a.single, s, SINGLE);
+    return a;
+}
 
 /* Room for queries, keys and values of s tokens [s + more, 3 dim]; those that come from elsewhere
  * are in their place, behind the others. */
@@ -420,95 +475,89 @@ static nn_tensor new_qkv(nn *c, const flux2 *m, int64_t s, const shared_keys *sh
     return qkv;
 }
 
-static void attend(nn *c, const flux2 *m, const nn_tensor *out, const nn_tensor *qkv,
-                   const shared_keys *shared)
+static void attend(nn *c, const flux2 *m, const batch *b, const nn_tensor *out,
+                   const nn_tensor *qkv, const shared_keys *shared)
 {
-    const int64_t s = out->n[0], d = m->dim;
-    nn_tensor own = nn_rows(qkv, 0, s), q = nn_columns(&own, 0, d);
-    nn_tensor k = nn_columns(qkv, d, d), v = nn_columns(qkv, 2 * d, d);
     if (shared->keep) {
-        nn_tensor kv = nn_columns(&own, d, 2 * d);
+        nn_tensor own = nn_rows(qkv, 0, b->count), kv = nn_columns(&own, m->dim, 2 * m->dim);
         nn_copy(c, shared->keep, &kv);
     }
-    nn_attention(c, out, &q, &k, &v, m->heads, m->heads, false);
+    batch_attention(c, b, out, qkv, m->heads);
 }
 
-/* Of which the rows of one stream begin at first. */
-typedef struct stream_rows {
-    const flux2_stream *weights;
-    int64_t first, count;
-    int64_t position;               /* of the first, in the table of angles */
-    nn_tensor attention[3], mlp[3]; /* shift, 1 + scale, gate */
-} stream_rows;
-
-/* Norm and rotation of queries and keys. */
-static void rotate(nn *c, const flux2 *m, const nn_tensor *q, const nn_tensor *k,
-                   const nn_weight *norm_q, const nn_weight *norm_k, const flux2_condition *p,
-                   int64_t first)
+/* x += gate * down(silu(gate h) * up h), h = norm(x) * (1 + scale) + shift */
+static void feed_forward(nn *c, const flux2 *m, const flux2_stream *w, const nn_tensor *x,
+                         const nn_tensor modulation[3])
 {
-    nn_tensor cosine = nn_rows(&p->cosine, first, q->n[0]);
-    nn_tensor sine = nn_rows(&p->sine, first, q->n[0]);
-    nn_head_norm_rope(c, q, m->heads, norm_q, m->eps, &cosine, &sine, NN_ROPE_INTERLEAVED);
-    nn_head_norm_rope(c, k, m->heads, norm_k, m->eps, &cosine, &sine, NN_ROPE_INTERLEAVED);
+    const int64_t s = x->n[0];
+    size_t mark = nn_mark(c);
+    nn_tensor hidden = nn_new_input(c, s, &w->down);
+    size_t behind = nn_mark(c);
+    nn_tensor input = nn_new_operand(c, s, m->dim);
+    nn_layer_norm(c, &input, x, m->eps, &modulation[SCALE], &modulation[SHIFT]);
+    nn_linear(c, &hidden, &input, &w->gate, &(nn_epilogue){.activation = NN_SILU, .up = &w->up});
+    nn_release(c, behind);
+    nn_linear(c, x, &hidden, &w->down, &(nn_epilogue){.gate = &modulation[GATE], .add = true});
+    nn_release(c, mark);
 }
 
 /* For each stream:
  *     x += gate * out(attention(norm(x) * (1 + scale) + shift)), attention over both streams
  *     x += gate * down(silu(gate h) * up h), h = norm(x) * (1 + scale) + shift */
-static void double_block(nn *c, const flux2 *m, const stream_rows *streams, int count,
-                         const nn_tensor *x, const shared_keys *shared, const flux2_condition *p)
+static void double_block(nn *c, const flux2 *m, const flux2_double *k, const nn_tensor *x,
+                         const pass *a, const shared_keys *shared)
 {
     if (nn_stopped(c))
         return;
+    const flux2_stream *const parts[STREAMS] = {&k->image, &k->text};
+    const nn_weight *const norm_q[STREAMS] = {&k->image.norm_q, &k->text.norm_q};
+    const nn_weight *const norm_k[STREAMS] = {&k->image.norm_k, &k->text.norm_k};
+    const batch *b = &a->rows;
     const int64_t s = x->n[0], d = m->dim;
     size_t mark = nn_mark(c);
     nn_tensor attended = nn_new_work2(c, s, d);
     size_t inner = nn_mark(c);
     nn_tensor qkv = new_qkv(c, m, s, shared);
-    for (int i = 0; i < count; i++) {
-        const stream_rows *r = &streams[i];
-        const flux2_stream *w = r->weights;
+    nn_tensor q = nn_columns(&qkv, 0, d), key = nn_columns(&qkv, d, d);
+    for (int i = 0; i < b->runs; i++) {
+        const batch_rows *r = &b->run[i];
+        const flux2_stream *w = parts[r->stream];
+        const nn_tensor *modulation = a->attention[r->stream];
         size_t here = nn_mark(c);
         nn_tensor rows = nn_rows(x, r->first, r->count), all = nn_rows(&qkv, r->first, r->count);
-        nn_tensor q = nn_columns(&all, 0, d), k = nn_columns(&all, d, d);
         nn_tensor input = nn_new_operand(c, r->count, d);
-        nn_layer_norm(c, &input, &rows, m->eps, &r->attention[SCALE], &r->attention[SHIFT]);
+        nn_layer_norm(c, &input, &rows, m->eps, &modulation[SCALE], &modulation[SHIFT]);
         nn_linears(c, &all, &input, (const nn_weight *const[]){&w->q, &w->k, &w->v}, NULL, 3);
-        rotate(c, m, &q, &k, &w->norm_q, &w->norm_k, p, r->position);
         nn_release(c, here);
     }
-    attend(c, m, &attended, &qkv, shared);
+    batch_head_norm_rope(c, b, &q, m->heads, norm_q, m->eps);
+    batch_head_norm_rope(c, b, &key, m->heads, norm_k, m->eps);
+    attend(c, m, b, &attended, &qkv, shared);
     nn_release(c, inner);
-    for (int i = 0; i < count; i++) {
-        const stream_rows *r = &streams[i];
-        const flux2_stream *w = r->weights;
+    for (int i = 0; i < b->runs; i++) {
+        const batch_rows *r = &b->run[i];
         nn_tensor rows = nn_rows(x, r->first, r->count), o = nn_rows(&attended, r->first, r->count);
-        nn_linear(c, &rows, &o, &w->out, &(nn_epilogue){.gate = &r->attention[GATE], .add = true});
+        nn_linear(c, &rows, &o, &parts[r->stream]->out,
+                  &(nn_epilogue){.gate = &a->attention[r->stream][GATE], .add = true});
     }
     nn_release(c, mark);
-    for (int i = 0; i < count; i++) {
-        const stream_rows *r = &streams[i];
-        const flux2_stream *w = r->weights;
-        nn_tensor rows = nn_rows(x, r->first, r->count),
-                  hidden = nn_new_input(c, r->count, &w->down);
-        size_t behind = nn_mark(c);
-        nn_tensor input = nn_new_operand(c, r->count, d);
-        nn_layer_norm(c, &input, &rows, m->eps, &r->mlp[SCALE], &r->mlp[SHIFT]);
-        nn_linear(c, &hidden, &input, &w->gate,
-                  &(nn_epilogue){.activation = NN_SILU, .up = &w->up});
-        nn_release(c, behind);
-        nn_linear(c, &rows, &hidden, &w->down, &(nn_epilogue){.gate = &r->mlp[GATE], .add = true});
-        nn_release(c, mark);
+    for (int i = 0; i < b->runs; i++) {
+        const batch_rows *r = &b->run[i];
+        nn_tensor rows = nn_rows(x, r->first, r->count);
+        feed_forward(c, m, parts[r->stream], &rows, a->mlp[r->stream]);
     }
 }
 
 /* x += gate * out([attention(h) | silu(gate h) * up h]), h = norm(x) * (1 + scale) + shift */
 static void single_block(nn *c, const flux2 *m, const flux2_single *w, const nn_tensor *x,
-                         const nn_tensor modulation[3], const shared_keys *shared,
-                         const flux2_condition *p, int64_t position)
+                         const pass *a, const shared_keys *shared)
 {
     if (nn_stopped(c))
         return;
+    /* Text and pictures have the same weights here. */
+    const nn_weight *const norm_q[STREAMS] = {&w->norm_q, &w->norm_q};
+    const nn_weight *const norm_k[STREAMS] = {&w->norm_k, &w->norm_k};
+    const nn_tensor *modulation = a->single;
     const int64_t s = x->n[0], d = m->dim;
     size_t mark = nn_mark(c);
     nn_tensor both = nn_new_work2(c, s, d + m->ffn_dim);
@@ -522,17 +571,12 @@ static void single_block(nn *c, const flux2 *m, const flux2_single *w, const nn_
     nn_linears(c, &own, &input, (const nn_weight *const[]){&w->q, &w->k, &w->v}, NULL, 3);
     nn_linear(c, &hidden, &input, &w->gate, &(nn_epilogue){.activation = NN_SILU, .up = &w->up});
     nn_release(c, behind);
-    rotate(c, m, &q, &k, &w->norm_q, &w->norm_k, p, position);
-    attend(c, m, &attended, &qkv, shared);
+    batch_head_norm_rope(c, &a->rows, &q, m->heads, norm_q, m->eps);
+    batch_head_norm_rope(c, &a->rows, &k, m->heads, norm_k, m->eps);
+    attend(c, m, &a->rows, &attended, &qkv, shared);
     nn_release(c, inner);
     nn_linear(c, x, &both, &w->out, &(nn_epilogue){.gate = &modulation[GATE], .add = true});
     nn_release(c, mark);
-}
-
-static void take_parts(nn_tensor out[3], const flux2_schedule *s, int part)
-{
-    for (int i = 0; i < 3; i++)
-        out[i] = nn_rows(&s->now, part + i, 1);
 }
 
 /* ---- References apart --------------------------------------------------------------------------
@@ -554,37 +598,40 @@ static void keep_references(nn *c, const flux2 *m, flux2_condition *p, int64_t t
     const int64_t position = p->cosine.n[0] - tokens;
     p->kept = nn_new_work3(c, m->doubles + m->singles, tokens, 2 * m->dim);
     size_t mark = nn_mark(c);
-    nn_tensor x = nn_new2(c, tokens, m->dim), modulation[3];
+    nn_tensor x = nn_new2(c, tokens, m->dim);
     embed_references(c, m, &x, references, count);
     flux2_schedule schedule = compute_schedule(c, m, &now, 1, false);
     flux2_set_step(c, &schedule, 0);
-    stream_rows stream = {.count = tokens, .position = position};
-    take_parts(stream.attention, &schedule, IMAGE_ATTENTION);
-    take_parts(stream.mlp, &schedule, IMAGE_MLP);
-    take_parts(modulation, &schedule, SINGLE);
+    pass a = begin_pass(&schedule);
+    const nn_tensor cosine = nn_rows(&p->cosine, position, tokens);
+    const nn_tensor sine = nn_rows(&p->sine, position, tokens);
+    batch_add(&a.rows, &(batch_tokens){.count = {[BATCH_REFERENCES] = tokens},
+                                       .stream = {[BATCH_REFERENCES] = IMAGE_STREAM},
+                                       .cosine = &cosine,
+                                       .sine = &sine});
     for (int b = 0; b < m->doubles + m->singles; b++) {
         nn_tensor kept = kept_of(c, m, p, b);
         const shared_keys shared = {.keep = &kept};
         nn_block(c);
-        if (b < m->doubles) {
-            stream.weights = &m->double_block[b].image;
-            double_block(c, m, &stream, 1, &x, &shared, p);
-        } else {
-            single_block(c, m, &m->single_block[b - m->doubles], &x, modulation, &shared, p,
-                         position);
-        }
+        if (b < m->doubles)
+            double_block(c, m, &m->double_block[b], &x, &a, &shared);
+        else
+            single_block(c, m, &m->single_block[b - m->doubles], &x, &a, &shared);
     }
     nn_release(c, mark);
 }
 
 flux2_condition flux2_prepare_condition(nn *c, const flux2 *m, const float *features,
                                         int64_t length, int64_t height, int64_t width,
-                                        const vae_latents *references, int count)
+                                        const vae_latents *references, int count, int index)
 {
-    flux2_condition p = {.rows = height, .columns = width};
+    /* Keys of references apart lie behind the others, as their angles do. */
+    flux2_condition p = {
+        .rows = height, .columns = width, .pictures_first = index % 2 == 1 && !m->references_apart};
     rope_table(c, m, &p, length, references, count);
-    trace_rope(c, &p, "text", 0, length);
-    trace_rope(c, &p, "image", length, p.cosine.n[0] - length);
+    const int64_t pictures = p.cosine.n[0] - length;
+    trace_rope(c, &p, "text", p.pictures_first ? pictures : 0, length);
+    trace_rope(c, &p, "image", p.pictures_first ? 0 : length, pictures);
     p.text = nn_new2(c, length, m->dim);
     const int64_t rest = p.cosine.n[0] - length - height * width;
     if (rest > 0 && m->references_apart)
@@ -611,55 +658,91 @@ static void final_layer(nn *c, const flux2 *m, const flux2_schedule *schedule,
 {
     nn_tensor shift = nn_rows(&schedule->now, FINAL + SHIFT, 1);
     nn_tensor scale = nn_rows(&schedule->now, FINAL + SCALE, 1);
+    size_t mark = nn_mark(c);
     nn_tensor tokens = nn_new2(c, image->n[0], m->channels);
     nn_layer_norm(c, image, image, m->eps, &scale, &shift);
     nn_linear(c, &tokens, image, &m->final, NULL);
     nn_from_patches(c, output, &tokens, 1);
+    nn_release(c, mark);
 }
 
-void flux2_forward(nn *c, const flux2 *m, const flux2_schedule *schedule, const flux2_condition *p,
-                   const nn_tensor *latents, const nn_tensor *output)
+/* The tokens of a sequence, before the first block. */
+static void fill_sequence(nn *c, const flux2_condition *p, const batch_sequence *s,
+                          const nn_tensor *x)
 {
-    const int64_t words = p->text.n[0], tokens = p->rows * p->columns;
-    const bool references = p->references.rank > 0, kept = p->kept.rank > 0;
-    const int64_t total = words + tokens + (references ? p->references.n[0] : 0);
-    size_t mark = nn_mark(c);
-    nn_tensor x = nn_new2(c, total, m->dim);
-    nn_tensor text = nn_rows(&x, 0, words), image = nn_rows(&x, words, total - words);
-    nn_tensor target = nn_rows(&image, 0, tokens);
-    stream_rows streams[2] = {{.first = words, .count = total - words, .position = words},
-                              {.count = words}};
-    take_parts(streams[0].attention, schedule, IMAGE_ATTENTION);
-    take_parts(streams[0].mlp, schedule, IMAGE_MLP);
-    take_parts(streams[1].attention, schedule, TEXT_ATTENTION);
-    take_parts(streams[1].mlp, schedule, TEXT_MLP);
-    nn_tensor modulation[3];
-    take_parts(modulation, schedule, SINGLE);
+    const batch_rows *text = &s->part[BATCH_TEXT], *rest = &s->part[BATCH_REFERENCES];
+    nn_tensor rows = nn_rows(x, text->first, text->count);
+    nn_copy(c, &rows, &p->text);
+    if (rest->count) {
+        rows = nn_rows(x, rest->first, rest->count);
+        nn_copy(c, &rows, &p->references);
+    }
+}
 
-    nn_copy(c, &text, &p->text);
+static void add_sequence(pass *a, const flux2_condition *p)
+{
+    batch_add(&a->rows, &(batch_tokens){.count = {[BATCH_TEXT] = p->text.n[0],
+                                                  [BATCH_TARGET] = p->rows * p->columns,
+                                                  [BATCH_REFERENCES] =
+                                                      p->references.rank ? p->references.n[0] : 0},
+                                        .stream = {[BATCH_TEXT] = TEXT_STREAM},
+                                        .pictures_first = p->pictures_first,
+                                        .cosine = &p->cosine,
+                                        .sine = &p->sine});
+}
+
+/* What is traced is of the first sequence. */
+void flux2_forward(nn *c, const flux2 *m, const flux2_schedule *schedule,
+                   const flux2_condition *const *conditions, int count, const nn_tensor *latents,
+                   const nn_tensor *outputs)
+{
+    const flux2_condition *p = conditions[0];
+    const bool kept = p->kept.rank > 0;
+    if (kept && count > 1) { /* no such model is used with guidance: not worth an own layout */
+        for (int i = 0; i < count; i++)
+            flux2_forward(c, m, schedule, &conditions[i], 1, latents, &outputs[i]);
+        return;
+    }
+    pass a = begin_pass(schedule);
+    for (int i = 0; i < count; i++)
+        add_sequence(&a, conditions[i]);
+    const batch_sequence *s = a.rows.sequence;
+    const batch_rows *text_rows = &s->part[BATCH_TEXT], *target_rows = &s->part[BATCH_TARGET];
+    size_t mark = nn_mark(c);
+    nn_tensor x = nn_new2(c, a.rows.count, m->dim), first = nn_rows(&x, 0, s->count);
+    nn_tensor text = nn_rows(&x, text_rows->first, text_rows->count);
+    nn_tensor target = nn_rows(&x, target_rows->first, target_rows->count);
+    nn_tensor image = nn_rows(&x, p->pictures_first ? 0 : text.n[0], s->count - text.n[0]);
+
     embed_latents(c, m, &target, latents);
-    if (references) {
-        nn_tensor rest = nn_rows(&image, tokens, p->references.n[0]);
-        nn_copy(c, &rest, &p->references);
+    for (int i = 0; i < count; i++) {
+        const batch_rows *r = &a.rows.sequence[i].part[BATCH_TARGET];
+        nn_tensor copy = nn_rows(&x, r->first, r->count);
+        fill_sequence(c, conditions[i], &a.rows.sequence[i], &x);
+        if (i > 0)
+            nn_copy(c, &copy, &target);
     }
     nn_trace_tensor(c, &image, "transformer.x_embedder");
     for (int i = 0; i < m->doubles; i++) {
-        streams[0].weights = &m->double_block[i].image;
-        streams[1].weights = &m->double_block[i].text;
         const nn_tensor more = kept ? kept_of(c, m, p, i) : (nn_tensor){0};
         nn_block(c);
-        double_block(c, m, streams, 2, &x, &(shared_keys){.more = kept ? &more : NULL}, p);
+        double_block(c, m, &m->double_block[i], &x, &a,
+                     &(shared_keys){.more = kept ? &more : NULL});
         nn_trace_tensor(c, &image, "transformer.transformer_blocks.%d", i);
         nn_trace_tensor(c, &text, "transformer.transformer_blocks.%d.text", i);
     }
     for (int i = 0; i < m->singles; i++) {
         const nn_tensor more = kept ? kept_of(c, m, p, m->doubles + i) : (nn_tensor){0};
         nn_block(c);
-        single_block(c, m, &m->single_block[i], &x, modulation,
-                     &(shared_keys){.more = kept ? &more : NULL}, p, 0);
-        nn_trace_tensor(c, &x, "transformer.single_transformer_blocks.%d", i);
+        single_block(c, m, &m->single_block[i], &x, &a,
+                     &(shared_keys){.more = kept ? &more : NULL});
+        nn_trace_tensor(c, &first, "transformer.single_transformer_blocks.%d", i);
     }
     nn_block(c);
-    final_layer(c, m, schedule, &target, output);
+    for (int i = 0; i < count; i++) {
+        const batch_rows *r = &a.rows.sequence[i].part[BATCH_TARGET];
+        target = nn_rows(&x, r->first, r->count);
+        final_layer(c, m, schedule, &target, &outputs[i]);
+    }
     nn_release(c, mark);
 }

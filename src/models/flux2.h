@@ -72,16 +72,19 @@ typedef struct flux2_condition {
     nn_tensor kept;       /* or, where they stand apart, [blocks, tokens, 2 dim]: keys and values */
     nn_tensor cosine, sine; /* [all tokens, head_dim / 2]: text, image, references */
     int64_t rows, columns;  /* of image tokens */
+    bool pictures_first;    /* the order of its tokens is references, image, text: batch.h */
 } flux2_condition;
 
-/* features [length, text_dim]; height and width in latent pixels. */
+/* features [length, text_dim]; height and width in latent pixels. index: of the condition among
+ * those that are evaluated together. */
 flux2_condition flux2_prepare_condition(nn *c, const flux2 *m, const float *features,
                                         int64_t length, int64_t height, int64_t width,
-                                        const vae_latents *references, int count);
+                                        const vae_latents *references, int count, int index);
 
-/* One evaluation: latents [channels, height, width] to the velocity, of the same shape. */
+/* One evaluation of latents [channels, height, width] under each of count conditions, at most
+ * BATCH_MAX: outputs[i], of the same shape, is the velocity. */
 void flux2_forward(nn *c, const flux2 *m, const flux2_schedule *schedule,
-                   const flux2_condition *condition, const nn_tensor *latents,
-                   const nn_tensor *output);
+                   const flux2_condition *const *conditions, int count, const nn_tensor *latents,
+                   const nn_tensor *outputs);
 
 #endif

@@ -10,6 +10,7 @@
 
 #include "core/mem.h"
 #include "io/names.h"
+#include "models/batch.h"
 
 #include <inttypes.h>
 #include <math.h>
@@ -317,29 +318,63 @@ static void fill_angles(const qwen_image *m, const int64_t position[QWEN_IMAGE_A
         }
 }
 
-/* Rows and columns of a picture are counted from its middle; the half before it is the larger one.
- * Words come behind all pictures, on every axis. */
-static void fill_table(const qwen_image *m, const qwen_image_condition *p, int64_t words,
-                       const vae_latents *references, int count, float *cosine, float *sine)
+/* Where the next token's angles go. */
+typedef struct angles {
+    float *cosine, *sine;
+} angles;
+
+static void add_token(const qwen_image *m, angles *to, const int64_t position[QWEN_IMAGE_AXES])
 {
-    const int64_t half = m->head_dim / 2;
-    int64_t behind = 0;
-    for (int i = -1; i < count; i++) {
-        const int64_t rows = i < 0 ? p->rows : references[i].height / PATCH;
-        const int64_t columns = i < 0 ? p->columns : references[i].width / PATCH;
-        behind = rows / 2 > behind ? rows / 2 : behind;
-        behind = columns / 2 > behind ? columns / 2 : behind;
-    }
-    for (int64_t j = 0; j < words; j++, cosine += half, sine += half)
-        fill_angles(m, (const int64_t[]){behind + j, behind + j, behind + j}, cosine, sine);
-    for (int i = -1; i < count; i++) {
-        const int64_t rows = i < 0 ? p->rows : references[i].height / PATCH;
-        const int64_t columns = i < 0 ? p->columns : references[i].width / PATCH;
-        const int64_t above = rows - rows / 2, left = columns - columns / 2;
-        for (int64_t y = 0; y < rows; y++)
-            for (int64_t x = 0; x < columns; x++, cosine += half, sine += half)
-                fill_angles(m, (const int64_t[]){i + 1, y - above, x - left}, cosine, sine);
-    }
+    fill_angles(m, position, to->cosine, to->sine);
+    to->cosine += m->head_dim / 2;
+    to->sine += m->head_dim / 2;
+}
+
+static void add_words(const qwen_image *m, angles *to, int64_t words, int64_t behind)
+{
+    for (int64_t j = 0; j < words; j++)
+        add_token(m, to, (const int64_t[]){behind + j, behind + j, behind + j});
+}
+
+/* Rows and columns are counted from the middle; the half before it is the larger one. */
+static void add_picture(const qwen_image *m, angles *to, int64_t picture, int64_t rows,
+                        int64_t columns)
+{
+    const int64_t above = rows - rows / 2, left = columns - columns / 2;
+    for (int64_t y = 0; y < rows; y++)
+        for (int64_t x = 0; x < columns; x++)
+            add_token(m, to, (const int64_t[]){picture, y - above, x - left});
+}
+
+static void add_references(const qwen_image *m, angles *to, const vae_latents *references,
+                           int count)
+{
+    for (int i = 0; i < count; i++)
+        add_picture(m, to, i + 1, references[i].height / PATCH, references[i].width / PATCH);
+}
+
+static int64_t larger(int64_t a, int64_t b)
+{
+    return a > b ? a : b;
+}
+
+/* Words come behind all pictures, on every axis. */
+static void fill_table(const qwen_image *m, const qwen_image_condition *p, int64_t words,
+                       const vae_latents *references, int count, angles to)
+{
+    int64_t behind = larger(p->rows / 2, p->columns / 2);
+    for (int i = 0; i < count; i++)
+        behind = larger(behind,
+                        larger(references[i].height / PATCH / 2, references[i].width / PATCH / 2));
+    if (p->pictures_first)
+        add_references(m, &to, references, count);
+    else
+        add_words(m, &to, words, behind);
+    add_picture(m, &to, 0, p->rows, p->columns);
+    if (p->pictures_first)
+        add_words(m, &to, words, behind);
+    else
+        add_references(m, &to, references, count);
 }
 
 static int64_t reference_tokens(const vae_latents *references, int count)
@@ -359,7 +394,7 @@ static void rope_table(nn *c, const qwen_image *m, qwen_image_condition *p, int6
     p->sine = nn_new2(c, total, half);
     float *cosine = nn_begin_write(c, &p->cosine), *sine = nn_begin_write(c, &p->sine);
     if (cosine && sine)
-        fill_table(m, p, words, references, count, cosine, sine);
+        fill_table(m, p, words, references, count, (angles){cosine, sine});
     nn_end_write(c, &p->cosine);
     nn_end_write(c, &p->sine);
 }
@@ -401,13 +436,16 @@ static void embed_references(nn *c, const qwen_image *m, const nn_tensor *out,
 
 qwen_image_condition qwen_image_prepare_condition(nn *c, const qwen_image *m, const float *features,
                                                   int64_t length, int64_t height, int64_t width,
-                                                  const vae_latents *references, int count)
+                                                  const vae_latents *references, int count,
+                                                  int index)
 {
-    qwen_image_condition p = {.rows = height / PATCH, .columns = width / PATCH};
+    qwen_image_condition p = {
+        .rows = height / PATCH, .columns = width / PATCH, .pictures_first = index % 2 == 1};
     const int64_t rest = reference_tokens(references, count);
     rope_table(c, m, &p, length, references, count);
-    trace_rope(c, &p, "text", 0, length);
-    trace_rope(c, &p, "image", length, p.cosine.n[0] - length);
+    const int64_t pictures = p.cosine.n[0] - length;
+    trace_rope(c, &p, "text", p.pictures_first ? pictures : 0, length);
+    trace_rope(c, &p, "image", p.pictures_first ? 0 : length, pictures);
     p.text = nn_new2(c, length, m->dim);
     nn_block(c);
     if (rest > 0) {
@@ -425,92 +463,143 @@ qwen_image_condition qwen_image_prepare_condition(nn *c, const qwen_image *m, co
 }
 
 /* ---- Blocks ------------------------------------------------------------------------------------
- * All tokens lie in one matrix, text first, so that attention sees them as one. */
+ * All tokens lie in one matrix, so that attention sees those of a sequence as one. */
 
-/* Rows of it with weights and modulation of their own. */
-typedef struct part {
-    const qwen_image_stream *weights;
-    int64_t first, count;
-    nn_tensor attention[3], mlp[3]; /* shift, 1 + scale, gate */
-} part;
+/* What has weights or modulation of its own; references have that of the image, unless they are
+ * modulated as at noise level 0. */
+enum { IMAGE_STREAM, TEXT_STREAM, ZERO_STREAM, STREAMS };
 
-#define MAX_PARTS 3 /* text, target, references */
+/* What the blocks of an evaluation are given. */
+typedef struct pass {
+    batch rows;
+    const qwen_image_stream *weights[STREAMS];
+    nn_tensor attention[STREAMS][3], mlp[STREAMS][3]; /* shift, 1 + scale, gate */
+} pass;
 
-/* q, k and v of a part, normed and rotated. */
-static void project(nn *c, const qwen_image *m, const part *r, const nn_tensor *x,
-                    const nn_tensor *qkv, const qwen_image_condition *p)
+/* q, k and v of some rows. */
+static void project(nn *c, const qwen_image *m, const pass *a, const batch_rows *r,
+                    const nn_tensor *x, const nn_tensor *qkv)
 {
-    const qwen_image_stream *w = r->weights;
-    const int64_t d = m->dim;
+    const qwen_image_stream *w = a->weights[r->stream];
+    const nn_tensor *modulation = a->attention[r->stream];
     size_t mark = nn_mark(c);
     nn_tensor rows = nn_rows(x, r->first, r->count), all = nn_rows(qkv, r->first, r->count);
-    nn_tensor q = nn_columns(&all, 0, d), k = nn_columns(&all, d, d);
-    nn_tensor cosine = nn_rows(&p->cosine, r->first, r->count);
-    nn_tensor sine = nn_rows(&p->sine, r->first, r->count);
-    nn_tensor input = nn_new_operand(c, r->count, d);
-    nn_layer_norm(c, &input, &rows, EPS, &r->attention[SCALE], &r->attention[SHIFT]);
+    nn_tensor input = nn_new_operand(c, r->count, m->dim);
+    nn_layer_norm(c, &input, &rows, EPS, &modulation[SCALE], &modulation[SHIFT]);
     nn_linears(c, &all, &input, (const nn_weight *const[]){&w->q, &w->k, &w->v},
                (const nn_weight *const[]){&w->q_bias, &w->k_bias, &w->v_bias}, 3);
-    nn_head_norm_rope(c, &q, m->heads, &w->norm_q, EPS, &cosine, &sine, NN_ROPE_INTERLEAVED);
-    nn_head_norm_rope(c, &k, m->heads, &w->norm_k, EPS, &cosine, &sine, NN_ROPE_INTERLEAVED);
     nn_release(c, mark);
 }
 
-/* x += gate * down(gelu(up h)), h = norm(x) * (1 + scale) + shift */
-static void feed_forward(nn *c, const qwen_image *m, const part *r, const nn_tensor *x)
+/* Norm and rotation of queries and keys. */
+static void rotate(nn *c, const qwen_image *m, const pass *a, const nn_tensor *qkv)
 {
-    const qwen_image_stream *w = r->weights;
+    const nn_weight *norm_q[STREAMS], *norm_k[STREAMS];
+    nn_tensor q = nn_columns(qkv, 0, m->dim), k = nn_columns(qkv, m->dim, m->dim);
+    for (int i = 0; i < STREAMS; i++) {
+        norm_q[i] = &a->weights[i]->norm_q;
+        norm_k[i] = &a->weights[i]->norm_k;
+    }
+    batch_head_norm_rope(c, &a->rows, &q, m->heads, norm_q, EPS);
+    batch_head_norm_rope(c, &a->rows, &k, m->heads, norm_k, EPS);
+}
+
+/* x += gate * down(gelu(up h)), h = norm(x) * (1 + scale) + shift */
+static void feed_forward(nn *c, const qwen_image *m, const pass *a, const batch_rows *r,
+                         const nn_tensor *x)
+{
+    const qwen_image_stream *w = a->weights[r->stream];
+    const nn_tensor *modulation = a->mlp[r->stream];
     size_t mark = nn_mark(c);
     nn_tensor rows = nn_rows(x, r->first, r->count);
     nn_tensor hidden = nn_new_work2(c, r->count, m->ffn_dim);
     size_t behind = nn_mark(c);
     nn_tensor input = nn_new_operand(c, r->count, m->dim);
-    nn_layer_norm(c, &input, &rows, EPS, &r->mlp[SCALE], &r->mlp[SHIFT]);
+    nn_layer_norm(c, &input, &rows, EPS, &modulation[SCALE], &modulation[SHIFT]);
     nn_linear(c, &hidden, &input, &w->up,
               &(nn_epilogue){.bias = &w->up_bias, .activation = NN_GELU_TANH});
     nn_release(c, behind);
     nn_linear(c, &rows, &hidden, &w->down,
-              &(nn_epilogue){.bias = &w->down_bias, .gate = &r->mlp[GATE], .add = true});
+              &(nn_epilogue){.bias = &w->down_bias, .gate = &modulation[GATE], .add = true});
     nn_release(c, mark);
 }
 
-/* x += gate * out(attention(h)), h = norm(x) * (1 + scale) + shift, attention over all parts; then
- * the feed-forward network of each. */
-static void block(nn *c, const qwen_image *m, const part *parts, int count, const nn_tensor *x,
-                  const qwen_image_condition *p)
+/* x += gate * out(attention(h)), h = norm(x) * (1 + scale) + shift, attention over all of a
+ * sequence; then the feed-forward network of each stream. */
+static void block(nn *c, const qwen_image *m, const pass *a, const nn_tensor *x)
 {
     if (nn_stopped(c))
         return;
+    const batch *b = &a->rows;
     const int64_t s = x->n[0], d = m->dim;
     size_t mark = nn_mark(c);
     nn_tensor attended = nn_new_work2(c, s, d);
     size_t inner = nn_mark(c);
     nn_tensor qkv = nn_new_work2(c, s, 3 * d);
-    for (int i = 0; i < count; i++)
-        project(c, m, &parts[i], x, &qkv, p);
-    nn_tensor q = nn_columns(&qkv, 0, d), k = nn_columns(&qkv, d, d);
-    nn_tensor v = nn_columns(&qkv, 2 * d, d);
-    nn_attention(c, &attended, &q, &k, &v, m->heads, m->heads, false);
+    for (int i = 0; i < b->runs; i++)
+        project(c, m, a, &b->run[i], x, &qkv);
+    rotate(c, m, a, &qkv);
+    batch_attention(c, b, &attended, &qkv, m->heads);
     nn_release(c, inner);
-    for (int i = 0; i < count; i++) {
-        const part *r = &parts[i];
+    for (int i = 0; i < b->runs; i++) {
+        const batch_rows *r = &b->run[i];
+        const qwen_image_stream *w = a->weights[r->stream];
         nn_tensor rows = nn_rows(x, r->first, r->count), o = nn_rows(&attended, r->first, r->count);
-        nn_linear(c, &rows, &o, &r->weights->out,
+        nn_linear(c, &rows, &o, &w->out,
                   &(nn_epilogue){
-                      .bias = &r->weights->out_bias, .gate = &r->attention[GATE], .add = true});
+                      .bias = &w->out_bias, .gate = &a->attention[r->stream][GATE], .add = true});
     }
     nn_release(c, mark);
-    for (int i = 0; i < count; i++)
-        feed_forward(c, m, &parts[i], x);
+    for (int i = 0; i < b->runs; i++)
+        feed_forward(c, m, a, &b->run[i], x);
 }
 
 /* ---- One evaluation -------------------------------------------------------------------------- */
 
-static void set_modulation(part *r, const nn_tensor *values, int64_t first)
+static void set_modulation(pass *a, int stream, const nn_tensor *values, int64_t first)
 {
     for (int i = 0; i < 3; i++) {
-        r->attention[i] = nn_rows(values, first + i, 1);
-        r->mlp[i] = nn_rows(values, first + 3 + i, 1);
+        a->attention[stream][i] = nn_rows(values, first + i, 1);
+        a->mlp[stream][i] = nn_rows(values, first + 3 + i, 1);
+    }
+}
+
+/* Weights and modulation of a block. */
+static void set_block(pass *a, const qwen_image *m, const qwen_image_schedule *schedule, int block)
+{
+    const int64_t first = (int64_t)BLOCK_PARTS * block;
+    a->weights[TEXT_STREAM] = &m->block[block].text;
+    a->weights[IMAGE_STREAM] = a->weights[ZERO_STREAM] = &m->block[block].image;
+    set_modulation(a, TEXT_STREAM, &schedule->now, first + TEXT_ATTENTION);
+    set_modulation(a, IMAGE_STREAM, &schedule->now, first + IMAGE_ATTENTION);
+    if (m->zero_cond_t)
+        set_modulation(a, ZERO_STREAM, &schedule->zero, first + IMAGE_ATTENTION);
+}
+
+static void add_sequence(pass *a, const qwen_image *m, const qwen_image_condition *p)
+{
+    batch_add(&a->rows,
+              &(batch_tokens){
+                  .count = {[BATCH_TEXT] = p->text.n[0],
+                            [BATCH_TARGET] = p->rows * p->columns,
+                            [BATCH_REFERENCES] = p->references.rank ? p->references.n[0] : 0},
+                  .stream = {[BATCH_TEXT] = TEXT_STREAM,
+                             [BATCH_REFERENCES] = m->zero_cond_t ? ZERO_STREAM : IMAGE_STREAM},
+                  .pictures_first = p->pictures_first,
+                  .cosine = &p->cosine,
+                  .sine = &p->sine});
+}
+
+/* The tokens of a sequence, before the first block. */
+static void fill_sequence(nn *c, const qwen_image_condition *p, const batch_sequence *s,
+                          const nn_tensor *x)
+{
+    const batch_rows *text = &s->part[BATCH_TEXT], *rest = &s->part[BATCH_REFERENCES];
+    nn_tensor rows = nn_rows(x, text->first, text->count);
+    nn_copy(c, &rows, &p->text);
+    if (rest->count) {
+        rows = nn_rows(x, rest->first, rest->count);
+        nn_copy(c, &rows, &p->references);
     }
 }
 
@@ -521,46 +610,51 @@ static void final_layer(nn *c, const qwen_image *m, const qwen_image_schedule *s
     const int64_t first = (int64_t)BLOCK_PARTS * m->blocks;
     nn_tensor scale = nn_rows(&schedule->now, first + FINAL_SCALE, 1);
     nn_tensor shift = nn_rows(&schedule->now, first + FINAL_SHIFT, 1);
+    size_t mark = nn_mark(c);
     nn_tensor tokens = nn_new2(c, image->n[0], m->channels * PATCH * PATCH);
     nn_layer_norm(c, image, image, EPS, &scale, &shift);
     nn_linear(c, &tokens, image, &m->final, &(nn_epilogue){.bias = &m->final_bias});
     nn_unpack(c, output, &tokens, PATCH);
+    nn_release(c, mark);
 }
 
+/* What is traced is of the first sequence. */
 void qwen_image_forward(nn *c, const qwen_image *m, const qwen_image_schedule *schedule,
-                        const qwen_image_condition *p, const nn_tensor *latents,
-                        const nn_tensor *output)
+                        const qwen_image_condition *const *conditions, int count,
+                        const nn_tensor *latents, const nn_tensor *outputs)
 {
-    const int64_t words = p->text.n[0], total = p->cosine.n[0], tokens = p->rows * p->columns;
-    const bool zero = m->zero_cond_t && p->references.rank > 0;
+    pass a = {0};
+    for (int i = 0; i < count; i++)
+        add_sequence(&a, m, conditions[i]);
+    const batch_sequence *s = a.rows.sequence;
+    const batch_rows *text_rows = &s->part[BATCH_TEXT], *target_rows = &s->part[BATCH_TARGET];
     size_t mark = nn_mark(c);
-    nn_tensor x = nn_new2(c, total, m->dim);
-    nn_tensor text = nn_rows(&x, 0, words), image = nn_rows(&x, words, total - words);
-    nn_tensor target = nn_rows(&image, 0, tokens);
-    part parts[MAX_PARTS] = {{.count = words},
-                             {.first = words, .count = zero ? tokens : total - words},
-                             {.first = words + tokens, .count = total - words - tokens}};
-    nn_copy(c, &text, &p->text);
+    nn_tensor x = nn_new2(c, a.rows.count, m->dim);
+    nn_tensor text = nn_rows(&x, text_rows->first, text_rows->count);
+    nn_tensor target = nn_rows(&x, target_rows->first, target_rows->count);
+    nn_tensor image =
+        nn_rows(&x, conditions[0]->pictures_first ? 0 : text.n[0], s->count - text.n[0]);
     embed_latents(c, m, &target, latents);
-    if (p->references.rank > 0) {
-        nn_tensor rest = nn_rows(&image, tokens, p->references.n[0]);
-        nn_copy(c, &rest, &p->references);
+    for (int i = 0; i < count; i++) {
+        const batch_rows *r = &a.rows.sequence[i].part[BATCH_TARGET];
+        nn_tensor copy = nn_rows(&x, r->first, r->count);
+        fill_sequence(c, conditions[i], &a.rows.sequence[i], &x);
+        if (i > 0)
+            nn_copy(c, &copy, &target);
     }
     nn_trace_tensor(c, &image, "transformer.img_in");
     for (int i = 0; i < m->blocks; i++) {
-        const int64_t first = (int64_t)BLOCK_PARTS * i;
-        parts[0].weights = &m->block[i].text;
-        parts[1].weights = parts[2].weights = &m->block[i].image;
-        set_modulation(&parts[0], &schedule->now, first + TEXT_ATTENTION);
-        set_modulation(&parts[1], &schedule->now, first + IMAGE_ATTENTION);
-        if (zero)
-            set_modulation(&parts[2], &schedule->zero, first + IMAGE_ATTENTION);
+        set_block(&a, m, schedule, i);
         nn_block(c);
-        block(c, m, parts, zero ? 3 : 2, &x, p);
+        block(c, m, &a, &x);
         nn_trace_tensor(c, &image, "transformer.transformer_blocks.%d", i);
         nn_trace_tensor(c, &text, "transformer.transformer_blocks.%d.text", i);
     }
     nn_block(c);
-    final_layer(c, m, schedule, &target, output);
+    for (int i = 0; i < count; i++) {
+        const batch_rows *r = &a.rows.sequence[i].part[BATCH_TARGET];
+        target = nn_rows(&x, r->first, r->count);
+        final_layer(c, m, schedule, &target, &outputs[i]);
+    }
     nn_release(c, mark);
 }

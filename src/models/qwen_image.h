@@ -68,16 +68,20 @@ typedef struct qwen_image_condition {
     nn_tensor references;   /* [tokens of all references, dim]; none: rank 0 */
     nn_tensor cosine, sine; /* [all tokens, head_dim / 2]: text, image, references */
     int64_t rows, columns;  /* of image tokens */
+    bool pictures_first;    /* the order of its tokens is references, image, text: batch.h */
 } qwen_image_condition;
 
-/* features [length, text_dim]; height and width in latent pixels. */
+/* features [length, text_dim]; height and width in latent pixels. index: of the condition among
+ * those that are evaluated together. */
 qwen_image_condition qwen_image_prepare_condition(nn *c, const qwen_image *m, const float *features,
                                                   int64_t length, int64_t height, int64_t width,
-                                                  const vae_latents *references, int count);
+                                                  const vae_latents *references, int count,
+                                                  int index);
 
-/* One evaluation: latents [channels, height, width] to the velocity, of the same shape. */
+/* One evaluation of latents [channels, height, width] under each of count conditions, at most
+ * BATCH_MAX: outputs[i], of the same shape, is the velocity. */
 void qwen_image_forward(nn *c, const qwen_image *m, const qwen_image_schedule *schedule,
-                        const qwen_image_condition *condition, const nn_tensor *latents,
-                        const nn_tensor *output);
+                        const qwen_image_condition *const *conditions, int count,
+                        const nn_tensor *latents, const nn_tensor *outputs);
 
 #endif

@@ -8,6 +8,7 @@
 
 #include "core/mem.h"
 #include "io/names.h"
+#include "models/batch.h"
 
 #include <math.h>
 
@@ -321,8 +322,8 @@ void zimage_set_step(nn *c, const zimage_schedule *schedule, int64_t step)
  * x += gate_msa * norm2(attention(norm1(x) * scale_msa))
  * x += gate_mlp * norm2(w2(silu(w1 h) * w3 h)), h = norm1(x) * scale_mlp */
 
-static void block(nn *c, const zimage *m, const zimage_block *k, const nn_tensor *x,
-                  const nn_tensor *cosine, const nn_tensor *sine, const nn_tensor *modulation)
+static void block(nn *c, const zimage *m, const zimage_block *k, const nn_tensor *x, const batch *b,
+                  const nn_tensor *modulation)
 {
     if (nn_stopped(c))
         return;
@@ -341,13 +342,12 @@ static void block(nn *c, const zimage *m, const zimage_block *k, const nn_tensor
 
     nn_tensor qkv = nn_new_work2(c, s, 3 * d);
     nn_tensor q = nn_columns(&qkv, 0, d), key = nn_columns(&qkv, d, d);
-    nn_tensor v = nn_columns(&qkv, 2 * d, d);
     nn_rms_norm(c, &input, x, &k->attention_norm1, m->eps, scale_msa);
     nn_linears(c, &qkv, &input, (const nn_weight *const[]){&k->q, &k->k, &k->v}, NULL, 3);
     /* The reference's attention class has its own eps for these, whatever norm_eps says. */
-    nn_head_norm_rope(c, &q, m->heads, norm_q, 1e-5, cosine, sine, NN_ROPE_INTERLEAVED);
-    nn_head_norm_rope(c, &key, m->heads, norm_k, 1e-5, cosine, sine, NN_ROPE_INTERLEAVED);
-    nn_attention(c, &h, &q, &key, &v, m->heads, m->heads, false);
+    batch_head_norm_rope(c, b, &q, m->heads, &norm_q, 1e-5);
+    batch_head_norm_rope(c, b, &key, m->heads, &norm_k, 1e-5);
+    batch_attention(c, b, &h, &qkv, m->heads);
     nn_release(c, inner);
     nn_tensor attended = nn_new_wide2(c, s, d);
     nn_linear(c, &attended, &h, &k->out, NULL);
@@ -360,6 +360,17 @@ static void block(nn *c, const zimage *m, const zimage_block *k, const nn_tensor
     nn_linear(c, &y, &hidden, &k->w2, NULL);
     nn_add_rms_norm(c, x, &y, &k->ffn_norm2, m->eps, gate_mlp, NULL);
     nn_release(c, mark);
+}
+
+/* One sequence of so many tokens, whose angles begin at a row of the tables. */
+static batch rows_alone(const zimage_caption *p, int64_t first, int64_t count)
+{
+    batch b = {0};
+    const nn_tensor cosine = nn_rows(&p->cosine, first, count);
+    const nn_tensor sine = nn_rows(&p->sine, first, count);
+    batch_add(&b,
+              &(batch_tokens){.count = {[BATCH_TARGET] = count}, .cosine = &cosine, .sine = &sine});
+    return b;
 }
 
 /* ---- Once for a prompt and size -------------------------------------------------------------- */
@@ -420,9 +431,10 @@ zimage_caption zimage_prepare_caption(nn *c, const zimage *m, const float *featu
         nn_fill_rows(c, &rest, &m->caption_pad_token);
     }
     nn_trace_tensor(c, &p.tokens, "transformer.cap_embedder");
+    const batch alone = rows_alone(&p, p.image_length, caption_length);
     for (int i = 0; i < m->refiners; i++) {
         nn_block(c);
-        block(c, m, &m->context_refiner[i], &p.tokens, &cosine, &sine, NULL);
+        block(c, m, &m->context_refiner[i], &p.tokens, &alone, NULL);
         nn_trace_tensor(c, &p.tokens, "transformer.context_refiner.%d", i);
     }
     nn_release(c, mark);
@@ -448,46 +460,108 @@ static void embed_image(nn *c, const zimage *m, const zimage_caption *p, const n
     nn_release(c, mark);
 }
 
-void zimage_forward(nn *c, const zimage *m, const zimage_schedule *schedule,
-                    const zimage_caption *p, const nn_tensor *latents, const nn_tensor *output)
+/* Rows of one sequence: its image tokens, which come first, or its caption. */
+static nn_tensor part_of(const nn_tensor *x, const batch_sequence *s, int kind)
 {
-    const int64_t image_length = p->image_length, caption_length = p->tokens.n[0];
-    size_t mark = nn_mark(c);
-    nn_tensor x = nn_new2(c, image_length + caption_length, m->dim);
-    nn_tensor image = nn_rows(&x, 0, image_length);
-    nn_tensor caption = nn_rows(&x, image_length, caption_length);
-    nn_tensor cosine = nn_rows(&p->cosine, 0, image_length);
-    nn_tensor sine = nn_rows(&p->sine, 0, image_length);
-    nn_trace_tensor(c, &cosine, "transformer.rope.image.cos");
-    nn_trace_tensor(c, &sine, "transformer.rope.image.sin");
-    nn_tensor modulation[4];
+    return nn_rows(x, s->part[kind].first, s->part[kind].count);
+}
 
-    embed_image(c, m, p, &image, latents);
-    nn_trace_tensor(c, &image, "transformer.x_embedder");
-    for (int64_t b = 0; b < modulated_blocks(m); b++) {
-        for (int i = 0; i < 4; i++)
-            modulation[i] = nn_rows(&schedule->now, 4 * b + i, 1);
-        nn_block(c);
-        if (b < m->refiners) {
-            block(c, m, &m->noise_refiner[b], &image, &cosine, &sine, modulation);
-            nn_trace_tensor(c, &image, "transformer.noise_refiner.%d", (int)b);
-            continue;
-        }
-        if (b == m->refiners)
-            nn_copy(c, &caption, &p->tokens);
-        block(c, m, &m->layer[b - m->refiners], &x, &p->cosine, &p->sine, modulation);
-        nn_trace_tensor(c, &x, "transformer.layers.%d", (int)b - m->refiners);
+static void take_modulation(nn_tensor out[4], const zimage_schedule *schedule, int block)
+{
+    for (int i = 0; i < 4; i++)
+        out[i] = nn_rows(&schedule->now, 4 * (int64_t)block + i, 1);
+}
+
+/* How many of the sequences have image tokens of their own in front of the layers. Their angles
+ * depend on the length of the caption, and on nothing else of it. */
+static int refined_apart(const zimage_caption *const *captions, int count)
+{
+    for (int i = 1; i < count; i++)
+        if (captions[i]->tokens.n[0] != captions[0]->tokens.n[0])
+            return count;
+    return 1;
+}
+
+/* The image tokens of the first sequence, to sequences first .. count-1. */
+static void share_image(nn *c, const nn_tensor *x, const batch *b, int first)
+{
+    const nn_tensor image = part_of(x, &b->sequence[0], BATCH_TARGET);
+    for (int i = first; i < b->sequences; i++) {
+        nn_tensor copy = part_of(x, &b->sequence[i], BATCH_TARGET);
+        nn_copy(c, &copy, &image);
     }
+}
 
-    /* Only the image tokens are needed behind the last layer. */
-    nn_block(c);
-    const int64_t tokens = p->rows * p->columns;
+/* Only the image tokens are needed behind the last layer. */
+static void final_layer(nn *c, const zimage *m, const zimage_schedule *schedule, int64_t tokens,
+                        const nn_tensor *image, const nn_tensor *output, bool traced)
+{
+    size_t mark = nn_mark(c);
     nn_tensor scale = nn_rows(&schedule->now, 4 * modulated_blocks(m), 1);
-    nn_tensor last = nn_rows(&x, 0, tokens);
+    nn_tensor last = nn_rows(image, 0, tokens);
     nn_tensor patches = nn_new2(c, tokens, PATCH * PATCH * m->channels);
     nn_layer_norm(c, &last, &last, 1e-6, &scale, NULL);
     nn_linear(c, &patches, &last, &m->final, &(nn_epilogue){.bias = &m->final_bias});
-    nn_trace_tensor(c, &patches, "transformer.final_layer");
+    if (traced)
+        nn_trace_tensor(c, &patches, "transformer.final_layer");
     nn_from_patches(c, output, &patches, PATCH);
+    nn_release(c, mark);
+}
+
+/* What is traced is of the first sequence. */
+void zimage_forward(nn *c, const zimage *m, const zimage_schedule *schedule,
+                    const zimage_caption *const *captions, int count, const nn_tensor *latents,
+                    const nn_tensor *outputs)
+{
+    const zimage_caption *p = captions[0];
+    const int64_t image_length = p->image_length;
+    const int apart = refined_apart(captions, count);
+    batch b = {0}, alone[BATCH_MAX];
+    for (int i = 0; i < count; i++) {
+        const zimage_caption *caption = captions[i];
+        batch_add(&b,
+                  &(batch_tokens){
+                      .count = {[BATCH_TEXT] = caption->tokens.n[0], [BATCH_TARGET] = image_length},
+                      .pictures_first = true,
+                      .cosine = &caption->cosine,
+                      .sine = &caption->sine});
+        alone[i] = rows_alone(caption, 0, image_length);
+    }
+    size_t mark = nn_mark(c);
+    nn_tensor x = nn_new2(c, b.count, m->dim), first = nn_rows(&x, 0, b.sequence[0].count);
+    nn_tensor image = part_of(&x, &b.sequence[0], BATCH_TARGET);
+    nn_trace_tensor(c, &alone[0].sequence[0].cosine, "transformer.rope.image.cos");
+    nn_trace_tensor(c, &alone[0].sequence[0].sine, "transformer.rope.image.sin");
+
+    embed_image(c, m, p, &image, latents);
+    nn_trace_tensor(c, &image, "transformer.x_embedder");
+    if (apart > 1)
+        share_image(c, &x, &b, 1);
+    nn_tensor modulation[4];
+    for (int k = 0; k < m->refiners; k++) {
+        take_modulation(modulation, schedule, k);
+        nn_block(c);
+        for (int i = 0; i < apart; i++) {
+            nn_tensor rows = part_of(&x, &b.sequence[i], BATCH_TARGET);
+            block(c, m, &m->noise_refiner[k], &rows, &alone[i], modulation);
+        }
+        nn_trace_tensor(c, &image, "transformer.noise_refiner.%d", k);
+    }
+    share_image(c, &x, &b, apart);
+    for (int i = 0; i < count; i++) {
+        nn_tensor caption = part_of(&x, &b.sequence[i], BATCH_TEXT);
+        nn_copy(c, &caption, &captions[i]->tokens);
+    }
+    for (int k = 0; k < m->layers; k++) {
+        take_modulation(modulation, schedule, m->refiners + k);
+        nn_block(c);
+        block(c, m, &m->layer[k], &x, &b, modulation);
+        nn_trace_tensor(c, &first, "transformer.layers.%d", k);
+    }
+    nn_block(c);
+    for (int i = 0; i < count; i++) {
+        image = part_of(&x, &b.sequence[i], BATCH_TARGET);
+        final_layer(c, m, schedule, p->rows * p->columns, &image, &outputs[i], i == 0);
+    }
     nn_release(c, mark);
 }

@@ -67,10 +67,11 @@ typedef struct zimage_caption {
 zimage_caption zimage_prepare_caption(nn *c, const zimage *m, const float *features, int64_t length,
                                       int64_t height, int64_t width);
 
-/* One evaluation: latents [channels, height, width] to output of the same shape, an estimate of
- * clean picture minus noise (the negative of the velocity). */
+/* One evaluation of latents [channels, height, width] under each of count captions, at most
+ * BATCH_MAX: outputs[i], of the same shape, is an estimate of clean picture minus noise (the
+ * negative of the velocity). */
 void zimage_forward(nn *c, const zimage *m, const zimage_schedule *schedule,
-                    const zimage_caption *caption, const nn_tensor *latents,
-                    const nn_tensor *output);
+                    const zimage_caption *const *captions, int count, const nn_tensor *latents,
+                    const nn_tensor *outputs);
 
 #endif

@@ -18,8 +18,10 @@
 
 void ct_generate_params_init(ct_generate_params *params)
 {
-    *params = (ct_generate_params){
-        .struct_size = sizeof *params, .guidance = CT_GUIDANCE_DEFAULT, .cfg_truncation = 1};
+    *params = (ct_generate_params){.struct_size = sizeof *params,
+                                   .guidance = CT_GUIDANCE_DEFAULT,
+                                   .cfg_truncation = 1,
+                                   .guidance_end = 1};
 }
 
 /* ---- Size, steps, guidance ------------------------------------------------------------------- */
@@ -108,6 +110,27 @@ static ct_status resolve_guidance(ct_job *job, const ct_generate_params *p, ct_e
     return CT_OK;
 }
 
+/* Which steps are guided, and how. */
+static ct_status resolve_guided_steps(ct_job *job, const ct_generate_params *p, ct_error *error)
+{
+    if (!(p->cfg_truncation >= 0 && p->cfg_truncation <= 1))
+        return error_set(error, CT_EINVAL, "cfg_truncation is %g; it must be 0 to 1",
+                         p->cfg_truncation);
+    if (!(p->guidance_start >= 0 && p->guidance_start < p->guidance_end && p->guidance_end <= 1))
+        return error_set(error, CT_EINVAL,
+                         "the guidance interval is %g:%g; it must begin at 0 or above, end at 1 or "
+                         "below, and begin before it ends",
+                         p->guidance_start, p->guidance_end);
+    if (p->cfg_batch < CT_CFG_BATCH_AUTO || p->cfg_batch > CT_CFG_BATCH_OFF)
+        return error_set(error, CT_EINVAL, "cfg_batch has the unknown value %d", (int)p->cfg_batch);
+    job->cfg_normalization = p->cfg_normalization;
+    job->cfg_truncation = p->cfg_truncation;
+    job->guidance_start = p->guidance_start;
+    job->guidance_end = p->guidance_end;
+    job->cfg_batch_wanted = p->cfg_batch;
+    return CT_OK;
+}
+
 const char *ct_precision_name(ct_precision precision)
 {
     static const char *const names[] = {"auto", "fp32", "bf16", "int8", "fp8", "fp16"};
@@ -157,9 +180,8 @@ static ct_status resolve_numbers(ct_job *job, const ct_generate_params *p, ct_er
                          MAX_STEPS);
     if (resolve_guidance(job, p, error) != CT_OK)
         return CT_EINVAL;
-    if (!(p->cfg_truncation >= 0 && p->cfg_truncation <= 1))
-        return error_set(error, CT_EINVAL, "cfg_truncation is %g; it must be 0 to 1",
-                         p->cfg_truncation);
+    if (resolve_guided_steps(job, p, error) != CT_OK)
+        return CT_EINVAL;
     if (p->shift != 0 && !(p->shift >= 0.01 && p->shift <= 100))
         return error_set(error, CT_EINVAL,
                          "shift is %g; it must be 0.01 to 100, or 0 for the model's "
@@ -175,8 +197,6 @@ static ct_status resolve_numbers(ct_job *job, const ct_generate_params *p, ct_er
     j->shift = p->shift != 0 ? p->shift : info->default_shift;
     j->scheduler = "FlowMatchEulerDiscreteScheduler";
     j->precision = p->precision == CT_PRECISION_AUTO ? natural_precision(job->model) : p->precision;
-    job->cfg_normalization = p->cfg_normalization;
-    job->cfg_truncation = p->cfg_truncation;
     job->trace_modules = p->trace_modules;
     job->seed = p->seed;
     return CT_OK;
@@ -387,13 +407,37 @@ static ct_status prepare_schedule(ct_job *job, ct_error *error)
     for (int i = 0; i < steps; i++)
         job->times[i] = (1000.0f - job->sigmas[i] * scale) / 1000.0f;
     for (int i = 0; i < steps; i++)
-        job->info.evaluations += job_guides(job, i) ? 2 : 1;
+        job->info.guided_steps += job_guides(job, i);
+    job->info.evaluations = steps + job->info.guided_steps;
     return CT_OK;
 }
 
+/* Two ways to leave steps out: cfg_truncation is Z-Image's own, by the noise that is gone; the
+ * interval is that of every model, by the steps that are done. A step is guided where both allow
+ * it. */
 bool job_guides(const ct_job *job, int step)
 {
-    return job->guides && (double)job->times[step] <= job->cfg_truncation;
+    const double done = (double)step / (double)job->info.steps;
+    return job->guides && (double)job->times[step] <= job->cfg_truncation &&
+           done >= job->guidance_start && done < job->guidance_end;
+}
+
+int job_passes(const ct_job *job)
+{
+    return job->info.steps + (job->cfg_batch ? 0 : job->info.guided_steps);
+}
+
+/* Where no step is guided the negative prompt has no work to do. */
+static void drop_guidance(ct_job *job)
+{
+    if (!job->guides || job->info.guided_steps > 0)
+        return;
+    log_message(&job->callbacks, CT_LOG_WARNING,
+                "none of the %d steps lies in the guidance interval %g:%g, so guidance is off",
+                job->info.steps, job->guidance_start, job->guidance_end);
+    job->guides = false;
+    job->negative.count = job->negative.words = 0;
+    job->info.negative_tokens = 0;
 }
 
 nn_params job_network(const ct_job *job)
@@ -495,6 +539,8 @@ ct_status job_open(ct_job **out, ct_model *model, const ct_generate_params *para
     if (status == CT_OK)
         status = prepare_schedule(job, error);
     if (status == CT_OK)
+        drop_guidance(job);
+    if (status == CT_OK)
         status = make_room(job, error);
     if (status == CT_OK && model->context->gpu)
         status = cuda_schedule_create(&job->schedule_gpu, a, error);
@@ -527,6 +573,11 @@ static void log_gpu_plan(const ct_job *job, const ct_memory_plan *plan)
 static void log_plan(const ct_job *job, const ct_memory_plan *plan)
 {
     const ct_job_info *info = &job->info;
+    if (job->guides)
+        log_message(&job->callbacks, CT_LOG_INFO,
+                    "guidance: %d of %d steps, %d evaluations; both prompts in %s",
+                    info->guided_steps, info->steps, info->evaluations,
+                    info->cfg_batch ? "one pass" : "two passes");
     char decode[64] = "at once";
     if (info->strip_height)
         snprintf(decode, sizeof decode, "in strips of %d rows", info->strip_height);

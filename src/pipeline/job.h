@@ -26,8 +26,10 @@ struct ct_job {
     ct_job_info info;
     bool guides; /* the negative prompt is used */
     bool cfg_normalization, trace_modules;
-    double cfg_truncation;
-    uint64_t seed; /* of the parameters, for ct_generate */
+    double cfg_truncation, guidance_start, guidance_end;
+    ct_cfg_batch cfg_batch_wanted;
+    bool cfg_batch; /* both prompts go through the transformer in one pass; plan_memory decides */
+    uint64_t seed;  /* of the parameters, for ct_generate */
     char *noise_path, *trace_path;
     prompt positive, negative;
     int64_t latent_height, latent_width, latent_count;
@@ -100,6 +102,8 @@ nn_precision job_decode_precision(const ct_job *job);
 void job_begin_section(ct_job *job, nn *c, residency_section section);
 /* Whether a step runs the negative prompt as well. */
 bool job_guides(const ct_job *job, int step);
+/* How often a picture needs all weights of the transformer. */
+int job_passes(const ct_job *job);
 /* Prompts, noise, steps, picture, on a network that may be dry: then the same calls find the memory
  * without touching data. The outcome is nn_status. */
 void job_execute(ct_job *job, nn *c, uint64_t seed);

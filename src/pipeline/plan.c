@@ -301,6 +301,8 @@ static void describe_job(const ct_job *job, ct_memory_plan *plan)
     plan->width = info->width;
     plan->height = info->height;
     plan->steps = info->steps;
+    plan->evaluations = info->evaluations;
+    plan->cfg_batch = job->cfg_batch;
     plan->precision = info->precision;
     plan->prompt_tokens =
         info->prompt_tokens > info->negative_tokens ? info->prompt_tokens : info->negative_tokens;
@@ -323,34 +325,100 @@ static void note_choice(ct_job *job, const ct_memory_plan *plan)
         if (bytes > info->activation_bytes)
             info->activation_bytes = bytes;
     }
+    info->cfg_batch = job->cfg_batch;
     info->peak_bytes = plan->chosen.peak_bytes;
     info->streamed_blocks = plan->chosen.streamed_blocks;
     info->strip_height = plan->chosen.strip_height;
     info->blocks = plan->stage[CT_STAGE_DENOISE].blocks;
 }
 
-ct_status plan_memory(ct_job *job, ct_memory_plan *plan, ct_error *error)
+/* Chooses among the ways to keep weights, with both prompts in one pass or not. */
+static ct_status choose_way(planning *p, bool together, ct_error *error)
 {
-    planning p = {.job = job, .plan = plan};
+    ct_job *job = p->job;
+    ct_memory_plan *plan = p->plan;
     ct_memory_plan_init(plan);
-    ct_status status = measure(&p, error);
+    job->cfg_batch = together;
+    ct_status status = measure(p, error);
     if (status != CT_OK)
         return status;
     describe_job(job, plan);
     status = plan_gpu(job, plan, error);
     if (status != CT_OK)
         return status;
-    plan->resident = choose(&p, 0, 0);
-    plan->streamed = choose(&p, plan->stage[CT_STAGE_DENOISE].blocks, 0);
-    plan->strips = choose_least(&p);
-    plan->chosen = choose_fitting(&p); /* the last word, so that the job keeps to it */
+    plan->resident = choose(p, 0, 0);
+    plan->streamed = choose(p, plan->stage[CT_STAGE_DENOISE].blocks, 0);
+    plan->strips = choose_least(p);
+    plan->chosen = choose_fitting(p); /* the last word, so that the job keeps to it */
     if (!plan->chosen.fits && plan->gpu.chosen.host_bytes) {
         /* No room to keep streamed blocks: they are read from their files every time. */
         plan->gpu.chosen.host_bytes = 0;
-        plan->chosen = choose_fitting(&p);
+        plan->chosen = choose_fitting(p);
     }
     note_choice(job, plan);
     plan_gpu_apply(job, plan);
+    return CT_OK;
+}
+
+/* ---- Both prompts in one pass ---------------------------------------------------------------- */
+
+/* Tokens of the pictures in a sequence up to which a GPU gains by twice as many rows: 512 x 512. */
+#define SHORT_TOKENS 1024
+
+/* Whether one pass is faster where all weights stay. On the CPU it is: the same products, and
+ * weights are read and unpacked once. A GPU that is busy with one prompt alone gains nothing. */
+static bool batch_is_faster(const ct_job *job)
+{
+    const family_model *m = &job->model->parts;
+    const int64_t side = (int64_t)m->factor * m->patch;
+    int64_t pixels = (int64_t)job->info.width * job->info.height;
+    for (int i = 0; i < job->references; i++)
+        pixels += (int64_t)job->reference[i].width * job->reference[i].height;
+    return !job->model->context->gpu || pixels <= SHORT_TOKENS * side * side;
+}
+
+/* How often a block comes while a picture is made; UINT64_MAX: it does not fit. */
+static uint64_t loads(const planning *p)
+{
+    const ct_memory_plan *plan = p->plan;
+    const uint64_t passes = (uint64_t)job_passes(p->job);
+    if (!plan->chosen.fits || (plan->gpu.total_bytes && !plan->gpu.chosen.fits))
+        return UINT64_MAX;
+    if (!plan->gpu.total_bytes)
+        return passes * (uint64_t)plan->chosen.streamed_blocks;
+    /* To take turns is less than to stream. */
+    return (uint64_t)plan->gpu.chosen.way + passes * (uint64_t)plan->gpu.chosen.streamed_blocks;
+}
+
+/* One pass takes more memory for activations, so that fewer weights may stay, but each comes once
+ * for both prompts: what loads less is chosen. */
+static ct_status choose_batch(planning *p, ct_error *error)
+{
+    const bool faster = batch_is_faster(p->job);
+    ct_status status = choose_way(p, faster, error);
+    const uint64_t first = status == CT_OK ? loads(p) : 0;
+    if (first == 0)
+        return status;
+    status = choose_way(p, !faster, error);
+    const uint64_t second = status == CT_OK ? loads(p) : 0;
+    const uint64_t on = faster ? first : second, off = faster ? second : first;
+    const bool together = on < off || (on == off && faster && on < UINT64_MAX);
+    if (status == CT_OK && together != p->job->cfg_batch)
+        status = choose_way(p, together, error);
+    return status;
+}
+
+/* ---- All of it ------------------------------------------------------------------------------- */
+
+ct_status plan_memory(ct_job *job, ct_memory_plan *plan, ct_error *error)
+{
+    planning p = {.job = job, .plan = plan};
+    const bool chosen = !job->guides || job->cfg_batch_wanted != CT_CFG_BATCH_AUTO;
+    ct_status status =
+        chosen ? choose_way(&p, job->guides && job->cfg_batch_wanted == CT_CFG_BATCH_ON, error)
+               : choose_batch(&p, error);
+    if (status != CT_OK)
+        return status;
     if (plan->gpu.total_bytes && !plan->gpu.chosen.fits)
         return plan_gpu_refuse(job, plan, error);
     if (plan->chosen.fits)

@@ -91,7 +91,7 @@ static ct_gpu_choice choose(planning *p, const choice *c)
     for (int i = 0; i < 3; i++)
         if (out.stage_bytes[i] > out.peak_bytes)
             out.peak_bytes = out.stage_bytes[i];
-    if (job->info.evaluations > 1)
+    if (job_passes(job) > 1)
         out.host_bytes = cuda_schedule_streamed(schedule, SECTION_EVALUATE);
     out.fits = out.peak_bytes <= p->plan->limit_bytes;
     return out;

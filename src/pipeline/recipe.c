@@ -37,6 +37,12 @@ static void member_number(json_writer *w, const char *key, double value)
     json_write_number(w, value);
 }
 
+/* Not all steps are guided. */
+static bool has_interval(const recipe *r)
+{
+    return r->guidance_start > 0 || r->guidance_end < 1;
+}
+
 char *recipe_json(const ct_allocator *a, const recipe *r)
 {
     strbuf s;
@@ -67,6 +73,13 @@ char *recipe_json(const ct_allocator *a, const recipe *r)
     json_write_key(&w, "cfg_normalization");
     json_write_boolean(&w, r->cfg_normalization);
     member_number(&w, "cfg_truncation", r->cfg_truncation);
+    if (has_interval(r)) {
+        json_write_key(&w, "guidance_interval");
+        json_write_array(&w);
+        json_write_number(&w, r->guidance_start);
+        json_write_number(&w, r->guidance_end);
+        json_write_array_end(&w);
+    }
     member_number(&w, "shift", r->shift);
     member_string(&w, "scheduler", r->scheduler);
     member_string(&w, "precision", r->precision);
@@ -154,6 +167,10 @@ static void add_fields(strbuf *s, const recipe *r)
         add_field(s, "CFG normalization", "True");
     if (r->cfg_truncation < 1)
         add_number(s, "CFG truncation", r->cfg_truncation);
+    if (has_interval(r)) {
+        add_number(s, "Guidance start", r->guidance_start);
+        add_number(s, "Guidance end", r->guidance_end);
+    }
     /* That program's name for torch.randn on the processor. */
     add_field(s, "RNG", !strcmp(r->rng, "torch") ? "CPU" : r->rng);
     add_field(s, "Precision", r->precision);

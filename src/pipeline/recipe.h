@@ -18,7 +18,8 @@ typedef struct recipe {
     double guidance;  /* the model's own convention */
     double cfg_scale; /* the usual one; 1: off */
     bool cfg_normalization;
-    double cfg_truncation; /* 1: none */
+    double cfg_truncation;               /* 1: none */
+    double guidance_start, guidance_end; /* shares of the steps; 0 and 1: all */
     double shift;
     const char *scheduler; /* class: "FlowMatchEulerDiscreteScheduler" */
     const char *precision; /* "fp32", "bf16", "int8" */

@@ -240,7 +240,8 @@ static void draw_noise(ct_job *job, nn *c, uint64_t seed)
 
 /* What a loop over the steps needs; all of it in the network's memory. */
 typedef struct denoising {
-    nn_tensor latents, output, other; /* [channels, height, width]; other: where guidance is on */
+    nn_tensor latents;   /* [channels, height, width] */
+    nn_tensor output[2]; /* likewise: of the prompt, and of the negative where guidance is on */
 } denoising;
 
 static void trace_output(ct_job *job, nn *c, const char *name, int step, const nn_tensor *output)
@@ -254,40 +255,43 @@ static void trace_output(ct_job *job, nn *c, const char *name, int step, const n
         trace_latents(job, text, job->scratch);
 }
 
-/* The network's estimate, guided, in d->output. A device may record these calls: those with and
- * those without guidance are two different recordings. */
+/* The network's estimates in d->output, in one pass or one after the other. A device may record
+ * these calls: those with and those without guidance are different recordings. */
 static void evaluate(ct_job *job, nn *c, const denoising *d, bool guided)
 {
     const family_model *m = &job->model->parts;
-    job_begin_section(job, c, SECTION_EVALUATE);
-    m->family->forward(c, m, job->schedule, job->positive.condition, &d->latents, &d->output);
-    if (!guided)
-        return;
-    job->trace.active = false;
-    job_begin_section(job, c, SECTION_EVALUATE);
-    m->family->forward(c, m, job->schedule, job->negative.condition, &d->latents, &d->other);
+    const void *const conditions[] = {job->positive.condition, job->negative.condition};
+    const int count = guided ? 2 : 1, together = job->cfg_batch ? count : 1;
+    for (int i = 0; i < count; i += together) {
+        if (i > 0)
+            job->trace.active = false;
+        job_begin_section(job, c, SECTION_EVALUATE);
+        m->family->forward(c, m, job->schedule, conditions + i, together, &d->latents,
+                           d->output + i);
+    }
 }
 
 /* All that the calls of an evaluation, and the memory in front of them, depend on. */
-#define KEY (7 + 2 * MAX_REFERENCES)
+#define KEY (8 + 2 * MAX_REFERENCES)
 
 static int evaluation_key(const ct_job *job, bool guided, int64_t *key)
 {
-    const int64_t own[7] = {NN_PLACE_EVALUATE, guided ? 2 : job->guides, job->latent_height,
-                            job->latent_width, job->positive.count,      job->negative.count,
-                            job->info.steps};
+    const int64_t own[8] = {NN_PLACE_EVALUATE,   guided ? 2 : job->guides, guided && job->cfg_batch,
+                            job->latent_height,  job->latent_width,        job->positive.count,
+                            job->negative.count, job->info.steps};
     memcpy(key, own, sizeof own);
     for (int i = 0; i < job->references; i++) {
-        key[7 + 2 * i] = job->reference[i].height;
-        key[8 + 2 * i] = job->reference[i].width;
+        key[8 + 2 * i] = job->reference[i].height;
+        key[9 + 2 * i] = job->reference[i].width;
     }
-    return 7 + 2 * job->references;
+    return 8 + 2 * job->references;
 }
 
 static void run_step(ct_job *job, nn *c, const denoising *d, int step)
 {
     const family_model *m = &job->model->parts;
-    const bool guided = job_guides(job, step);
+    /* Every step takes the same memory, or less where it is not guided. */
+    const bool guided = nn_is_dry(c) ? job->guides : job_guides(job, step);
     m->family->set_step(c, m, job->schedule, step);
     job->trace.active = step == 0;
     int64_t key[KEY];
@@ -296,22 +300,23 @@ static void run_step(ct_job *job, nn *c, const denoising *d, int step)
         nn_repeat_end(c);
     }
     job->trace.active = false;
-    trace_output(job, c, "model_output", step, &d->output);
+    const nn_tensor *output = &d->output[0], *negative = &d->output[1];
+    trace_output(job, c, "model_output", step, output);
     if (guided) {
-        trace_output(job, c, "negative_output", step, &d->other);
+        trace_output(job, c, "negative_output", step, negative);
         const double guidance = job->info.guidance - m->family->guidance_off;
         if (m->family->guides_tokens)
-            nn_guide_tokens(c, &d->output, &d->other, guidance, m->patch);
+            nn_guide_tokens(c, output, negative, guidance, m->patch);
         else
-            nn_guide(c, &d->output, &d->other, guidance, job->cfg_normalization);
+            nn_guide(c, output, negative, guidance, job->cfg_normalization);
     }
     /* x += (sigma' - sigma) * velocity */
     const float *sigma = &job->sigmas[step];
-    nn_add_scaled(c, &d->latents, &d->output,
+    nn_add_scaled(c, &d->latents, output,
                   m->family->negated ? sigma[0] - sigma[1] : sigma[1] - sigma[0]);
 }
 
-static void prepare_prompt(ct_job *job, nn *c, prompt *p)
+static void prepare_prompt(ct_job *job, nn *c, prompt *p, int index)
 {
     const family_model *m = &job->model->parts;
     vae_latents references[MAX_REFERENCES];
@@ -324,7 +329,8 @@ static void prepare_prompt(ct_job *job, nn *c, prompt *p)
                                 .height = job->latent_height,
                                 .width = job->latent_width,
                                 .references = references,
-                                .reference_count = job->references};
+                                .reference_count = job->references,
+                                .index = index};
     m->family->prepare_condition(c, m, p->condition, &input);
 }
 
@@ -334,13 +340,13 @@ static denoising prepare(ct_job *job, nn *c)
     const int64_t height = job->latent_height, width = job->latent_width;
     denoising d;
     m->family->prepare_schedule(c, m, job->schedule, job->sigmas, job->times, job->info.steps);
-    prepare_prompt(job, c, &job->positive);
+    prepare_prompt(job, c, &job->positive, 0);
     job->trace.active = false;
     d.latents = nn_new3(c, m->channels, height, width);
-    d.output = d.other = nn_new3(c, m->channels, height, width);
+    d.output[0] = d.output[1] = nn_new3(c, m->channels, height, width);
     if (job->guides) {
-        prepare_prompt(job, c, &job->negative);
-        d.other = nn_new3(c, m->channels, height, width);
+        prepare_prompt(job, c, &job->negative, 1);
+        d.output[1] = nn_new3(c, m->channels, height, width);
     }
     nn_upload(c, &d.latents, job->latents, job->latent_count);
     return d;
@@ -396,7 +402,7 @@ static void denoise(ct_job *job, nn *c)
         if (step >= lag)
             end_step(job, c, step - lag, mark);
         if (nn_is_dry(c))
-            break; /* every step takes the same memory */
+            break; /* the others take no more memory */
     }
     nn_release(c, mark);
     end_stage(job, c, CT_STAGE_DENOISE, job->model->parts.weights[PART_TRANSFORMER]);
@@ -513,6 +519,8 @@ static ct_status add_recipe(const ct_job *job, ct_image *image, ct_error *error)
         .cfg_scale = j->cfg_scale,
         .cfg_normalization = job->cfg_normalization,
         .cfg_truncation = job->cfg_truncation,
+        .guidance_start = job->guidance_start,
+        .guidance_end = job->guidance_end,
         .shift = j->shift,
         .scheduler = j->scheduler,
         .precision = ct_precision_name(j->precision),

@@ -438,6 +438,17 @@ class Events(Folder):
         self.assertEqual(on["evaluations"], 2 * off["evaluations"])
         self.assertEqual(self.events("-q", "--cfg-scale", "1")[0]["guidance"], 0.0)
 
+    def test_guidance(self):
+        both = self.events("-q", "--cfg-scale", "4", "--cfg-batch", "on", "--steps", "2")
+        each = self.events("-q", "--cfg-scale", "4", "--cfg-batch", "off", "--steps", "2")
+        self.assertEqual([(e[0]["cfg_batch"], e[0]["guided_steps"]) for e in (both, each)],
+                         [(True, 2), (False, 2)])
+        self.assertEqual(both[0]["guidance_interval"], [0.0, 1.0])
+        half = self.events("-q", "--cfg-scale", "4", "--guidance-interval", "0:0.5", "--steps", "2")
+        self.assertEqual((half[0]["evaluations"], half[0]["guided_steps"]), (3, 1))
+        self.assertEqual(half[1]["recipe"]["guidance_interval"], [0.0, 0.5])
+        self.assertNotIn("guidance_interval", both[1]["recipe"])
+
     def test_settings(self):
         start = self.events("-q", "--precision", "bf16", "-t", "3", "--shift", "1.5", "--cpu",
                             "baseline", "--cfg-normalization", "--rng", "torch")[0]
@@ -730,7 +741,7 @@ class Completions(Folder):
         if not shutil.which("bash"):
             self.skipTest("no bash")
         self.assertEqual(self.complete("gen"), ["generate"])
-        self.assertEqual(self.complete("generate", "--cfg"), ["--cfg-scale", "--cfg-normalization", "--cfg-truncation"])
+        self.assertEqual(self.complete("generate", "--cfg"), ["--cfg-scale", "--cfg-normalization", "--cfg-truncation", "--cfg-batch"])
         self.assertEqual(self.complete("generate", "--precision", "b"), ["bf16"])
         self.assertEqual(self.complete("generate", "--precision", "=", "fp"), ["fp32", "fp8", "fp16"])
         self.assertEqual(self.complete("generate", "--precision", "="), ["auto", "fp32", "bf16", "int8", "fp8", "fp16"])

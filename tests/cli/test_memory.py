@@ -104,7 +104,9 @@ class Promise(Folder):
         guided = (*small, "--guidance", "3", "-b", "2")
         said, _ = self.kept(BOX, *guided, out="a.png")
         between = (said["resident"]["peak_bytes"] + said["streamed"]["peak_bytes"]) // 2
-        said, _ = self.kept(BOX, *guided, "--max-memory", str(between), out="b.png")
+        _, near = plan(BOX, "-p", PROMPT, *unbatched(guided), "--max-memory", str(between))
+        near = near["chosen"]["peak_bytes"] + near["stages"][1]["block_bytes"] // 2
+        said, _ = self.kept(BOX, *guided, "--max-memory", str(near), out="b.png")
         self.assertGreater(said["chosen"]["streamed_blocks"], 0)
         for name in ("%s.png", "%s_2.png"):
             pictures = []
@@ -159,11 +161,16 @@ class Promise(Folder):
                                         str(choice["peak_bytes"] + half), out="streamed.png")
             self.assertGreater(chosen["chosen"]["streamed_blocks"], 0)
             self.assertEqual(picture, whole)
-        # Guidance: two prompts, two evaluations in a step.
-        guided = (*size[:3], "1", *size[4:], "--guidance", "3")
-        _, said = plan(model, "-p", PROMPT, *guided, "--max-memory", "100M")
-        self.kept(model, *guided, "--max-memory", str(said["chosen"]["peak_bytes"] + half),
-                  out="guided.png")
+        # Guidance: two prompts, in one pass through the blocks that come and go or in two.
+        pictures = []
+        for batch in ("on", "off"):
+            guided = (*size[:3], "1", *size[4:], "--guidance", "3", "--cfg-batch", batch)
+            _, said = plan(model, "-p", PROMPT, *guided, "--max-memory", "100M")
+            self.assertGreater(said["chosen"]["streamed_blocks"], 0)
+            pictures.append(self.kept(model, *guided, "--max-memory",
+                                      str(said["chosen"]["peak_bytes"] + half),
+                                      out=f"{batch}.png")[1])
+        self.assertEqual(*pictures)
 
 
     @unittest.skipIf(SANITIZED, "slow, and memory cannot be measured")

@@ -187,7 +187,8 @@ static void forward(nn *c, const network *n, int64_t side, int64_t caption, resu
     zimage_caption text = zimage_prepare_caption(c, &n->m, words, caption, side, side);
     nn_tensor x = nn_new3(c, CHANNELS, side, side), y = nn_new3(c, CHANNELS, side, side);
     nn_upload(c, &x, latents, r->output_count);
-    zimage_forward(c, &n->m, &schedule, &text, &x, &y);
+    const zimage_caption *captions[] = {&text};
+    zimage_forward(c, &n->m, &schedule, captions, 1, &x, &y);
     nn_download(c, &y, r->output, r->output_count);
     free(latents);
     free(words);

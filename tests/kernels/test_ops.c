@@ -276,6 +276,30 @@ static void check_attention_threads(const cpu_kernels *kernels)
     attention_free(&a);
 }
 
+/* A query's row is the same bytes whatever other queries there are. */
+static void check_attention_rows(const cpu_kernels *kernels)
+{
+    attention a;
+    do {
+        attention_create(&a);
+        if (a.causal)
+            attention_free(&a);
+    } while (a.causal);
+    const int64_t width = a.heads * a.dim, all = a.queries, first = random_between(0, all - 1);
+    const nn_precision p = random32() & 1 ? NN_F32 : NN_BF16;
+    float *q = a.q, *out = a.out;
+    run_network(kernels, 0, p, attend, &a);
+    a.queries = random_between(1, all - first);
+    a.q = q + first * width;
+    a.out = allocate(a.queries * width * 4);
+    run_network(kernels, (int)random_between(0, POOLS - 1), p, attend, &a);
+    assert_memory_equal(a.out, out + first * width, (size_t)(a.queries * width * 4));
+    free(a.out);
+    a.q = q;
+    a.out = out;
+    attention_free(&a);
+}
+
 /* What is not a number stays visible: in the query's row, and in no other. */
 static void check_attention_nan(const cpu_kernels *kernels)
 {
@@ -690,6 +714,37 @@ static void check_linear_threads(const cpu_kernels *kernels)
     linear_free(&l);
 }
 
+/* A row of a product is the same bytes whatever other rows there are. */
+static void check_linear_rows(const cpu_kernels *kernels)
+{
+    linear l;
+    linear_create(&l);
+    const nn_precision p = (nn_precision)(random32() % 3);
+    const int64_t all = l.m, first = random_between(0, all - 1);
+    const int64_t count = random_between(1, all - first);
+    float *out = l.out, *x = l.x, *alone = allocate(all * l.n * 4);
+    if (random32() & 1) {
+        l.epilogue.up = &l.up.w;
+        l.epilogue.activation = NN_SILU;
+    } else {
+        l.epilogue.bias = &l.bias_weight;
+        l.epilogue.activation = NN_GELU_TANH;
+        l.epilogue.add = l.with_gate = true;
+    }
+    l.prepared = random32() & 1;
+    memcpy(alone, out, (size_t)(all * l.n * 4));
+    run_network(kernels, 0, p, multiply, &l);
+    l.m = count;
+    l.x = x + first * l.k;
+    l.out = alone + first * l.n;
+    run_network(kernels, (int)random_between(0, POOLS - 1), p, multiply, &l);
+    assert_memory_equal(l.out, out + first * l.n, (size_t)(count * l.n * 4));
+    l.x = x;
+    l.out = out;
+    free(alone);
+    linear_free(&l);
+}
+
 /* ---- Norms ----------------------------------------------------------------------------------- */
 
 /* A layer norm and a linear layer behind it, through numbers or through an operand. */
@@ -840,12 +895,14 @@ int main(void)
     const struct CMUnitTest tests[] = {
         {"attention", test_each_tier, NULL, NULL, (void *)check_attention},
         {"attention: threads", test_each_tier, NULL, NULL, (void *)check_attention_threads},
+        {"attention: rows", test_each_tier, NULL, NULL, (void *)check_attention_rows},
         {"attention: not a number", test_each_tier, NULL, NULL, (void *)check_attention_nan},
         {"linear", test_each_tier, NULL, NULL, (void *)check_linear},
         {"linear: epilogues", test_each_tier, NULL, NULL, (void *)check_epilogue},
         {"layer norm", test_each_tier, NULL, NULL, (void *)check_layer_norm},
         {"norm behind a linear layer", test_each_tier, NULL, NULL,
          (void *)check_norm_behind_linear},
+        {"linear: rows", test_each_tier, NULL, NULL, (void *)check_linear_rows},
         {"linear: threads", test_each_tier, NULL, NULL, (void *)check_linear_threads},
     };
     int failed = cmocka_run_group_tests(tests, NULL, NULL);

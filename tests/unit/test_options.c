@@ -302,6 +302,26 @@ static void sizes(void **state)
     refuses("--size 0000000000000000000000000000000000000001x1", "not a size");
 }
 
+static void intervals(void **state)
+{
+    (void)state;
+    options o;
+    accepts(&o, "--guidance-interval 0.2:.75");
+    assert_true(o.value[OPTION_GUIDANCE_INTERVAL].number == 0.2);
+    assert_true(o.value[OPTION_GUIDANCE_INTERVAL].end == 0.75);
+    accepts(&o, "--guidance-interval 0:1");
+    refuses("--guidance-interval 0.5", "not an interval such as 0.2:0.8");
+    refuses("--guidance-interval 0.5:", "not an interval");
+    refuses("--guidance-interval :0.5", "not an interval");
+    refuses("--guidance-interval 0:0.5:1", "not an interval");
+    refuses("--guidance-interval 0:nan", "not an interval");
+    refuses("--guidance-interval 00000000000000000000000000000000000000:1", "not an interval");
+    refuses("--guidance-interval 0.5:0.5", "is empty");
+    refuses("--guidance-interval 0.8:0.2", "is empty");
+    refuses("--guidance-interval 0:1.5", "out of range: 0 to 1");
+    refuses("--guidance-interval=-0.5:1", "out of range: 0 to 1");
+}
+
 static void choices(void **state)
 {
     (void)state;
@@ -430,6 +450,7 @@ int main(void)
         cmocka_unit_test(seeds),
         cmocka_unit_test(numbers),
         cmocka_unit_test(sizes),
+        cmocka_unit_test(intervals),
         cmocka_unit_test(choices),
         cmocka_unit_test(set_leaves_the_old_value_on_failure),
         cmocka_unit_test(strict_numbers),

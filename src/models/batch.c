@@ -1,0 +1,63 @@
+#include "models/batch.h"
+
+/* Rows of a stream behind the others; returns how many runs there are. */
+static int append(batch_rows *runs, int count, const batch_rows *rows)
+{
+    batch_rows *last = count ? &runs[count - 1] : NULL;
+    if (last && last->stream == rows->stream && last->first + last->count == rows->first) {
+        last->count += rows->count;
+        return count;
+    }
+    runs[count] = *rows;
+    return count + 1;
+}
+
+void batch_add(batch *b, const batch_tokens *tokens)
+{
+    if (b->sequences == BATCH_MAX)
+        return;
+    batch_sequence *s = &b->sequence[b->sequences++];
+    *s = (batch_sequence){.first = b->count};
+    for (int i = 0; i < BATCH_KINDS; i++) {
+        const int kind = tokens->pictures_first ? BATCH_KINDS - 1 - i : i;
+        const batch_rows rows = {b->count, tokens->count[kind], tokens->stream[kind]};
+        s->part[kind] = rows;
+        if (rows.count == 0)
+            continue;
+        s->runs = append(s->run, s->runs, &rows);
+        b->runs = append(b->run, b->runs, &rows);
+        b->count += rows.count;
+    }
+    s->count = b->count - s->first;
+    s->cosine = nn_rows(tokens->cosine, 0, s->count);
+    s->sine = nn_rows(tokens->sine, 0, s->count);
+}
+
+void batch_head_norm_rope(nn *c, const batch *b, const nn_tensor *x, int heads,
+                          const nn_weight *const *norm, double eps)
+{
+    for (int i = 0; i < b->sequences; i++) {
+        const batch_sequence *s = &b->sequence[i];
+        for (int k = 0; k < s->runs; k++) {
+            const batch_rows *r = &s->run[k];
+            nn_tensor rows = nn_rows(x, r->first, r->count);
+            nn_tensor cosine = nn_rows(&s->cosine, r->first - s->first, r->count);
+            nn_tensor sine = nn_rows(&s->sine, r->first - s->first, r->count);
+            nn_head_norm_rope(c, &rows, heads, norm[r->stream], eps, &cosine, &sine,
+                              NN_ROPE_INTERLEAVED);
+        }
+    }
+}
+
+void batch_attention(nn *c, const batch *b, const nn_tensor *out, const nn_tensor *qkv, int heads)
+{
+    const int64_t d = out->n[1], more = qkv->n[0] - b->count;
+    for (int i = 0; i < b->sequences; i++) {
+        const batch_sequence *s = &b->sequence[i];
+        nn_tensor own = nn_rows(qkv, s->first, s->count), q = nn_columns(&own, 0, d);
+        nn_tensor seen = nn_rows(qkv, s->first, s->count + more);
+        nn_tensor k = nn_columns(&seen, d, d), v = nn_columns(&seen, 2 * d, d);
+        nn_tensor rows = nn_rows(out, s->first, s->count);
+        nn_attention(c, &rows, &q, &k, &v, heads, heads, false);
+    }
+}
