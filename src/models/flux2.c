@@ -443,6 +443,9 @@ typedef struct shared_keys {
 typedef struct pass {
     batch rows;
     nn_tensor attention[STREAMS][3], mlp[STREAMS][3], single[3]; /* shift, 1 + scale, gate */
+    /* Normed rows for the next product: of each run, then of all. */
+    nn_tensor input[BATCH_MAX * BATCH_KINDS], all;
+    size_t mark; /* before them */
 } pass;
 
 static void take_parts(nn_tensor out[3], const flux2_schedule *s, int part)
@@ -485,27 +488,38 @@ static void attend(nn *c, const flux2 *m, const batch *b, const nn_tensor *out,
     batch_attention(c, b, out, qkv, m->heads);
 }
 
+/* norm(x) * (1 + scale) + shift, to where the next product reads it. */
+static nn_next_norm norm_behind(const flux2 *m, const nn_tensor *out, const nn_tensor modulation[3])
+{
+    return (nn_next_norm){.out = out,
+                          .eps = m->eps,
+                          .scale = &modulation[SCALE],
+                          .layer = true,
+                          .shift = &modulation[SHIFT]};
+}
+
 /* x += gate * down(silu(gate h) * up h), h = norm(x) * (1 + scale) + shift */
 static void feed_forward(nn *c, const flux2 *m, const flux2_stream *w, const nn_tensor *x,
-                         const nn_tensor modulation[3])
+                         const pass *a, int run, bool last)
 {
-    const int64_t s = x->n[0];
+    const int stream = a->rows.run[run].stream;
+    const nn_tensor *input = &a->input[run];
+    const nn_next_norm next = norm_behind(m, input, a->attention[stream]);
     size_t mark = nn_mark(c);
-    nn_tensor hidden = nn_new_input(c, s, &w->down);
-    size_t behind = nn_mark(c);
-    nn_tensor input = nn_new_operand(c, s, m->dim);
-    nn_layer_norm(c, &input, x, m->eps, &modulation[SCALE], &modulation[SHIFT]);
-    nn_linear(c, &hidden, &input, &w->gate, &(nn_epilogue){.activation = NN_SILU, .up = &w->up});
-    nn_release(c, behind);
-    nn_linear(c, x, &hidden, &w->down, &(nn_epilogue){.gate = &modulation[GATE], .add = true});
+    nn_tensor hidden = nn_new_input(c, x->n[0], &w->down);
+    nn_linear(c, &hidden, input, &w->gate, &(nn_epilogue){.activation = NN_SILU, .up = &w->up});
+    nn_linear(
+        c, x, &hidden, &w->down,
+        &(nn_epilogue){.gate = &a->mlp[stream][GATE], .add = true, .next = last ? NULL : &next});
     nn_release(c, mark);
 }
 
 /* For each stream:
  *     x += gate * out(attention(norm(x) * (1 + scale) + shift)), attention over both streams
- *     x += gate * down(silu(gate h) * up h), h = norm(x) * (1 + scale) + shift */
+ *     x += gate * down(silu(gate h) * up h), h = norm(x) * (1 + scale) + shift
+ * Every norm is made by the sum in front of it, the first by the block before. */
 static void double_block(nn *c, const flux2 *m, const flux2_double *k, const nn_tensor *x,
-                         const pass *a, const shared_keys *shared)
+                         const pass *a, const shared_keys *shared, bool last)
 {
     if (nn_stopped(c))
         return;
@@ -520,15 +534,9 @@ static void double_block(nn *c, const flux2 *m, const flux2_double *k, const nn_
     nn_tensor qkv = new_qkv(c, m, s, shared);
     nn_tensor q = nn_columns(&qkv, 0, d), key = nn_columns(&qkv, d, d);
     for (int i = 0; i < b->runs; i++) {
-        const batch_rows *r = &b->run[i];
-        const flux2_stream *w = parts[r->stream];
-        const nn_tensor *modulation = a->attention[r->stream];
-        size_t here = nn_mark(c);
-        nn_tensor rows = nn_rows(x, r->first, r->count), all = nn_rows(&qkv, r->first, r->count);
-        nn_tensor input = nn_new_operand(c, r->count, d);
-        nn_layer_norm(c, &input, &rows, m->eps, &modulation[SCALE], &modulation[SHIFT]);
-        nn_linears(c, &all, &input, (const nn_weight *const[]){&w->q, &w->k, &w->v}, NULL, 3);
-        nn_release(c, here);
+        const flux2_stream *w = parts[b->run[i].stream];
+        nn_tensor all = nn_rows(&qkv, b->run[i].first, b->run[i].count);
+        nn_linears(c, &all, &a->input[i], (const nn_weight *const[]){&w->q, &w->k, &w->v}, NULL, 3);
     }
     batch_head_norm_rope(c, b, &q, m->heads, norm_q, m->eps);
     batch_head_norm_rope(c, b, &key, m->heads, norm_k, m->eps);
@@ -536,28 +544,31 @@ static void double_block(nn *c, const flux2 *m, const flux2_double *k, const nn_
     nn_release(c, inner);
     for (int i = 0; i < b->runs; i++) {
         const batch_rows *r = &b->run[i];
+        const nn_next_norm next = norm_behind(m, &a->input[i], a->mlp[r->stream]);
         nn_tensor rows = nn_rows(x, r->first, r->count), o = nn_rows(&attended, r->first, r->count);
-        nn_linear(c, &rows, &o, &parts[r->stream]->out,
-                  &(nn_epilogue){.gate = &a->attention[r->stream][GATE], .add = true});
+        nn_linear(
+            c, &rows, &o, &parts[r->stream]->out,
+            &(nn_epilogue){.gate = &a->attention[r->stream][GATE], .add = true, .next = &next});
     }
     nn_release(c, mark);
     for (int i = 0; i < b->runs; i++) {
         const batch_rows *r = &b->run[i];
         nn_tensor rows = nn_rows(x, r->first, r->count);
-        feed_forward(c, m, parts[r->stream], &rows, a->mlp[r->stream]);
+        feed_forward(c, m, parts[r->stream], &rows, a, i, last);
     }
 }
 
-/* x += gate * out([attention(h) | silu(gate h) * up h]), h = norm(x) * (1 + scale) + shift */
+/* x += gate * out([attention(h) | silu(gate h) * up h]), h = norm(x) * (1 + scale) + shift, made as
+ * in a double block */
 static void single_block(nn *c, const flux2 *m, const flux2_single *w, const nn_tensor *x,
-                         const pass *a, const shared_keys *shared)
+                         const pass *a, const shared_keys *shared, bool last)
 {
     if (nn_stopped(c))
         return;
     /* Text and pictures have the same weights here. */
     const nn_weight *const norm_q[STREAMS] = {&w->norm_q, &w->norm_q};
     const nn_weight *const norm_k[STREAMS] = {&w->norm_k, &w->norm_k};
-    const nn_tensor *modulation = a->single;
+    const nn_next_norm next = norm_behind(m, &a->all, a->single);
     const int64_t s = x->n[0], d = m->dim;
     size_t mark = nn_mark(c);
     nn_tensor both = nn_new_work2(c, s, d + m->ffn_dim);
@@ -565,18 +576,52 @@ static void single_block(nn *c, const flux2 *m, const flux2_single *w, const nn_
     size_t inner = nn_mark(c);
     nn_tensor qkv = new_qkv(c, m, s, shared), own = nn_rows(&qkv, 0, s);
     nn_tensor q = nn_columns(&own, 0, d), k = nn_columns(&own, d, d);
-    size_t behind = nn_mark(c);
-    nn_tensor input = nn_new_operand(c, s, d);
-    nn_layer_norm(c, &input, x, m->eps, &modulation[SCALE], &modulation[SHIFT]);
-    nn_linears(c, &own, &input, (const nn_weight *const[]){&w->q, &w->k, &w->v}, NULL, 3);
-    nn_linear(c, &hidden, &input, &w->gate, &(nn_epilogue){.activation = NN_SILU, .up = &w->up});
-    nn_release(c, behind);
+    nn_linears(c, &own, &a->all, (const nn_weight *const[]){&w->q, &w->k, &w->v}, NULL, 3);
+    nn_linear(c, &hidden, &a->all, &w->gate, &(nn_epilogue){.activation = NN_SILU, .up = &w->up});
     batch_head_norm_rope(c, &a->rows, &q, m->heads, norm_q, m->eps);
     batch_head_norm_rope(c, &a->rows, &k, m->heads, norm_k, m->eps);
     attend(c, m, &a->rows, &attended, &qkv, shared);
     nn_release(c, inner);
-    nn_linear(c, x, &both, &w->out, &(nn_epilogue){.gate = &modulation[GATE], .add = true});
+    nn_linear(c, x, &both, &w->out,
+              &(nn_epilogue){.gate = &a->single[GATE], .add = true, .next = last ? NULL : &next});
     nn_release(c, mark);
+}
+
+/* The norms that the first double block finds. */
+static void begin_doubles(nn *c, const flux2 *m, pass *a, const nn_tensor *x)
+{
+    a->mark = nn_mark(c);
+    for (int i = 0; i < a->rows.runs; i++) {
+        const batch_rows *r = &a->rows.run[i];
+        const nn_tensor *modulation = a->attention[r->stream];
+        nn_tensor rows = nn_rows(x, r->first, r->count);
+        a->input[i] = nn_new_operand(c, r->count, m->dim);
+        nn_layer_norm(c, &a->input[i], &rows, m->eps, &modulation[SCALE], &modulation[SHIFT]);
+    }
+}
+
+/* And the first single block. */
+static void begin_singles(nn *c, const flux2 *m, pass *a, const nn_tensor *x)
+{
+    nn_release(c, a->mark);
+    a->all = nn_new_operand(c, x->n[0], m->dim);
+    nn_layer_norm(c, &a->all, x, m->eps, &a->single[SCALE], &a->single[SHIFT]);
+}
+
+/* Block b, in the order in which they run. What the first makes stays in memory behind the last. */
+static void run_block(nn *c, const flux2 *m, pass *a, const nn_tensor *x, int b,
+                      const shared_keys *shared)
+{
+    nn_block(c);
+    if (b == 0)
+        begin_doubles(c, m, a, x);
+    if (b == m->doubles)
+        begin_singles(c, m, a, x);
+    if (b < m->doubles)
+        double_block(c, m, &m->double_block[b], x, a, shared, b + 1 == m->doubles);
+    else
+        single_block(c, m, &m->single_block[b - m->doubles], x, a, shared,
+                     b + 1 == m->doubles + m->singles);
 }
 
 /* ---- References apart --------------------------------------------------------------------------
@@ -612,11 +657,7 @@ static void keep_references(nn *c, const flux2 *m, flux2_condition *p, int64_t t
     for (int b = 0; b < m->doubles + m->singles; b++) {
         nn_tensor kept = kept_of(c, m, p, b);
         const shared_keys shared = {.keep = &kept};
-        nn_block(c);
-        if (b < m->doubles)
-            double_block(c, m, &m->double_block[b], &x, &a, &shared);
-        else
-            single_block(c, m, &m->single_block[b - m->doubles], &x, &a, &shared);
+        run_block(c, m, &a, &x, b, &shared);
     }
     nn_release(c, mark);
 }
@@ -723,20 +764,15 @@ void flux2_forward(nn *c, const flux2 *m, const flux2_schedule *schedule,
             nn_copy(c, &copy, &target);
     }
     nn_trace_tensor(c, &image, "transformer.x_embedder");
-    for (int i = 0; i < m->doubles; i++) {
+    for (int i = 0; i < m->doubles + m->singles; i++) {
         const nn_tensor more = kept ? kept_of(c, m, p, i) : (nn_tensor){0};
-        nn_block(c);
-        double_block(c, m, &m->double_block[i], &x, &a,
-                     &(shared_keys){.more = kept ? &more : NULL});
-        nn_trace_tensor(c, &image, "transformer.transformer_blocks.%d", i);
-        nn_trace_tensor(c, &text, "transformer.transformer_blocks.%d.text", i);
-    }
-    for (int i = 0; i < m->singles; i++) {
-        const nn_tensor more = kept ? kept_of(c, m, p, m->doubles + i) : (nn_tensor){0};
-        nn_block(c);
-        single_block(c, m, &m->single_block[i], &x, &a,
-                     &(shared_keys){.more = kept ? &more : NULL});
-        nn_trace_tensor(c, &first, "transformer.single_transformer_blocks.%d", i);
+        run_block(c, m, &a, &x, i, &(shared_keys){.more = kept ? &more : NULL});
+        if (i < m->doubles) {
+            nn_trace_tensor(c, &image, "transformer.transformer_blocks.%d", i);
+            nn_trace_tensor(c, &text, "transformer.transformer_blocks.%d.text", i);
+        } else {
+            nn_trace_tensor(c, &first, "transformer.single_transformer_blocks.%d", i - m->doubles);
+        }
     }
     nn_block(c);
     for (int i = 0; i < count; i++) {

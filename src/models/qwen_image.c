@@ -474,21 +474,28 @@ typedef struct pass {
     batch rows;
     const qwen_image_stream *weights[STREAMS];
     nn_tensor attention[STREAMS][3], mlp[STREAMS][3]; /* shift, 1 + scale, gate */
+    nn_tensor after[STREAMS][3]; /* attention of the next block; rank 0 behind the last */
+    nn_tensor input[BATCH_MAX * BATCH_KINDS]; /* normed rows of each run, for the next product */
 } pass;
 
-/* q, k and v of some rows. */
-static void project(nn *c, const qwen_image *m, const pass *a, const batch_rows *r,
-                    const nn_tensor *x, const nn_tensor *qkv)
+/* norm(x) * (1 + scale) + shift, to where the next product reads it. */
+static nn_next_norm norm_behind(const nn_tensor *out, const nn_tensor modulation[3])
 {
+    return (nn_next_norm){.out = out,
+                          .eps = EPS,
+                          .scale = &modulation[SCALE],
+                          .layer = true,
+                          .shift = &modulation[SHIFT]};
+}
+
+/* q, k and v of some rows. */
+static void project(nn *c, const pass *a, int run, const nn_tensor *qkv)
+{
+    const batch_rows *r = &a->rows.run[run];
     const qwen_image_stream *w = a->weights[r->stream];
-    const nn_tensor *modulation = a->attention[r->stream];
-    size_t mark = nn_mark(c);
-    nn_tensor rows = nn_rows(x, r->first, r->count), all = nn_rows(qkv, r->first, r->count);
-    nn_tensor input = nn_new_operand(c, r->count, m->dim);
-    nn_layer_norm(c, &input, &rows, EPS, &modulation[SCALE], &modulation[SHIFT]);
-    nn_linears(c, &all, &input, (const nn_weight *const[]){&w->q, &w->k, &w->v},
+    nn_tensor all = nn_rows(qkv, r->first, r->count);
+    nn_linears(c, &all, &a->input[run], (const nn_weight *const[]){&w->q, &w->k, &w->v},
                (const nn_weight *const[]){&w->q_bias, &w->k_bias, &w->v_bias}, 3);
-    nn_release(c, mark);
 }
 
 /* Norm and rotation of queries and keys. */
@@ -505,27 +512,27 @@ static void rotate(nn *c, const qwen_image *m, const pass *a, const nn_tensor *q
 }
 
 /* x += gate * down(gelu(up h)), h = norm(x) * (1 + scale) + shift */
-static void feed_forward(nn *c, const qwen_image *m, const pass *a, const batch_rows *r,
-                         const nn_tensor *x)
+static void feed_forward(nn *c, const pass *a, int run, const nn_tensor *x)
 {
+    const batch_rows *r = &a->rows.run[run];
     const qwen_image_stream *w = a->weights[r->stream];
-    const nn_tensor *modulation = a->mlp[r->stream];
+    const nn_tensor *after = a->after[r->stream];
+    const nn_next_norm next = norm_behind(&a->input[run], after);
     size_t mark = nn_mark(c);
-    nn_tensor rows = nn_rows(x, r->first, r->count);
-    nn_tensor hidden = nn_new_work2(c, r->count, m->ffn_dim);
-    size_t behind = nn_mark(c);
-    nn_tensor input = nn_new_operand(c, r->count, m->dim);
-    nn_layer_norm(c, &input, &rows, EPS, &modulation[SCALE], &modulation[SHIFT]);
-    nn_linear(c, &hidden, &input, &w->up,
+    nn_tensor rows = nn_rows(x, r->first, r->count), hidden = nn_new_input(c, r->count, &w->down);
+    nn_linear(c, &hidden, &a->input[run], &w->up,
               &(nn_epilogue){.bias = &w->up_bias, .activation = NN_GELU_TANH});
-    nn_release(c, behind);
     nn_linear(c, &rows, &hidden, &w->down,
-              &(nn_epilogue){.bias = &w->down_bias, .gate = &modulation[GATE], .add = true});
+              &(nn_epilogue){.bias = &w->down_bias,
+                             .gate = &a->mlp[r->stream][GATE],
+                             .add = true,
+                             .next = after->rank ? &next : NULL});
     nn_release(c, mark);
 }
 
 /* x += gate * out(attention(h)), h = norm(x) * (1 + scale) + shift, attention over all of a
- * sequence; then the feed-forward network of each stream. */
+ * sequence; then the feed-forward network of each stream. Every norm is made by the sum in front of
+ * it, the first by the block before. */
 static void block(nn *c, const qwen_image *m, const pass *a, const nn_tensor *x)
 {
     if (nn_stopped(c))
@@ -537,31 +544,44 @@ static void block(nn *c, const qwen_image *m, const pass *a, const nn_tensor *x)
     size_t inner = nn_mark(c);
     nn_tensor qkv = nn_new_work2(c, s, 3 * d);
     for (int i = 0; i < b->runs; i++)
-        project(c, m, a, &b->run[i], x, &qkv);
+        project(c, a, i, &qkv);
     rotate(c, m, a, &qkv);
     batch_attention(c, b, &attended, &qkv, m->heads);
     nn_release(c, inner);
     for (int i = 0; i < b->runs; i++) {
         const batch_rows *r = &b->run[i];
         const qwen_image_stream *w = a->weights[r->stream];
+        const nn_next_norm next = norm_behind(&a->input[i], a->mlp[r->stream]);
         nn_tensor rows = nn_rows(x, r->first, r->count), o = nn_rows(&attended, r->first, r->count);
         nn_linear(c, &rows, &o, &w->out,
-                  &(nn_epilogue){
-                      .bias = &w->out_bias, .gate = &a->attention[r->stream][GATE], .add = true});
+                  &(nn_epilogue){.bias = &w->out_bias,
+                                 .gate = &a->attention[r->stream][GATE],
+                                 .add = true,
+                                 .next = &next});
     }
     nn_release(c, mark);
     for (int i = 0; i < b->runs; i++)
-        feed_forward(c, m, a, &b->run[i], x);
+        feed_forward(c, a, i, x);
 }
 
 /* ---- One evaluation -------------------------------------------------------------------------- */
 
-static void set_modulation(pass *a, int stream, const nn_tensor *values, int64_t first)
+/* shift, 1 + scale and gate */
+static void take_parts(nn_tensor out[3], const nn_tensor *values, int64_t first)
 {
-    for (int i = 0; i < 3; i++) {
-        a->attention[stream][i] = nn_rows(values, first + i, 1);
-        a->mlp[stream][i] = nn_rows(values, first + 3 + i, 1);
-    }
+    for (int i = 0; i < 3; i++)
+        out[i] = nn_rows(values, first + i, 1);
+}
+
+static void set_modulation(pass *a, const qwen_image *m, int stream, const nn_tensor *values,
+                           int64_t first, int block)
+{
+    take_parts(a->attention[stream], values, first);
+    take_parts(a->mlp[stream], values, first + 3);
+    if (block + 1 < m->blocks)
+        take_parts(a->after[stream], values, first + BLOCK_PARTS);
+    else
+        a->after[stream][0].rank = 0;
 }
 
 /* Weights and modulation of a block. */
@@ -570,10 +590,22 @@ static void set_block(pass *a, const qwen_image *m, const qwen_image_schedule *s
     const int64_t first = (int64_t)BLOCK_PARTS * block;
     a->weights[TEXT_STREAM] = &m->block[block].text;
     a->weights[IMAGE_STREAM] = a->weights[ZERO_STREAM] = &m->block[block].image;
-    set_modulation(a, TEXT_STREAM, &schedule->now, first + TEXT_ATTENTION);
-    set_modulation(a, IMAGE_STREAM, &schedule->now, first + IMAGE_ATTENTION);
+    set_modulation(a, m, TEXT_STREAM, &schedule->now, first + TEXT_ATTENTION, block);
+    set_modulation(a, m, IMAGE_STREAM, &schedule->now, first + IMAGE_ATTENTION, block);
     if (m->zero_cond_t)
-        set_modulation(a, ZERO_STREAM, &schedule->zero, first + IMAGE_ATTENTION);
+        set_modulation(a, m, ZERO_STREAM, &schedule->zero, first + IMAGE_ATTENTION, block);
+}
+
+/* The norms that the first block finds. */
+static void begin_blocks(nn *c, const qwen_image *m, pass *a, const nn_tensor *x)
+{
+    for (int i = 0; i < a->rows.runs; i++) {
+        const batch_rows *r = &a->rows.run[i];
+        const nn_tensor *modulation = a->attention[r->stream];
+        nn_tensor rows = nn_rows(x, r->first, r->count);
+        a->input[i] = nn_new_operand(c, r->count, m->dim);
+        nn_layer_norm(c, &a->input[i], &rows, EPS, &modulation[SCALE], &modulation[SHIFT]);
+    }
 }
 
 static void add_sequence(pass *a, const qwen_image *m, const qwen_image_condition *p)
@@ -645,6 +677,8 @@ void qwen_image_forward(nn *c, const qwen_image *m, const qwen_image_schedule *s
     nn_trace_tensor(c, &image, "transformer.img_in");
     for (int i = 0; i < m->blocks; i++) {
         set_block(&a, m, schedule, i);
+        if (i == 0)
+            begin_blocks(c, m, &a, &x);
         nn_block(c);
         block(c, m, &a, &x);
         nn_trace_tensor(c, &image, "transformer.transformer_blocks.%d", i);

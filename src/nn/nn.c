@@ -611,10 +611,10 @@ void nn_linear(nn *c, const nn_tensor *out, const nn_tensor *x, const nn_weight 
     const nn_epilogue none = {0}, *e = epilogue ? epilogue : &none;
     bool fits =
         nn_has(w) && w->rank == 2 && x->rank == 2 && x->n[1] == w->n[1] &&
-        (!out->operand || (e->up && !e->add && !e->gate && c->device->writes_operand)) &&
+        (!out->operand || (!e->add && !e->gate && c->device->writes_operand)) &&
         is_matrix(out, x->n[0], w->n[0]) && (!e->bias || is_vector(e->bias, w->n[0])) &&
         (!e->gate || is_row(e->gate, w->n[0])) && (!x->operand || takes_operand(c, w)) &&
-        (out->shift == 0 || (e->up && !e->add)) &&
+        (out->shift == 0 || !e->add) &&
         (!e->up || (nn_has(e->up) && e->up->rank == 2 && e->up->n[0] == w->n[0] &&
                     e->up->n[1] == w->n[1] && e->up->sensitive == w->sensitive && !e->bias)) &&
         (!e->next ||

@@ -164,8 +164,8 @@ nn_tensor nn_new_wide2(nn *c, int64_t n0, int64_t n1);
  * layers (their weights without marks) on the same input. Written by nn_rms_norm, nn_layer_norm and
  * nn_prepare, read by nn_linear. */
 nn_tensor nn_new_operand(nn *c, int64_t m, int64_t k);
-/* The input [M, K] of a linear layer with w [N, K] alone, to be written by a linear layer with
- * `up`: an operand where the device can write one there, else as nn_new_work2. */
+/* The input [M, K] of a linear layer with w [N, K] alone, to be written by a linear layer with an
+ * activation: an operand where the device can write one there, else as nn_new_work2. */
 nn_tensor nn_new_input(nn *c, int64_t m, const nn_weight *w);
 /* For what follows; returns what it was. An operand is used under the precision that it was made
  * in. */

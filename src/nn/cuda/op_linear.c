@@ -300,7 +300,7 @@ static void linear(nn *c, const nn_tensor *out, const nn_tensor *x, const nn_wei
     /* What cuBLASLt does behind the product costs nothing; the rest is a pass over the results. */
     const bool gelu = e->activation == NN_GELU_TANH && out->type != DTYPE_F32 && !e->add;
     const bool plain = !f.up && !e->gate && (f.activation == NN_LINEAR || gelu) &&
-                       p.type != DTYPE_I8 && !f.next && !out->operand;
+                       p.type != DTYPE_I8 && !f.next && !out->operand && out->shift == 0;
     const bool alone = plain && (!bias || has_type(bias, count, out->type)) &&
                        ((!bias && !gelu) || blas_finishes(c, &p, out, bias != NULL, gelu));
     if (bias)
