@@ -429,24 +429,23 @@ static nn_tensor upload_latents(nn *c, const vae_qwen *m, const vae_decoding *d)
     return z;
 }
 
-void vae_qwen_decode(nn *c, const vae_qwen *m, const vae_decoding *d)
+/* The picture of the latents x, which were made at mark and are replaced. */
+static nn_tensor decode(nn *c, const vae_qwen *m, const vae_decoding *d, int *unit, size_t mark,
+                        nn_tensor x)
 {
     const vae_qwen_stack *s = &m->decoder;
-    int unit = 0;
-    size_t mark = nn_mark(c);
-    nn_tensor x = upload_latents(c, m, d);
     x = conv(c, mark, &x, &m->post_quant, &m->post_quant_bias);
     nn_trace_tensor(c, &x, "vae.post_quant_conv");
     x = conv(c, mark, &x, &s->conv_in, &s->conv_in_bias);
     nn_trace_tensor(c, &x, "vae.decoder.conv_in");
     x = mid_block(c, s, band_rows(d, 0), mark, x);
     nn_trace_tensor(c, &x, "vae.decoder.mid_block");
-    unit_done(c, d, &unit);
+    unit_done(c, d, unit);
     for (int i = 0; i < m->levels && !nn_stopped(c); i++) {
         const vae_qwen_level *k = &s->level[i];
         for (int j = 0; j < k->resnets; j++) {
             x = resnet(c, &k->resnet[j], band_rows(d, i), mark, x);
-            unit_done(c, d, &unit);
+            unit_done(c, d, unit);
         }
         if (nn_has(&k->resize)) {
             nn_tensor y = nn_new_work3(c, 2 * x.n[0], 2 * x.n[1], k->resize.n[0]);
@@ -457,6 +456,24 @@ void vae_qwen_decode(nn *c, const vae_qwen *m, const vae_decoding *d)
     }
     nn_tensor y = output(c, s, band_rows(d, m->levels - 1), &x);
     nn_trace_tensor(c, &y, "vae.decoder.conv_out");
+    return nn_keep(c, mark, &y);
+}
+
+void vae_qwen_decode(nn *c, const vae_qwen *m, const vae_decoding *d)
+{
+    const int64_t factor = vae_qwen_factor(m);
+    int unit = 0;
+    size_t mark = nn_mark(c);
+    const nn_tensor z = upload_latents(c, m, d);
+    const int64_t key[] = {NN_PLACE_DECODE, d->height, d->width, d->strip_rows};
+    if (nn_repeat_begin(c, key, 4)) {
+        decode(c, m, d, &unit, mark, z);
+        nn_repeat_end(c);
+    }
+    /* In the place of the latents, whether it was computed now or played back. */
+    nn_release(c, mark);
+    const nn_tensor y =
+        nn_new_work3(c, factor * d->height, factor * d->width, m->decoder.conv_out.n[0]);
     nn_download_planes(c, &y, d->picture);
     unit_done(c, d, &unit);
     nn_release(c, mark);
