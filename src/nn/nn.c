@@ -879,9 +879,18 @@ void nn_conv2d(nn *c, const nn_tensor *out, const nn_tensor *x, const nn_weight 
         fits = band > 0 && in + pad >= kernel && out->n[i] == (in + pad - kernel) / p.stride + 1;
     }
     fits = fits && (p.below == 0 || out->n[0] % 4 == 0) &&
-           (!p.sums || are_sums(p.sums, out->n[0], out->n[2])) && (p.sums || !p.late_bias);
+           (!p.sums || are_sums(p.sums, out->n[0], out->n[2]));
+    if (fits && p.pixel_norm) {
+        const nn_weight *late = p.pixel_norm->late_bias;
+        fits = is_vector(p.pixel_norm->w, w->n[1]) && (!late || is_vector(late, w->n[1])) &&
+               !p.norm && !p.upsample && p.stride == 1 && !p.pad_bottom_right;
+    }
     if (require(c, fits, "conv2d", w, "x [H, W, I], w [O, I, k, k], bias [O], out to match")) {
         reads_weight(c, bias);
+        if (p.pixel_norm) {
+            reads_weight(c, p.pixel_norm->w);
+            reads_weight(c, p.pixel_norm->late_bias);
+        }
         c->device->conv2d(c, out, x, w, bias, &p);
         if (p.sums && !c->device->conv_sums)
             c->device->group_sums(c, p.sums, 0, out);

@@ -759,6 +759,83 @@ static void test_few(void)
     }
 }
 
+/* Convolutions as Qwen's VAE has them, of pixels that are normed: x -> conv1, whose bias may come
+ * late -> norm, conv2, added to y -> norm, conv3. Bands, and few outputs at the end. */
+typedef struct pixel_case {
+    int64_t height, width, in, middle, out;
+    bool late, floats;
+    float *x, *y;
+    nn_weight conv[3], bias[3], gamma[3];
+} pixel_case;
+
+/* Rows first .. end-1 of y by conv i of x. */
+static void pixel_conv(nn *c, const pixel_case *k, int i, const nn_tensor *y, const nn_tensor *x,
+                       int64_t first, int64_t end)
+{
+    const int64_t above = first > 0, below = end < k->height;
+    const nn_pixel_norm norm = {&k->gamma[i], 1e-5, i == 1 && k->late ? &k->bias[0] : NULL};
+    nn_tensor to = nn_rows(y, first, end - first);
+    nn_tensor from = nn_rows(x, first - above, end - first + above + below);
+    nn_conv2d(c, &to, &from, &k->conv[i], &k->bias[i],
+              &(nn_conv){.pixel_norm = &norm,
+                         .late_bias = i == 0 && k->late,
+                         .add = i == 1,
+                         .above = above,
+                         .below = below});
+}
+
+static void pixel_body(nn *c, void *user, float *out)
+{
+    const pixel_case *k = user;
+    const int64_t h = k->height, w = k->width, half = h > 8 ? 8 : h;
+    nn_tensor x = put_picture(c, k->x, h, w, k->in), y = put_picture(c, k->y, h, w, k->middle);
+    nn_tensor t = nn_new_work3(c, h, w, k->middle), z = nn_new_work3(c, h, w, k->out);
+    if (k->floats) { /* of another type than the convolution's, on a GPU */
+        nn_tensor wide = nn_new3(c, h, w, k->in);
+        nn_upload(c, &wide, k->x, h * w * k->in);
+        x = wide;
+    }
+    pixel_conv(c, k, 0, &t, &x, 0, h);
+    pixel_conv(c, k, 1, &y, &t, 0, half);
+    if (half < h)
+        pixel_conv(c, k, 1, &y, &t, half, h);
+    pixel_conv(c, k, 2, &z, &y, 0, half);
+    if (half < h)
+        pixel_conv(c, k, 2, &z, &y, half, h);
+    nn_download_planes(c, &z, out);
+}
+
+static void test_pixels(void)
+{
+    static const int64_t channels[][3] = {/* in, middle, out */
+                                          {96, 96, 3},   {192, 384, 3}, {16, 24, 8}, {384, 192, 96},
+                                          {12, 40, 5},   {8, 768, 16},  {776, 8, 3}, {96, 192, 3},
+                                          {128, 512, 3}, {32, 96, 8}};
+    for (int i = 0; i < 10; i++) {
+        pixel_case k = {.height = between(1, 30),
+                        .width = i % 2 ? between(1, 70) : 8 * between(1, 8),
+                        .in = channels[i][0],
+                        .middle = channels[i][1],
+                        .out = channels[i][2],
+                        .late = i % 3 != 1,
+                        .floats = i == 3};
+        const int64_t sides[4] = {k.in, k.middle, k.middle, k.out};
+        k.x = numbers(k.height * k.width * k.in, 1);
+        k.y = numbers(k.height * k.width * k.middle, 1);
+        for (int j = 0; j < 3; j++) {
+            k.conv[j] = conv_weight(sides[j + 1], sides[j], 3);
+            k.bias[j] = weight(DTYPE_F32, 0, 1, sides[j + 1], 1);
+            k.gamma[j] = weight(DTYPE_BF16, 0, 1, sides[j], 1);
+        }
+        char name[96];
+        snprintf(name, sizeof name, "convs and norms of pixels %dx%d %d>%d>%d%s", (int)k.height,
+                 (int)k.width, (int)k.in, (int)k.middle, (int)k.out, k.late ? " late bias" : "");
+        run(&(test){name, {2e-5, 3e-2}, k.height * k.width * k.out, pixel_body, &k});
+        free(k.x);
+        free(k.y);
+    }
+}
+
 typedef struct group_case {
     int64_t height, width, channels;
     int groups;
@@ -937,6 +1014,7 @@ int main(int argc, char **argv)
     test_conv();
     test_chains();
     test_few();
+    test_pixels();
     test_large();
     test_repeat();
     printf("%d cases, %d failed\n", cases, failures);
