@@ -296,6 +296,12 @@ void nn_head_norm_rope(nn *c, const nn_tensor *x, int heads, const nn_weight *w,
 void nn_attention(nn *c, const nn_tensor *out, const nn_tensor *q, const nn_tensor *k,
                   const nn_tensor *v, int heads, int kv_heads, bool causal);
 
+/* The same within segments of rows: the first ends before row ends[0], the next before ends[1], the
+ * last of `count` at S; rows see those of their own. q, k, v and out [S, H*D]. ends belongs to the
+ * host: not in calls that are recorded. */
+void nn_attention_segments(nn *c, const nn_tensor *out, const nn_tensor *q, const nn_tensor *k,
+                           const nn_tensor *v, int heads, const int32_t *ends, int count);
+
 /* out = x / (1 + exp(-x)). In place. */
 void nn_silu(nn *c, const nn_tensor *out, const nn_tensor *x);
 /* x = x / 2 * (1 + erf(x / sqrt(2))): GELU itself, not the approximation of NN_GELU_TANH. */
