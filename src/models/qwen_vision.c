@@ -245,6 +245,8 @@ typedef struct view {
     const qwen_vision *m;
     int64_t rows, columns;  /* of cells */
     nn_tensor cosine, sine; /* [patches, head dim / 2] */
+    int32_t *ends;          /* of each window, in patches */
+    int windows;
 } view;
 
 static bool is_full(const qwen_vision *m, int block)
@@ -255,44 +257,43 @@ static bool is_full(const qwen_vision *m, int block)
     return false;
 }
 
-/* Rows first .. end-1 see one another. */
-static void attend(nn *c, const view *v, const nn_tensor *qkv, const nn_tensor *out, int64_t first,
-                   int64_t end)
+static bool find_windows(nn *c, view *v)
 {
-    const int64_t d = v->m->hidden;
-    nn_tensor all = nn_rows(qkv, first, end - first), o = nn_rows(out, first, end - first);
-    nn_tensor q = nn_columns(&all, 0, d), k = nn_columns(&all, d, d);
-    nn_tensor values = nn_columns(&all, 2 * d, d);
-    nn_attention(c, &o, &q, &k, &values, v->m->heads, v->m->heads, false);
+    const int64_t cells = v->rows * v->columns, patches = v->m->merge * v->m->merge;
+    walk at = walk_begin(v->m, v->rows, v->columns);
+    int32_t end = 0;
+    v->ends = mem_array(v->m->allocator, (size_t)cells, sizeof *v->ends);
+    if (!v->ends) {
+        nn_fail(c, CT_ENOMEM, "out of memory: the windows of a picture");
+        return false;
+    }
+    do {
+        if (at.begins)
+            v->windows++;
+        end += (int32_t)patches;
+        v->ends[v->windows - 1] = end;
+    } while (walk_next(&at));
+    return true;
 }
 
 static void attention(nn *c, const view *v, int block, const nn_tensor *x)
 {
     const qwen_vision *m = v->m;
     const qwen_vision_block *w = &m->block[block];
-    const int64_t d = m->hidden, s = x->n[0], cell = m->merge * m->merge;
+    const int64_t d = m->hidden, s = x->n[0];
     size_t mark = nn_mark(c);
     nn_tensor qkv = nn_new_work2(c, s, 3 * d), o = nn_new_work2(c, s, d);
     nn_tensor h = nn_new_operand(c, s, d);
     nn_tensor q = nn_columns(&qkv, 0, d), k = nn_columns(&qkv, d, d);
+    nn_tensor values = nn_columns(&qkv, 2 * d, d);
     nn_rms_norm(c, &h, x, &w->norm1, EPS, NULL);
     nn_linear(c, &qkv, &h, &w->qkv, &(nn_epilogue){.bias = &w->qkv_bias});
     nn_head_norm_rope(c, &q, m->heads, NULL, EPS, &v->cosine, &v->sine, NN_ROPE_HALVES);
     nn_head_norm_rope(c, &k, m->heads, NULL, EPS, &v->cosine, &v->sine, NN_ROPE_HALVES);
-    if (is_full(m, block)) {
-        attend(c, v, &qkv, &o, 0, s);
-    } else {
-        walk at = walk_begin(m, v->rows, v->columns);
-        int64_t first = 0, end = cell;
-        while (walk_next(&at)) {
-            if (at.begins) {
-                attend(c, v, &qkv, &o, first, end);
-                first = end;
-            }
-            end += cell;
-        }
-        attend(c, v, &qkv, &o, first, end);
-    }
+    if (is_full(m, block))
+        nn_attention(c, &o, &q, &k, &values, m->heads, m->heads, false);
+    else
+        nn_attention_segments(c, &o, &q, &k, &values, m->heads, v->ends, v->windows);
     nn_linear(c, x, &o, &w->proj, &(nn_epilogue){.bias = &w->proj_bias, .add = true});
     nn_release(c, mark);
 }
@@ -340,6 +341,8 @@ void qwen_vision_forward(nn *c, const qwen_vision *m, const uint8_t *rgb, int64_
     const int64_t multiple = qwen_vision_multiple(m), cell = m->merge * m->merge;
     view v = {.m = m, .rows = height / multiple, .columns = width / multiple};
     const int64_t cells = v.rows * v.columns, s = cells * cell, d = m->hidden;
+    if (!find_windows(c, &v))
+        return;
     size_t mark = nn_mark(c);
     nn_tensor x = nn_new2(c, s, d);
     v.cosine = nn_new2(c, s, d / m->heads / 2);
@@ -370,4 +373,5 @@ void qwen_vision_forward(nn *c, const qwen_vision *m, const uint8_t *rgb, int64_
     nn_linear(c, &out, &hidden, &m->merger2, &(nn_epilogue){.bias = &m->merger2_bias});
     take_features(c, &v, &out, features);
     nn_release(c, mark);
+    mem_free(m->allocator, v.ends);
 }

@@ -476,16 +476,11 @@ static nn_tensor upload_latents(nn *c, const vae_kl *m, const vae_decoding *d)
     return z;
 }
 
-void vae_kl_decode(nn *c, const vae_kl *m, const vae_decoding *outside)
+/* The picture of the latents z, which were made at mark and are replaced. */
+static nn_tensor decode(nn *c, const vae_kl *m, const vae_decoding *d, strips *part, size_t mark,
+                        nn_tensor z)
 {
-    const vae_decoding u = unpacked(m, outside), *d = &u;
     const vae_stack *s = &m->decoder;
-    int unit = 0;
-    strips part = {.m = m, .unit_done = d->unit_done, .user = d->user, .unit = &unit};
-    const size_t all = nn_mark(c);
-    part.sums = nn_new_sums(c, d->height << (m->blocks - 1), m->groups);
-    const size_t mark = nn_mark(c);
-    nn_tensor z = upload_latents(c, m, d);
     if (nn_has(&m->post_quant)) {
         nn_tensor y = nn_new_work3(c, d->height, d->width, m->latent_channels);
         nn_conv2d(c, &y, &z, &m->post_quant, &m->post_quant_bias, NULL);
@@ -493,21 +488,43 @@ void vae_kl_decode(nn *c, const vae_kl *m, const vae_decoding *outside)
         nn_trace_tensor(c, &z, "vae.post_quant_conv");
     }
     nn_tensor x = convolved(c, mark, &z, d->height, d->width, &s->conv_in, &s->conv_in_bias,
-                            &part.sums, (nn_conv){0});
+                            &part->sums, (nn_conv){0});
     nn_trace_tensor(c, &x, "vae.decoder.conv_in");
-    x = mid_block(c, m, s, mark, x, &part.sums);
-    part.summed = true;
+    x = mid_block(c, m, s, mark, x, &part->sums);
+    part->summed = true;
     nn_trace_tensor(c, &x, "vae.decoder.mid_block");
-    unit_done(c, &part);
+    unit_done(c, part);
     for (int i = 0; i < m->blocks && !nn_stopped(c); i++) {
-        part.height = d->height << i;
-        part.width = d->width << i;
-        part.rows = band_rows(m, d, i);
-        x = up_block(c, &part, i, mark, x);
+        part->height = d->height << i;
+        part->width = d->width << i;
+        part->rows = band_rows(m, d, i);
+        x = up_block(c, part, i, mark, x);
     }
     nn_trace_tensor(c, &x, "vae.decoder.up_blocks.%d", m->blocks - 1);
-    nn_tensor y = output(c, m, s, &x, part.summed ? &part.sums : NULL);
+    nn_tensor y = output(c, m, s, &x, part->summed ? &part->sums : NULL);
     nn_trace_tensor(c, &y, "vae.decoder.conv_out");
+    return nn_keep(c, mark, &y);
+}
+
+void vae_kl_decode(nn *c, const vae_kl *m, const vae_decoding *outside)
+{
+    const vae_decoding u = unpacked(m, outside), *d = &u;
+    const int last = m->blocks - 1;
+    int unit = 0;
+    strips part = {.m = m, .unit_done = d->unit_done, .user = d->user, .unit = &unit};
+    const size_t all = nn_mark(c);
+    part.sums = nn_new_sums(c, d->height << last, m->groups);
+    const size_t mark = nn_mark(c);
+    const nn_tensor z = upload_latents(c, m, d);
+    const int64_t key[] = {NN_PLACE_DECODE, d->height, d->width, d->strip_rows};
+    if (nn_repeat_begin(c, key, 4)) {
+        decode(c, m, d, &part, mark, z);
+        nn_repeat_end(c);
+    }
+    /* In the place of the latents, whether it was computed now or played back. */
+    nn_release(c, mark);
+    const nn_tensor y =
+        nn_new_work3(c, d->height << last, d->width << last, m->decoder.conv_out.n[0]);
     nn_download_planes(c, &y, d->picture);
     unit_done(c, &part);
     nn_release(c, all);

@@ -267,20 +267,11 @@ static int64_t max64(int64_t a, int64_t b)
     return a > b ? a : b;
 }
 
-/* out = x * sqrt(C) / max(length of x, 1e-12) * gamma for each pixel: a norm by the mean of
- * squares, whose epsilon only matters where everything is 0. */
-static void channel_norm(nn *c, const nn_tensor *out, const nn_tensor *x, const nn_weight *gamma)
+/* x * sqrt(C) / max(length of x, 1e-12) * gamma for each pixel: a norm by the mean of squares,
+ * whose epsilon only matters where everything is 0. */
+static double norm_eps(const nn_weight *gamma)
 {
-    const int64_t pixels = x->n[0] * x->n[1], channels = x->n[2];
-    nn_tensor from = nn_as2(c, x, pixels, channels), to = nn_as2(c, out, pixels, channels);
-    nn_rms_norm(c, &to, &from, gamma, 1e-24 / (double)channels, NULL);
-}
-
-/* out = silu(norm(x)). In place. */
-static void activate(nn *c, const nn_tensor *out, const nn_tensor *x, const nn_weight *gamma)
-{
-    channel_norm(c, out, x, gamma);
-    nn_silu(c, out, out);
+    return 1e-24 / (double)gamma->n[0];
 }
 
 /* Rows first .. end-1 of a larger picture; memory has room for more. */
@@ -305,16 +296,19 @@ static void window_move(nn *c, window *w, int64_t first)
     w->first = first;
 }
 
-/* Adds rows of conv(silu(norm(x))) up to end to a window of it. scratch has room for two more. */
-static void grow(nn *c, window *w, int64_t end, const nn_tensor *x, const nn_tensor *scratch,
-                 const nn_weight *gamma, const nn_weight *conv, const nn_weight *bias)
+/* Adds rows of conv(silu(norm(x))) up to end to a window of it. */
+static void grow(nn *c, window *w, int64_t end, const nn_tensor *x, const nn_weight *gamma,
+                 const nn_weight *conv, const nn_weight *bias, bool late_bias)
 {
     const int64_t above = max64(w->end - 1, 0), below = min64(end + 1, x->n[0]);
-    nn_tensor in = nn_rows(x, above, below - above), active = nn_rows(scratch, 0, below - above);
+    const nn_pixel_norm norm = {.w = gamma, .eps = norm_eps(gamma)};
+    nn_tensor in = nn_rows(x, above, below - above);
     nn_tensor out = nn_rows(&w->memory, w->end - w->first, end - w->end);
-    activate(c, &active, &in, gamma);
-    nn_conv2d(c, &out, &active, conv, bias,
-              &(nn_conv){.above = w->end - above, .below = below - end});
+    nn_conv2d(c, &out, &in, conv, bias,
+              &(nn_conv){.pixel_norm = &norm,
+                         .late_bias = late_bias,
+                         .above = w->end - above,
+                         .below = below - end});
     w->end = end;
 }
 
@@ -322,6 +316,7 @@ static void grow(nn *c, window *w, int64_t end, const nn_tensor *x, const nn_ten
 static nn_tensor resnet(nn *c, const vae_qwen_resnet *r, int64_t rows, size_t mark, nn_tensor x)
 {
     const int64_t height = x.n[0], width = x.n[1];
+    const nn_pixel_norm norm2 = {&r->norm2, norm_eps(&r->norm2), &r->conv1_bias};
     nn_tensor y = x;
     if (nn_has(&r->shortcut)) {
         y = nn_new_work3(c, height, width, r->out);
@@ -331,20 +326,17 @@ static nn_tensor resnet(nn *c, const vae_qwen_resnet *r, int64_t rows, size_t ma
     /* Of what the second convolution sees: a row above the band, and four below it, since the first
      * convolution makes them by fours. It has read all rows of x that a band overwrites. */
     window h = window_new(c, min64(rows + 5, height), width, r->out);
-    nn_tensor scratch = nn_new_work3(c, min64(rows + 5, height), width, r->in);
     for (int64_t first = 0; first < height && !nn_stopped(c); first += rows) {
         const int64_t end = min64(first + rows, height), more = min64(end + 4, height);
         const int64_t above = max64(first - 1, 0), below = min64(end + 1, height);
         window_move(c, &h, above);
-        if (h.end < more) {
-            const int64_t old = h.end;
-            grow(c, &h, more, &x, &scratch, &r->norm1, &r->conv1, &r->conv1_bias);
-            nn_tensor added = nn_rows(&h.memory, old - h.first, more - old);
-            activate(c, &added, &added, &r->norm2);
-        }
+        if (h.end < more)
+            grow(c, &h, more, &x, &r->norm1, &r->conv1, &r->conv1_bias, true);
         nn_tensor in = nn_rows(&h.memory, 0, below - above), out = nn_rows(&y, first, end - first);
-        nn_conv2d(c, &out, &in, &r->conv2, &r->conv2_bias,
-                  &(nn_conv){.above = first - above, .below = below - end, .add = true});
+        nn_conv2d(
+            c, &out, &in, &r->conv2, &r->conv2_bias,
+            &(nn_conv){
+                .pixel_norm = &norm2, .add = true, .above = first - above, .below = below - end});
     }
     nn_release(c, temporary);
     return nn_keep(c, mark, &y);
@@ -359,7 +351,7 @@ static void attention(nn *c, const vae_qwen_stack *s, const nn_tensor *x)
     nn_tensor h = nn_as2(c, &normed, pixels, n), sum = nn_as2(c, x, pixels, n);
     nn_tensor q = nn_columns(&qkv, 0, n), k = nn_columns(&qkv, n, n);
     nn_tensor v = nn_columns(&qkv, 2 * n, n);
-    channel_norm(c, &normed, x, &s->norm);
+    nn_rms_norm(c, &h, &sum, &s->norm, norm_eps(&s->norm), NULL);
     nn_linear(c, &qkv, &h, &s->qkv, &(nn_epilogue){.bias = &s->qkv_bias});
     nn_attention(c, &h, &q, &k, &v, 1, 1, false);
     nn_linear(c, &sum, &h, &s->proj, &(nn_epilogue){.bias = &s->proj_bias, .add = true});
@@ -378,12 +370,9 @@ static nn_tensor output(nn *c, const vae_qwen_stack *s, int64_t rows, const nn_t
 {
     const int64_t height = x->n[0];
     window y = window_new(c, height, x->n[1], s->conv_out.n[0]);
-    size_t mark = nn_mark(c);
-    nn_tensor scratch = nn_new_work3(c, min64(rows + 2, height), x->n[1], x->n[2]);
     while (y.end < height && !nn_stopped(c))
-        grow(c, &y, min64(y.end + rows, height), x, &scratch, &s->norm_out, &s->conv_out,
-             &s->conv_out_bias);
-    nn_release(c, mark);
+        grow(c, &y, min64(y.end + rows, height), x, &s->norm_out, &s->conv_out, &s->conv_out_bias,
+             false);
     return y.memory;
 }
 
@@ -429,24 +418,23 @@ static nn_tensor upload_latents(nn *c, const vae_qwen *m, const vae_decoding *d)
     return z;
 }
 
-void vae_qwen_decode(nn *c, const vae_qwen *m, const vae_decoding *d)
+/* The picture of the latents x, which were made at mark and are replaced. */
+static nn_tensor decode(nn *c, const vae_qwen *m, const vae_decoding *d, int *unit, size_t mark,
+                        nn_tensor x)
 {
     const vae_qwen_stack *s = &m->decoder;
-    int unit = 0;
-    size_t mark = nn_mark(c);
-    nn_tensor x = upload_latents(c, m, d);
     x = conv(c, mark, &x, &m->post_quant, &m->post_quant_bias);
     nn_trace_tensor(c, &x, "vae.post_quant_conv");
     x = conv(c, mark, &x, &s->conv_in, &s->conv_in_bias);
     nn_trace_tensor(c, &x, "vae.decoder.conv_in");
     x = mid_block(c, s, band_rows(d, 0), mark, x);
     nn_trace_tensor(c, &x, "vae.decoder.mid_block");
-    unit_done(c, d, &unit);
+    unit_done(c, d, unit);
     for (int i = 0; i < m->levels && !nn_stopped(c); i++) {
         const vae_qwen_level *k = &s->level[i];
         for (int j = 0; j < k->resnets; j++) {
             x = resnet(c, &k->resnet[j], band_rows(d, i), mark, x);
-            unit_done(c, d, &unit);
+            unit_done(c, d, unit);
         }
         if (nn_has(&k->resize)) {
             nn_tensor y = nn_new_work3(c, 2 * x.n[0], 2 * x.n[1], k->resize.n[0]);
@@ -457,6 +445,24 @@ void vae_qwen_decode(nn *c, const vae_qwen *m, const vae_decoding *d)
     }
     nn_tensor y = output(c, s, band_rows(d, m->levels - 1), &x);
     nn_trace_tensor(c, &y, "vae.decoder.conv_out");
+    return nn_keep(c, mark, &y);
+}
+
+void vae_qwen_decode(nn *c, const vae_qwen *m, const vae_decoding *d)
+{
+    const int64_t factor = vae_qwen_factor(m);
+    int unit = 0;
+    size_t mark = nn_mark(c);
+    const nn_tensor z = upload_latents(c, m, d);
+    const int64_t key[] = {NN_PLACE_DECODE, d->height, d->width, d->strip_rows};
+    if (nn_repeat_begin(c, key, 4)) {
+        decode(c, m, d, &unit, mark, z);
+        nn_repeat_end(c);
+    }
+    /* In the place of the latents, whether it was computed now or played back. */
+    nn_release(c, mark);
+    const nn_tensor y =
+        nn_new_work3(c, factor * d->height, factor * d->width, m->decoder.conv_out.n[0]);
     nn_download_planes(c, &y, d->picture);
     unit_done(c, d, &unit);
     nn_release(c, mark);

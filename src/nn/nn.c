@@ -721,6 +721,27 @@ void nn_attention(nn *c, const nn_tensor *out, const nn_tensor *q, const nn_tens
     }
 }
 
+void nn_attention_segments(nn *c, const nn_tensor *out, const nn_tensor *q, const nn_tensor *k,
+                           const nn_tensor *v, int heads, const int32_t *ends, int count)
+{
+    bool fits = heads > 0 && q->rank == 2 && q->n[1] % heads == 0 && same_shape(out, q) &&
+                same_shape(k, q) && same_shape(v, q) && !out->operand && !q->operand &&
+                !k->operand && !v->operand && count > 0 && ends[count - 1] == q->n[0];
+    for (int i = 0; fits && i < count; i++)
+        fits = ends[i] > (i ? ends[i - 1] : 0);
+    if (!require(c, fits, "attention_segments", NULL, "q, k, v and out [S, H*D], ends up to S"))
+        return;
+    if (c->device->attention_segments)
+        c->device->attention_segments(c, out, q, k, v, heads, ends, count);
+    for (int i = 0; !c->device->attention_segments && i < count; i++) {
+        const int64_t begin = i ? ends[i - 1] : 0, rows = ends[i] - begin;
+        const nn_tensor part[4] = {nn_rows(out, begin, rows), nn_rows(q, begin, rows),
+                                   nn_rows(k, begin, rows), nn_rows(v, begin, rows)};
+        c->device->attention(c, &part[0], &part[1], &part[2], &part[3], heads, heads, false);
+    }
+    nn_inspect(c, "attention_segments", NULL, out);
+}
+
 void nn_silu(nn *c, const nn_tensor *out, const nn_tensor *x)
 {
     if (require(c, same_shape(out, x) && is_whole(out) && is_whole(x), "silu", NULL,
@@ -879,9 +900,18 @@ void nn_conv2d(nn *c, const nn_tensor *out, const nn_tensor *x, const nn_weight 
         fits = band > 0 && in + pad >= kernel && out->n[i] == (in + pad - kernel) / p.stride + 1;
     }
     fits = fits && (p.below == 0 || out->n[0] % 4 == 0) &&
-           (!p.sums || are_sums(p.sums, out->n[0], out->n[2])) && (p.sums || !p.late_bias);
+           (!p.sums || are_sums(p.sums, out->n[0], out->n[2]));
+    if (fits && p.pixel_norm) {
+        const nn_weight *late = p.pixel_norm->late_bias;
+        fits = is_vector(p.pixel_norm->w, w->n[1]) && (!late || is_vector(late, w->n[1])) &&
+               !p.norm && !p.upsample && p.stride == 1 && !p.pad_bottom_right;
+    }
     if (require(c, fits, "conv2d", w, "x [H, W, I], w [O, I, k, k], bias [O], out to match")) {
         reads_weight(c, bias);
+        if (p.pixel_norm) {
+            reads_weight(c, p.pixel_norm->w);
+            reads_weight(c, p.pixel_norm->late_bias);
+        }
         c->device->conv2d(c, out, x, w, bias, &p);
         if (p.sums && !c->device->conv_sums)
             c->device->group_sums(c, p.sums, 0, out);

@@ -296,6 +296,12 @@ void nn_head_norm_rope(nn *c, const nn_tensor *x, int heads, const nn_weight *w,
 void nn_attention(nn *c, const nn_tensor *out, const nn_tensor *q, const nn_tensor *k,
                   const nn_tensor *v, int heads, int kv_heads, bool causal);
 
+/* The same within segments of rows: the first ends before row ends[0], the next before ends[1], the
+ * last of `count` at S; rows see those of their own. q, k, v and out [S, H*D]. ends belongs to the
+ * host: not in calls that are recorded. */
+void nn_attention_segments(nn *c, const nn_tensor *out, const nn_tensor *q, const nn_tensor *k,
+                           const nn_tensor *v, int heads, const int32_t *ends, int count);
+
 /* out = x / (1 + exp(-x)). In place. */
 void nn_silu(nn *c, const nn_tensor *out, const nn_tensor *x);
 /* x = x / 2 * (1 + erf(x / sqrt(2))): GELU itself, not the approximation of NN_GELU_TANH. */
@@ -329,6 +335,14 @@ void nn_upload_planes(nn *c, const nn_tensor *picture, const float *planes, doub
                       double offset);
 void nn_download_planes(nn *c, const nn_tensor *picture, float *planes);
 
+/* A norm of every pixel over its channels: silu(x / sqrt(mean(x^2) + eps) * w). */
+typedef struct nn_pixel_norm {
+    const nn_weight *w; /* [I] */
+    double eps;
+    const nn_weight *late_bias; /* that of the convolution which made x, if it was told that the
+                                 * bias may come late; otherwise NULL */
+} nn_pixel_norm;
+
 typedef struct nn_conv {
     int stride;            /* 1 or 2; 0 counts as 1 */
     bool pad_bottom_right; /* zeros only below and to the right (stride 2 of the VAE encoder);
@@ -336,12 +350,15 @@ typedef struct nn_conv {
     bool upsample;         /* the input is first doubled in both directions, nearest neighbour */
     /* The input is silu(x * norm[0] + norm[1]), [2, I], as nn_group_factors makes it; NULL: x. */
     const nn_tensor *norm;
+    /* The input is x so normed; NULL: x. Stride 1, without upsample and norm. */
+    const nn_pixel_norm *pixel_norm;
     bool add; /* out += the result instead of out = */
     /* The sums of each row of out, as nn_group_sums makes them, [Ho, ...]; NULL: none are wanted.
      */
     const nn_tensor *sums;
-    /* With sums: out is read through the norm that is made from them and not otherwise, so a device
-     * may leave the bias to that norm (not to the sums). nn_group_factors must be told. */
+    /* out is read through a norm and not otherwise, that which is made from its sums or a
+     * pixel_norm, so a device may leave the bias to that norm (not to the sums).
+     * nn_group_factors, or the pixel_norm, must be told. */
     bool late_bias;
     /* x and out are a horizontal band of a larger picture: how many of the first and last rows of x
      * are neighbours of the band and no part of it. Where there are none zeros are padded. The

@@ -29,7 +29,7 @@ typedef struct nn_device {
     void (*download_end)(nn *c, int slot, float *data, int64_t count);
     bool (*repeat_begin)(nn *c, uint64_t key);
     void (*repeat_end)(nn *c);
-    int64_t (*count_broken)(nn *c, const nn_tensor *t);            /* numbers that are not finite */
+    int64_t (*count_broken)(nn *c, const nn_tensor *t); /* numbers that are not finite */
     void (*section)(nn *c, int section, size_t arena_bytes);
     void (*block)(nn *c);                                          /* these two in a dry run, too */
     void (*move)(nn *c, void *to, const void *from, size_t bytes); /* may overlap */
@@ -58,6 +58,9 @@ typedef struct nn_device {
                            const nn_tensor *cosine, const nn_tensor *sine, nn_rope_pairs pairs);
     void (*attention)(nn *c, const nn_tensor *out, const nn_tensor *q, const nn_tensor *k,
                       const nn_tensor *v, int heads, int kv_heads, bool causal);
+    /* NULL: attention of one after the other. */
+    void (*attention_segments)(nn *c, const nn_tensor *out, const nn_tensor *q, const nn_tensor *k,
+                               const nn_tensor *v, int heads, const int32_t *ends, int count);
     void (*silu)(nn *c, const nn_tensor *out, const nn_tensor *x);
     void (*gelu)(nn *c, const nn_tensor *x);
     void (*multiply)(nn *c, const nn_tensor *x, const nn_tensor *y);

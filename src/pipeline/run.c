@@ -415,7 +415,9 @@ static void decode(ct_job *job, nn *c)
     const family_model *m = &job->model->parts;
     unit_counter units = {.job = job, .network = c, .stage = CT_STAGE_DECODE};
     vae_decoding d = job_decoding(job);
-    d.unit_done = unit_done;
+    /* Of a device that works later than it is told to, they are done when the picture is here. */
+    const bool later = nn_lag(c) > 0;
+    d.unit_done = later ? NULL : unit_done;
     d.user = &units;
     units.all = m->family->decode_units(m, &d);
     report(job, c, CT_STAGE_DECODE, 0, units.all, NULL);
@@ -425,6 +427,8 @@ static void decode(ct_job *job, nn *c)
     job_begin_section(job, c, SECTION_DECODE);
     job->trace.active = true;
     m->family->decode(c, m, &d);
+    for (int i = 0; later && i < units.all; i++)
+        unit_done(&units, i);
     job->trace.active = false;
     end_stage(job, c, CT_STAGE_DECODE, m->weights[PART_VAE]);
 }

@@ -131,6 +131,13 @@ struct cu_event_object {
 
 static block *blocks;
 static struct cu_stream_object *streams;
+static bool capturing;
+
+/* What a driver does not allow while it records. */
+static void not_recorded(void)
+{
+    fake_cuda.misuse += capturing;
+}
 
 static bool works(void)
 {
@@ -151,6 +158,7 @@ static size_t limit(void)
 static cu_result take(void **at, size_t bytes, bool host)
 {
     *at = NULL;
+    not_recorded();
     if (bytes == 0)
         return 1;
     if (++fake_cuda.allocations == fake_cuda.fail_at)
@@ -312,6 +320,8 @@ static cu_result add_copy(cu_stream s, void *to, const void *from, size_t bytes)
 {
     const bool now = !is_known(to) || !is_known(from);
     const cu_result r = add(s, (op){.kind = OP_COPY, .to = to, .from = from, .bytes = bytes});
+    if (now)
+        not_recorded();
     if (now && r == 0)
         run(s, NULL, 0, true);
     return r;
@@ -385,6 +395,7 @@ cu_result cuStreamDestroy_v2(cu_stream s)
 EXPORT cu_result cuStreamSynchronize(cu_stream s);
 cu_result cuStreamSynchronize(cu_stream s)
 {
+    not_recorded();
     run(s, NULL, 0, true);
     run_eager();
     return works() ? 0 : 801;
@@ -426,6 +437,7 @@ cu_result cuEventRecord(cu_event event, cu_stream s)
 EXPORT cu_result cuEventSynchronize(cu_event event);
 cu_result cuEventSynchronize(cu_event event)
 {
+    not_recorded();
     if (event->stream && event->done < event->target)
         run(event->stream, event, event->target, true);
     run_eager();
@@ -451,15 +463,38 @@ cu_result cuDevicePrimaryCtxRetain(cu_context *context, cu_device device)
 NOTHING(cuDevicePrimaryCtxRelease_v2)
 NOTHING(cuCtxSetCurrent)
 NOTHING(cuFuncSetAttribute)
-NOTHING(cuLaunchKernel)
-NOTHING(cuStreamBeginCapture_v2)
-NOTHING(cuGraphLaunch)
 NOTHING(cuGraphDestroy)
+
+EXPORT cu_result cuLaunchKernel(void);
+cu_result cuLaunchKernel(void)
+{
+    if (++fake_cuda.launches == fake_cuda.fail_launch)
+        return 700;
+    return works() ? 0 : 801;
+}
+
+EXPORT cu_result cuStreamBeginCapture_v2(void);
+cu_result cuStreamBeginCapture_v2(void)
+{
+    not_recorded();
+    capturing = works();
+    return capturing ? 0 : 801;
+}
+
+EXPORT cu_result cuGraphLaunch(void);
+cu_result cuGraphLaunch(void)
+{
+    fake_cuda.played++;
+    return works() ? 0 : 801;
+}
 
 EXPORT cu_result cuStreamEndCapture(cu_stream s, cu_graph *graph);
 cu_result cuStreamEndCapture(cu_stream s, cu_graph *graph)
 {
     *graph = (cu_graph)(void *)s;
+    fake_cuda.misuse += !capturing;
+    capturing = false;
+    fake_cuda.captures++;
     return works() ? 0 : 801;
 }
 

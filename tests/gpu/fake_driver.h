@@ -11,9 +11,12 @@ typedef struct fake_cuda_state {
     size_t pinned;     /* bytes of the host */
     long allocations, fail_at; /* the fail_at-th one fails, of either memory; 0: none */
     long objects;              /* streams, events, allocations that are there */
-    long misuse;               /* memory freed that is still to be copied to or from */
-    long loads;                /* copies from the host */
-    bool blank;                /* what comes back is zeros, since nothing was computed */
+    long misuse; /* memory freed that is still to be copied to or from; waiting, taking memory or
+                  * copying what may change, while calls are recorded */
+    long loads;  /* copies from the host */
+    long launches, fail_launch; /* of kernels; the fail_launch-th one fails; 0: none */
+    long captures, played;      /* recordings that ended; launches of them */
+    bool blank;                 /* what comes back is zeros, since nothing was computed */
 } fake_cuda_state;
 
 #endif

@@ -75,20 +75,18 @@ static void test_plan_file(void **state)
     char *different = dnn_file_path(&mem_default, folder.path, "another", key, sizeof key);
     assert_string_not_equal(path, different);
     mem_free(&mem_default, different);
-    char first[] = "the first step", second[] = "2";
-    const dnn_texts texts = {2, 512, {first, second}, {sizeof first, sizeof second}};
-    dnn_texts read;
+    char plan[] = "a plan";
+    const dnn_text text = {512, plan, sizeof plan};
+    dnn_text read;
     ct_error error;
     size_t size;
     assert_false(dnn_file_read(&mem_default, path, key, sizeof key, &read));
-    test_ok(dnn_file_write(path, key, sizeof key, &texts, &error), &error);
+    test_ok(dnn_file_write(path, key, sizeof key, &text, &error), &error);
     assert_true(dnn_file_read(&mem_default, path, key, sizeof key, &read));
-    assert_int_equal(read.steps, 2);
     assert_int_equal(read.scratch, 512);
-    assert_int_equal(read.bytes[0], sizeof first);
-    assert_memory_equal(read.text[0], first, sizeof first);
-    assert_memory_equal(read.text[1], second, sizeof second);
-    dnn_texts_free(&mem_default, &read);
+    assert_int_equal(read.bytes, sizeof plan);
+    assert_memory_equal(read.text, plan, sizeof plan);
+    mem_free(&mem_default, read.text);
     assert_false(dnn_file_read(&mem_default, path, other, sizeof other, &read));
     unsigned char *bytes = test_read_file(path, &size);
     for (size_t at = 0; at < size; at++) {

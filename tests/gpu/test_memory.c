@@ -567,6 +567,112 @@ static void model_survives_a_lack_of_memory(void **state)
     close_model(&m);
 }
 
+/* ---- Recordings ------------------------------------------------------------------------------ */
+
+typedef struct watch {
+    int decoded;        /* units that were reported */
+    long asked, cancel; /* the cancel-th question whether to go on is answered with no; 0: none */
+} watch;
+
+static void watch_progress(void *user, const ct_progress *progress)
+{
+    watch *w = user;
+    if (progress->stage == CT_STAGE_DECODE && progress->step > 0)
+        assert_int_equal(progress->step, ++w->decoded);
+}
+
+static bool watch_cancel(void *user)
+{
+    watch *w = user;
+    return ++w->asked == w->cancel;
+}
+
+static ct_status run_job(ct_job *job, watch *w, ct_error *error)
+{
+    ct_image *image = NULL;
+    w->decoded = 0;
+    w->asked = 0;
+    g.fake->launches = g.fake->captures = g.fake->played = 0;
+    const ct_status status = ct_job_run(job, 1, &image, error);
+    ct_image_free(&image);
+    assert_int_equal(g.fake->misuse, 0);
+    return status;
+}
+
+/* Run, recorded, played back twice: steps, of which a run has three, and the decoder. */
+static void check_recordings(ct_job *job, watch *w, long launches[4], long asked[4])
+{
+    static const int captures[] = {1, 1, 0, 0}, played[] = {2, 4, 4, 4};
+    ct_error error;
+    for (int i = 0; i < 4; i++) {
+        const int units = w->decoded;
+        test_ok(run_job(job, w, &error), &error);
+        assert_int_equal(g.fake->captures, captures[i]);
+        assert_int_equal(g.fake->played, played[i]);
+        assert_true(i ? w->decoded == units : w->decoded > 2);
+        launches[i] = g.fake->launches;
+        asked[i] = w->asked;
+    }
+    assert_true(launches[0] > launches[1] && launches[1] > launches[2]);
+    assert_int_equal(launches[2], launches[3]);
+}
+
+/* What fails, or is cancelled, while it is recorded is recorded the next time. launches, asked:
+ * of a job that was recorded. */
+static void check_broken_recordings(ct_job *job, watch *w, const long launches[4],
+                                    const long asked[4])
+{
+    ct_error error;
+    test_ok(run_job(job, w, &error), &error);
+    g.fake->fail_launch = (launches[1] + launches[2]) / 2;
+    assert_int_equal(run_job(job, w, &error), CT_EDEVICE);
+    assert_int_equal(w->decoded, 0);
+    g.fake->fail_launch = 0;
+    w->cancel = (asked[1] + asked[2]) / 2;
+    assert_int_equal(run_job(job, w, &error), CT_ECANCELLED);
+    assert_int_equal(w->decoded, 0);
+    assert_int_equal(g.fake->captures, 1);
+    w->cancel = 0;
+    for (int i = 0; i < 2; i++) {
+        test_ok(run_job(job, w, &error), &error);
+        assert_int_equal(g.fake->captures, i == 0);
+        assert_int_equal(g.fake->played, 4);
+    }
+}
+
+static void records(void **state)
+{
+    (void)state;
+    static const char *const names[] = {"turbo/model", "klein/model", "qwen/model"};
+    for (int i = 0; i < 3; i++) {
+        ct_error error;
+        ct_job *job;
+        long launches[4], asked[4];
+        start_counting();
+        made m = open_model(names[i]);
+        watch w = {0};
+        const ct_callbacks callbacks = {
+            .user = &w, .progress = watch_progress, .cancel = watch_cancel};
+        ct_generate_params p = small_picture(&m, CT_PRECISION_BF16);
+        p.callbacks = &callbacks;
+        test_ok(ct_job_create(m.model, &p, &job, &error), &error);
+        check_recordings(job, &w, launches, asked);
+        ct_job_free(&job);
+        p.width = 32; /* on the same network, beside what it has recorded */
+        test_ok(ct_job_create(m.model, &p, &job, &error), &error);
+        check_broken_recordings(job, &w, launches, asked);
+        ct_job_free(&job);
+        p.width = 64;
+        test_ok(ct_job_create(m.model, &p, &job, &error), &error);
+        for (int k = 0; k < 2; k++)
+            test_ok(run_job(job, &w, &error), &error);
+        assert_int_equal(g.fake->captures, 0);
+        assert_int_equal(g.fake->launches, launches[2]);
+        ct_job_free(&job);
+        close_model(&m);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -577,6 +683,7 @@ int main(void)
         cmocka_unit_test(drops),
         cmocka_unit_test(plans_as_it_takes),
         cmocka_unit_test(model_survives_a_lack_of_memory),
+        cmocka_unit_test(records),
     };
     return cmocka_run_group_tests(tests, open_gpu, close_gpu);
 }

@@ -403,12 +403,75 @@ static void test_again(void **state)
     none_failed();
 }
 
+/* ---- The decoder played back ----------------------------------------------------------------- */
+
+enum { SEEDS = 4 }; /* run, recorded, played back twice */
+
+/* Pictures of a model, the sides changed over in turned ones. A trace lets nothing be recorded. */
+static void make_pictures(ct_model *model, ct_generate_params p, bool turned, const char *trace,
+                          ct_image *out[SEEDS])
+{
+    const int width = p.width, height = p.height;
+    ct_error error;
+    p.width = turned ? height : width;
+    p.height = turned ? width : height;
+    p.trace_path = trace;
+    for (int i = 0; i < SEEDS; i++) {
+        p.seed = (uint64_t)i;
+        test_ok(ct_generate(model, &p, &out[i], &error), &error);
+    }
+}
+
+static void check_decoder(const char *run, ct_precision precision)
+{
+    test_folder folder;
+    test_folder_create(&folder);
+    ct_model *model = recorded_model(context, run);
+    weights *truth = recorded_open(run);
+    ct_generate_params p = recorded_params(truth);
+    ct_image *played[3][SEEDS], *plain[2][SEEDS];
+    p.precision = precision;
+    for (int i = 0; i < 3; i++) /* another size in between */
+        make_pictures(model, p, i == 1, NULL, played[i]);
+    for (int i = 0; i < 2; i++)
+        make_pictures(model, p, i == 1, test_path(&folder, "trace.safetensors"), plain[i]);
+    for (int i = 0; i < 3; i++)
+        for (int k = 0; k < SEEDS; k++) {
+            const ct_image *ours = played[i][k], *want = plain[i == 1][k];
+            const size_t bytes = 3 * (size_t)ct_image_width(want) * (size_t)ct_image_height(want);
+            report(!memcmp(ct_image_pixels(ours), ct_image_pixels(want), bytes) &&
+                       (k == 0 ||
+                        memcmp(ct_image_pixels(ours), ct_image_pixels(played[i][0]), bytes) != 0),
+                   run, ct_precision_name(precision), "recordings, %d x %d, picture %d",
+                   ct_image_width(want), ct_image_height(want), k + 1);
+        }
+    for (int k = 0; k < SEEDS; k++) {
+        for (int i = 0; i < 3; i++)
+            ct_image_free(&played[i][k]);
+        for (int i = 0; i < 2; i++)
+            ct_image_free(&plain[i][k]);
+    }
+    weights_close(truth);
+    ct_model_free(&model);
+    test_folder_remove(&folder);
+}
+
+static void test_decoder(void **state)
+{
+    (void)state;
+    for (int i = 0; i < 3; i++) {
+        check_decoder(rounded_runs[i], CT_PRECISION_BF16);
+        check_decoder(rounded_runs[i], CT_PRECISION_FP32);
+    }
+    none_failed();
+}
+
 int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_float32),    cmocka_unit_test(test_halves),
         cmocka_unit_test(test_eight_bits), cmocka_unit_test(test_packed),
-        cmocka_unit_test(test_again),
+        cmocka_unit_test(test_again),      cmocka_unit_test(test_decoder),
     };
     ct_context_params params;
     ct_error error;

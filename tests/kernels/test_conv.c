@@ -19,6 +19,7 @@
 #include "nn/nn.h"
 
 #define BOUND 3e-6
+#define EPS 1e-3 /* of norms of pixels: large enough to be seen */
 
 static uint64_t seed = 1;
 
@@ -55,15 +56,15 @@ static float *random_floats(int64_t n, float scale)
 typedef struct shape {
     int64_t height, width, in, out;
     int kernel;
-    nn_conv p; /* norm: whether there is one */
-    bool norm;
+    nn_conv p; /* the norms in it: whether there is one */
+    bool norm, pixel_norm;
 } shape;
 
 typedef struct problem {
     shape s;
     int64_t out_height, out_width;
-    float *x, *w, *bias, *norm, *start; /* start: what out holds before */
-    nn_weight weight, bias_weight;
+    float *x, *w, *bias, *norm, *start;   /* start: what out holds before */
+    nn_weight weight, bias_weight, gamma; /* gamma: the first half of norm */
 } problem;
 
 static problem problem_new(shape s)
@@ -86,6 +87,7 @@ static problem problem_new(shape s)
                            .data = p.w};
     p.bias_weight =
         (nn_weight){.name = "b", .type = DTYPE_F32, .rank = 1, .n = {s.out}, .data = p.bias};
+    p.gamma = (nn_weight){.name = "g", .type = DTYPE_F32, .rank = 1, .n = {s.in}, .data = p.norm};
     return p;
 }
 
@@ -103,7 +105,14 @@ static double input_at(const problem *p, int64_t y, int64_t x, int64_t ch)
     const int up = p->s.p.upsample;
     if (y < 0 || x < 0 || y >= p->s.height << up || x >= p->s.width << up)
         return 0;
-    double v = p->x[((y >> up) * p->s.width + (x >> up)) * p->s.in + ch];
+    const float *pixel = p->x + ((y >> up) * p->s.width + (x >> up)) * p->s.in;
+    double v = pixel[ch], squares = 0;
+    if (p->s.pixel_norm) {
+        for (int64_t i = 0; i < p->s.in; i++)
+            squares += (double)pixel[i] * (double)pixel[i];
+        v = v / sqrt(squares / (double)p->s.in + EPS) * (double)p->norm[ch];
+        return v / (1 + exp(-v));
+    }
     if (!p->s.norm)
         return v;
     v = v * (double)p->norm[ch] + (double)p->norm[p->s.in + ch];
@@ -142,6 +151,7 @@ static void compute_on(nn *c, const problem *p, float *out, int64_t first, int64
     const int64_t at = first * p->out_width * p->s.out, count = nn_count(&y);
     nn_upload(c, &y, p->start + at, count);
     params.norm = p->s.norm ? &norm : NULL;
+    params.pixel_norm = p->s.pixel_norm ? &(nn_pixel_norm){.w = &p->gamma, .eps = EPS} : NULL;
     nn_conv2d(c, &y, &x, &p->weight, &p->bias_weight, &params);
     nn_download(c, &y, out + at, count);
 }
@@ -216,6 +226,7 @@ static shape random_shape(void)
         s.height += 2;
         s.width += 2;
     }
+    s.pixel_norm = !s.norm && !s.p.upsample && !s.p.stride && (random32() & 1);
     return s;
 }
 
@@ -333,20 +344,20 @@ static double measure(const problem *p, const cpu_kernels *k, int threads, int64
 static void bench(int threads)
 {
     static const shape shapes[] = {
-        {64, 64, 512, 512, 3, {0}, false},
-        {64, 64, 512, 512, 3, {0}, true},
-        {128, 128, 512, 512, 3, {0}, true},
-        {256, 256, 256, 256, 3, {0}, true},
-        {512, 512, 128, 128, 3, {0}, false},
-        {512, 512, 128, 128, 3, {0}, true},
-        {512, 512, 256, 128, 3, {0}, true},
-        {512, 512, 128, 3, 3, {0}, true},
-        {128, 128, 512, 512, 3, {.upsample = true}, false},
-        {256, 256, 256, 256, 3, {.upsample = true}, false},
-        {512, 512, 256, 128, 1, {0}, false},
-        {64, 64, 16, 512, 3, {0}, false},
-        {512, 512, 3, 128, 3, {0}, false},
-        {512, 512, 128, 128, 3, {.stride = 2}, false},
+        {64, 64, 512, 512, 3, {0}, false, false},
+        {64, 64, 512, 512, 3, {0}, true, false},
+        {128, 128, 512, 512, 3, {0}, true, false},
+        {256, 256, 256, 256, 3, {0}, true, false},
+        {512, 512, 128, 128, 3, {0}, false, false},
+        {512, 512, 128, 128, 3, {0}, true, false},
+        {512, 512, 256, 128, 3, {0}, true, false},
+        {512, 512, 128, 3, 3, {0}, true, false},
+        {128, 128, 512, 512, 3, {.upsample = true}, false, false},
+        {256, 256, 256, 256, 3, {.upsample = true}, false, false},
+        {512, 512, 256, 128, 1, {0}, false, false},
+        {64, 64, 16, 512, 3, {0}, false, false},
+        {512, 512, 3, 128, 3, {0}, false, false},
+        {512, 512, 128, 128, 3, {.stride = 2}, false, false},
     };
     cpu_kernels k;
     ct_error error;

@@ -49,6 +49,8 @@ void cpu_group_sums(nn *c, const nn_tensor *sums, int64_t first, const nn_tensor
 void cpu_group_factors(nn *c, const nn_tensor *norm, const nn_tensor *sums, int64_t width,
                        const nn_weight *w, const nn_weight *b, double eps,
                        const nn_weight *late_bias);
+/* A picture in scratch memory. The bias of what made x is in it. */
+nn_tensor cpu_pixel_norm(nn *c, const nn_tensor *x, const nn_pixel_norm *norm);
 void cpu_apply_norm(nn *c, const nn_tensor *out, const nn_tensor *x, const nn_tensor *norm);
 
 static inline int64_t min64(int64_t a, int64_t b)

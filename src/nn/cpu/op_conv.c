@@ -264,12 +264,13 @@ void cpu_conv2d(nn *c, const nn_tensor *out, const nn_tensor *x, const nn_weight
                 const nn_weight *bias, const nn_conv *params)
 {
     size_t mark = nn_mark(c);
+    const nn_tensor in = params->pixel_norm ? cpu_pixel_norm(c, x, params->pixel_norm) : *x;
     conv v = {
         .kernels = c->params.kernels,
         .gemm = c->params.kernels->gemm[CPU_F32],
         .w = w,
         .bias = cpu_floats(c, bias),
-        .x = x->data,
+        .x = in.data,
         .height = x->n[0] - params->above - params->below,
         .width = x->n[1],
         .channels = x->n[2],

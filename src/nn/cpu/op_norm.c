@@ -253,6 +253,37 @@ void cpu_group_factors(nn *c, const nn_tensor *norm, const nn_tensor *sums, int6
 
 #define PIXELS_PER_TASK 512
 
+typedef struct pixel_norm {
+    const cpu_kernels *kernels;
+    float *out;
+    const float *x, *w;
+    int64_t pixels, channels;
+    float eps;
+} pixel_norm;
+
+static void pixel_norm_task(void *user, int64_t index, int worker)
+{
+    (void)worker;
+    const pixel_norm *n = user;
+    const int64_t first = index * PIXELS_PER_TASK, end = min64(first + PIXELS_PER_TASK, n->pixels);
+    for (int64_t i = first; i < end; i++) {
+        float *out = n->out + i * n->channels;
+        n->kernels->rms_norm(out, n->x + i * n->channels, n->w, NULL, n->channels, n->eps);
+        n->kernels->silu(out, out, n->channels);
+    }
+}
+
+nn_tensor cpu_pixel_norm(nn *c, const nn_tensor *x, const nn_pixel_norm *norm)
+{
+    const nn_tensor out = nn_new3(c, x->n[0], x->n[1], x->n[2]);
+    const size_t mark = nn_mark(c);
+    pixel_norm n = {c->params.kernels, out.data, x->data,         cpu_floats(c, norm->w),
+                    x->n[0] * x->n[1], x->n[2],  (float)norm->eps};
+    cpu_run(c, ceil_div(n.pixels, PIXELS_PER_TASK), pixel_norm_task, &n);
+    nn_release(c, mark);
+    return out;
+}
+
 typedef struct norm_application {
     const cpu_kernels *kernels;
     float *out;

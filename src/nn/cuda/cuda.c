@@ -608,6 +608,7 @@ const nn_device nn_cuda_device = {
     .layer_norm = cuda_layer_norm,
     .head_norm_rope = cuda_head_norm_rope,
     .attention = cuda_attention,
+    .attention_segments = cuda_attention_segments,
     .silu = cuda_silu,
     .gelu = cuda_gelu,
     .multiply = cuda_multiply,

@@ -266,6 +266,9 @@ void cuda_conv2d(nn *c, const nn_tensor *out, const nn_tensor *x, const nn_weigh
 void cuda_attention(nn *c, const nn_tensor *out, const nn_tensor *q, const nn_tensor *k,
                     const nn_tensor *v, int heads, int kv_heads, bool causal);
 
+void cuda_attention_segments(nn *c, const nn_tensor *out, const nn_tensor *q, const nn_tensor *k,
+                             const nn_tensor *v, int heads, const int32_t *ends, int count);
+
 /* check.c */
 int64_t cuda_count_broken(nn *c, const nn_tensor *t);
 

@@ -10,7 +10,7 @@
 #include <stdio.h>
 #include <string.h>
 
-#define MAX_CANDIDATES 8 /* of a convolution: 10 ms each to make, or with additions 300 ms */
+#define MAX_CANDIDATES 8 /* of a convolution: 10 ms each to make */
 #define ROUNDS 3
 #define BETTER 0.97f /* an engine that the library likes less must take less than so much */
 /* Engines that want more than this for themselves are not used. */
@@ -19,7 +19,7 @@
 #define MAX_POINTERS 8
 
 /* Ids of tensors. Those of one graph differ. */
-enum { ID_X = 1, ID_W, ID_OUT, ID_ADDED, ID_BIAS, ID_FROM };
+enum { ID_X = 1, ID_W, ID_OUT };
 enum { ID_Q = 1, ID_K, ID_V, ID_RESULT, ID_SCALE, ID_LOWEST, ID_STATS };
 
 /* All fields of a problem, compared as bytes; the rest is 0. */
@@ -31,10 +31,10 @@ typedef struct dnn_key {
 typedef struct dnn_plan {
     struct dnn_plan *next;
     dnn_key key;
-    int steps; /* 0: there is no engine */
-    dnn_graph graph[2];
-    dnn_step step[2];
-    size_t scratch; /* bytes between the steps, or for a result that nobody reads */
+    bool made; /* false: there is no engine */
+    dnn_graph graph;
+    dnn_step step;
+    size_t scratch; /* bytes for a result that nobody reads */
     cudnn_status reason;
 } dnn_plan;
 
@@ -43,7 +43,7 @@ struct dnn {
     const cuda_driver *driver;
     cu_stream stream;
     cudnn lib;
-    char version[48];
+    char version[DNN_VERSION_BYTES];
     char machine[256]; /* library and GPU: what a plan on disk belongs to */
     char *folder;      /* NULL: plans are not kept */
     dnn_plan *plans;
@@ -69,9 +69,33 @@ static bool load_functions(cudnn *lib)
     return all;
 }
 
-ct_status dnn_open(dnn **out, const dnn_params *params, ct_error *error)
+/* With its number and its name, and no handle. */
+static ct_status open_library(cudnn *lib, char version[DNN_VERSION_BYTES], ct_error *error)
 {
     static const char *const names[] = {"libcudnn.so.9", NULL};
+    lib->library = cuda_library_open(names, NULL);
+    if (!lib->library)
+        return error_set(error, CT_ENOTFOUND,
+                         "cuDNN (libcudnn.so.9) was not found; calotype works without it, but "
+                         "install it, or put its folder into LD_LIBRARY_PATH, to be faster");
+    if (!load_functions(lib))
+        return error_set(error, CT_EDEVICE, "libcudnn.so.9 lacks functions; install cuDNN 9");
+    lib->number = lib->version();
+    snprintf(version, DNN_VERSION_BYTES, "cuDNN %zu.%zu.%zu", lib->number / 10000,
+             lib->number / 100 % 100, lib->number % 100);
+    return CT_OK;
+}
+
+bool dnn_find(char version[DNN_VERSION_BYTES])
+{
+    cudnn lib = {0};
+    const bool found = open_library(&lib, version, NULL) == CT_OK;
+    cuda_library_close(lib.library);
+    return found;
+}
+
+ct_status dnn_open(dnn **out, const dnn_params *params, ct_error *error)
+{
     *out = NULL;
     dnn *d = mem_zero_array(params->allocator, 1, sizeof *d);
     if (!d)
@@ -79,18 +103,8 @@ ct_status dnn_open(dnn **out, const dnn_params *params, ct_error *error)
     d->allocator = params->allocator;
     d->driver = params->driver;
     d->stream = params->stream;
-    d->lib.library = cuda_library_open(names, NULL);
-    ct_status status = CT_OK;
-    if (!d->lib.library) {
-        status = error_set(error, CT_ENOTFOUND,
-                           "cuDNN (libcudnn.so.9) was not found; calotype works without it, but "
-                           "install it, or put its folder into LD_LIBRARY_PATH, to be faster");
-    } else if (!load_functions(&d->lib)) {
-        status = error_set(error, CT_EDEVICE, "libcudnn.so.9 lacks functions; install cuDNN 9");
-    } else {
-        d->lib.number = d->lib.version();
-        snprintf(d->version, sizeof d->version, "cuDNN %zu.%zu.%zu", d->lib.number / 10000,
-                 d->lib.number / 100 % 100, d->lib.number % 100);
+    ct_status status = open_library(&d->lib, d->version, error);
+    if (status == CT_OK) {
         cudnn_status s = d->lib.create(&d->lib.handle);
         if (s == CUDNN_OK)
             s = d->lib.set_stream(d->lib.handle, d->stream);
@@ -115,8 +129,7 @@ ct_status dnn_open(dnn **out, const dnn_params *params, ct_error *error)
 
 static void free_plan(const dnn *d, dnn_plan *plan)
 {
-    dnn_graph_free(&plan->graph[0]);
-    dnn_graph_free(&plan->graph[1]);
+    dnn_graph_free(&plan->graph);
     mem_free(d->allocator, plan);
 }
 
@@ -135,11 +148,6 @@ void dnn_close(dnn *d)
     cuda_library_close(d->lib.library);
     mem_free(d->allocator, d->folder);
     mem_free(d->allocator, d);
-}
-
-const char *dnn_version(const dnn *d)
-{
-    return d->version;
 }
 
 size_t dnn_memory(const dnn *d)
@@ -200,8 +208,7 @@ static dnn_plan *new_plan(const dnn *d, const dnn_key *key)
     if (!p)
         return NULL;
     p->key = *key;
-    for (int i = 0; i < 2; i++)
-        dnn_graph_init(&p->graph[i], &d->lib);
+    dnn_graph_init(&p->graph, &d->lib);
     return p;
 }
 
@@ -215,15 +222,13 @@ static void start_again(const dnn *d, dnn_graph *g)
  * known. */
 static ct_status keep_plan(dnn *d, dnn_plan *p, const char *what, ct_error *error)
 {
-    if (p->steps == 0 && is_memory(p->reason)) {
+    if (!p->made && is_memory(p->reason)) {
         const ct_status status = dnn_error(d, p->reason, what, error);
         free_plan(d, p);
         return status;
     }
-    if (p->steps == 0) {
-        start_again(d, &p->graph[0]);
-        start_again(d, &p->graph[1]);
-    }
+    if (!p->made)
+        start_again(d, &p->graph);
     p->next = d->plans;
     d->plans = p;
     return CT_OK;
@@ -234,38 +239,30 @@ static bool load_plan(const dnn *d, dnn_plan *p)
 {
     if (!d->folder)
         return false;
-    dnn_texts texts = {0};
+    dnn_text text = {0};
     char *path = dnn_file_path(d->allocator, d->folder, d->machine, &p->key, sizeof p->key);
-    bool good = path && dnn_file_read(d->allocator, path, &p->key, sizeof p->key, &texts);
-    for (int i = 0; i < texts.steps && good; i++)
-        good = dnn_plan_from_text(&p->graph[i], texts.text[i], texts.bytes[i], &p->step[i]);
-    if (good) {
-        p->steps = texts.steps;
-        p->scratch = texts.scratch;
-    } else {
-        start_again(d, &p->graph[0]);
-        start_again(d, &p->graph[1]);
-    }
-    dnn_texts_free(d->allocator, &texts);
+    p->made = path && dnn_file_read(d->allocator, path, &p->key, sizeof p->key, &text) &&
+              dnn_plan_from_text(&p->graph, text.text, text.bytes, &p->step);
+    p->scratch = p->made ? text.scratch : 0;
+    if (!p->made)
+        start_again(d, &p->graph);
+    mem_free(d->allocator, text.text);
     mem_free(d->allocator, path);
-    return good;
+    return p->made;
 }
 
 /* Where that fails, the plan is made again by the next run. */
 static void store_plan(const dnn *d, const dnn_plan *p)
 {
-    if (!d->folder || p->steps == 0)
+    if (!d->folder || !p->made)
         return;
-    dnn_texts texts = {.steps = p->steps, .scratch = p->scratch};
+    dnn_text text = {.scratch = p->scratch};
     char *path = dnn_file_path(d->allocator, d->folder, d->machine, &p->key, sizeof p->key);
-    bool good = path != NULL;
-    for (int i = 0; i < p->steps && good; i++) {
-        texts.text[i] = dnn_plan_text(&d->lib, d->allocator, &p->step[i], &texts.bytes[i]);
-        good = texts.text[i] != NULL;
-    }
-    if (good)
-        dnn_file_write(path, &p->key, sizeof p->key, &texts, NULL);
-    dnn_texts_free(d->allocator, &texts);
+    if (path)
+        text.text = dnn_plan_text(&d->lib, d->allocator, &p->step, &text.bytes);
+    if (text.text)
+        dnn_file_write(path, &p->key, sizeof p->key, &text, NULL);
+    mem_free(d->allocator, text.text);
     mem_free(d->allocator, path);
 }
 
@@ -392,19 +389,19 @@ static ct_status plan_attention(dnn *d, const dnn_attention *p, const dnn_key *k
     *out = plan;
     if (load_plan(d, plan))
         return keep_plan(d, plan, what, error);
-    dnn_graph *g = &plan->graph[0];
+    dnn_graph *g = &plan->graph;
     const unsigned barred = 1u << DNN_NOTE_NONDETERMINISTIC;
     plan->reason = CUDNN_NOT_SUPPORTED;
     const bool fits = attention_fits(p);
     if (fits && single_node(d, p)) {
         build_single(g, p);
-        plan->steps = dnn_graph_plans(g, barred, MAX_WORKSPACE, plan->step, 1);
+        plan->made = dnn_graph_plans(g, barred, MAX_WORKSPACE, &plan->step, 1) == 1;
         plan->reason = g->status;
     }
-    if (fits && plan->steps == 0) {
+    if (fits && !plan->made) {
         start_again(d, g);
         build_composed(g, p);
-        plan->steps = dnn_graph_plans(g, barred, MAX_WORKSPACE, plan->step, 1);
+        plan->made = dnn_graph_plans(g, barred, MAX_WORKSPACE, &plan->step, 1) == 1;
         plan->scratch = ((size_t)(p->heads * p->queries) * sizeof(float) + 255) / 256 * 256;
         plan->reason = g->status;
     }
@@ -427,11 +424,11 @@ ct_status dnn_attend(dnn *d, const dnn_attention *p, const dnn_attention_operand
     ct_status status = plan ? CT_OK : plan_attention(d, p, &key, what, &plan, error);
     if (status != CT_OK)
         return status;
-    if (plan->steps == 0 || (at->q | at->k | at->v | at->out) % 16 != 0)
+    if (!plan->made || (at->q | at->k | at->v | at->out) % 16 != 0)
         return error_set(error, CT_EUNSUPPORTED, "%s has no engine for %s: %s", d->version, what,
-                         plan->steps ? "addresses must be multiples of 16"
-                                     : d->lib.status_text(plan->reason));
-    status = reserve(d, plan->scratch + plan->step[0].workspace, error);
+                         plan->made ? "addresses must be multiples of 16"
+                                    : d->lib.status_text(plan->reason));
+    status = reserve(d, plan->scratch + plan->step.workspace, error);
     if (status != CT_OK)
         return status;
     float scale = (float)(1.0 / sqrt((double)p->dim));
@@ -447,7 +444,7 @@ ct_status dnn_attend(dnn *d, const dnn_attention *p, const dnn_attention_operand
         give_number(&given, ID_LOWEST, &lowest);
     if (plan->scratch) /* composed */
         give(&given, ID_STATS, workspace_of(d));
-    const cudnn_status s = run_step(d, &plan->step[0], &given, workspace_of(d) + plan->scratch);
+    const cudnn_status s = run_step(d, &plan->step, &given, workspace_of(d) + plan->scratch);
     return s == CUDNN_OK ? CT_OK : dnn_error(d, s, what, error);
 }
 
@@ -458,68 +455,36 @@ static int64_t out_size(const dnn_conv *p, int64_t in)
     return (in + p->pad_before + p->pad_after - p->kernel) / p->stride + 1;
 }
 
-static dnn_shape out_shape(const dnn_conv *p)
-{
-    return dnn_channels_last(1, p->out, out_size(p, p->height), out_size(p, p->width));
-}
-
-static void build_convolution(dnn_graph *g, const dnn_conv *p, cudnn_object y)
+static void build_convolution(dnn_graph *g, const dnn_conv *p)
 {
     const dnn_shape x = dnn_channels_last(1, p->in, p->height, p->width);
     const dnn_shape w = dnn_channels_last(p->out, p->in, p->kernel, p->kernel);
+    const dnn_shape y = dnn_channels_last(1, p->out, out_size(p, p->height), out_size(p, p->width));
     const int type = data_type(p->type);
-    dnn_convolution(g, dnn_tensor(g, ID_X, type, &x), dnn_tensor(g, ID_W, type, &w), y, p->stride,
-                    p->pad_before, p->pad_after);
+    dnn_convolution(g, dnn_tensor(g, ID_X, type, &x), dnn_tensor(g, ID_W, type, &w),
+                    dnn_tensor(g, ID_OUT, type, &y), p->stride, p->pad_before, p->pad_after);
 }
 
-/* out = from (+ out) (+ bias), computed in float32. */
-static void build_sums(dnn_graph *g, const dnn_conv *p, cudnn_object from)
-{
-    const dnn_shape shape = out_shape(p), vector = dnn_channels_last(1, p->out, 1, 1);
-    const int type = data_type(p->type);
-    cudnn_object out = dnn_tensor(g, ID_OUT, type, &shape);
-    if (p->add) {
-        cudnn_object sum = p->bias ? dnn_between(g, DNN_FLOAT, &shape) : out;
-        dnn_pointwise(g, DNN_POINTWISE_ADD, DNN_FLOAT, from, dnn_tensor(g, ID_ADDED, type, &shape),
-                      NULL, sum, 0);
-        from = sum;
-    }
-    if (p->bias)
-        dnn_pointwise(g, DNN_POINTWISE_ADD, DNN_FLOAT, from,
-                      dnn_tensor(g, ID_BIAS, DNN_FLOAT, &vector), NULL, out, 0);
-}
-
-/* Step `index` of a plan that has so many, on a result at `out`. */
-static cudnn_status run_convolution(const dnn *d, const dnn_conv *p, const dnn_step *step,
-                                    int index, int steps, const dnn_conv_operands *at,
-                                    cu_address scratch, cu_address workspace)
+static cudnn_status run_convolution(const dnn *d, const dnn_step *step, const dnn_conv_operands *at,
+                                    cu_address workspace)
 {
     dnn_pointers given = {0};
-    const bool sums = index == steps - 1 && (p->add || p->bias);
-    if (index == 0) {
-        give(&given, ID_X, at->x);
-        give(&given, ID_W, at->w);
-    } else {
-        give(&given, ID_FROM, scratch ? scratch : at->out);
-    }
-    give(&given, ID_OUT, index < steps - 1 && scratch ? scratch : at->out);
-    if (sums && p->add)
-        give(&given, ID_ADDED, at->out);
-    if (sums && p->bias)
-        give(&given, ID_BIAS, at->bias);
+    give(&given, ID_X, at->x);
+    give(&given, ID_W, at->w);
+    give(&given, ID_OUT, at->out);
     return run_step(d, step, &given, workspace);
 }
 
-/* The smallest time of a step in milliseconds; negative where it does not work. */
-static ct_status time_convolution(const dnn *d, const dnn_conv *p, const dnn_step *step, int steps,
-                                  const dnn_conv_operands *at, cu_address workspace,
-                                  const cu_event *events, float *milliseconds, ct_error *error)
+/* The smallest time of a plan in milliseconds; negative where it does not work. */
+static ct_status time_convolution(const dnn *d, const dnn_step *step, const dnn_conv_operands *at,
+                                  cu_address workspace, const cu_event *events, float *milliseconds,
+                                  ct_error *error)
 {
     const cuda_driver *driver = d->driver;
     *milliseconds = -1.0f;
     for (int round = 0; round <= ROUNDS; round++) { /* the first one loads the kernel */
         cu_result r = driver->event_record(events[0], d->stream);
-        if (run_convolution(d, p, step, 0, steps, at, 0, workspace) != CUDNN_OK) {
+        if (run_convolution(d, step, at, workspace) != CUDNN_OK) {
             *milliseconds = -1.0f;
             return CT_OK;
         }
@@ -538,54 +503,29 @@ static ct_status time_convolution(const dnn *d, const dnn_conv *p, const dnn_ste
     return CT_OK;
 }
 
-/* Bytes of the result. */
-static size_t out_bytes(const dnn_conv *p)
-{
-    return dtype_size(p->type) * (size_t)(p->out * out_size(p, p->height) * out_size(p, p->width));
-}
-
-/* Memory for measuring: the workspace of the engine that wants most, then a result of its own where
- * the real one would be added to. */
-static ct_status take_trial_memory(const dnn *d, const dnn_conv *p, const dnn_step *steps,
-                                   int count, cu_address *memory, cu_address *out, ct_error *error)
-{
-    size_t most = 0;
-    for (int i = 0; i < count; i++)
-        most = steps[i].workspace > most ? steps[i].workspace : most;
-    most = (most + 255) / 256 * 256;
-    const size_t result = p->add ? out_bytes(p) : 0;
-    *memory = 0;
-    if (most + result == 0)
-        return CT_OK;
-    cu_result r = d->driver->mem_alloc(memory, most + result);
-    if (r == 0 && result) {
-        *out = *memory + most;
-        r = d->driver->fill_bytes(*out, 0, result, d->stream);
-    }
-    return cuda_check(d->driver, r, "taking memory to measure a convolution", error);
-}
-
-/* The fastest of several plans for the same step; the first one where measuring is impossible. */
-static ct_status choose(const dnn *d, const dnn_conv *p, const dnn_step *candidates, int count,
-                        int steps, const dnn_conv_operands *at, int *best, ct_error *error)
+/* The fastest of several plans; the first one where measuring is impossible. */
+static ct_status choose(const dnn *d, const dnn_step *candidates, int count,
+                        const dnn_conv_operands *at, int *best, ct_error *error)
 {
     *best = 0;
     if (count == 1)
         return CT_OK;
-    dnn_conv_operands operands = *at;
-    cu_address memory = 0;
+    cu_address memory = 0; /* the workspace of the engine that wants most */
     cu_event events[2] = {NULL, NULL};
+    size_t most = 0;
+    for (int i = 0; i < count; i++)
+        most = candidates[i].workspace > most ? candidates[i].workspace : most;
     ct_status status = CT_OK;
     for (int i = 0; i < 2 && status == CT_OK; i++)
         status = cuda_check(d->driver, d->driver->event_create(&events[i], 0),
                             "measuring a convolution", error);
-    if (status == CT_OK)
-        status = take_trial_memory(d, p, candidates, count, &memory, &operands.out, error);
+    if (status == CT_OK && most)
+        status = cuda_check(d->driver, d->driver->mem_alloc(&memory, most),
+                            "taking memory to measure a convolution", error);
     float fastest = -1.0f;
     for (int i = 0; i < count && status == CT_OK; i++) {
         float ms;
-        status =
-            time_convolution(d, p, &candidates[i], steps, &operands, memory, events, &ms, error);
+        status = time_convolution(d, &candidates[i], at, memory, events, &ms, error);
         if (status == CT_OK && ms >= 0 && (fastest < 0 || ms < BETTER * fastest)) {
             fastest = ms;
             *best = i;
@@ -614,20 +554,13 @@ static unsigned barred_notes(dtype type, bool strict)
     return barred;
 }
 
-/* Plans for a convolution with what is added to it (fused) or alone. */
-static int convolution_plans(const dnn *d, dnn_graph *g, const dnn_conv *p, bool fused,
-                             dnn_step *candidates)
+static int convolution_plans(const dnn *d, dnn_graph *g, const dnn_conv *p, dnn_step *candidates)
 {
-    const dnn_shape shape = out_shape(p);
     int count = 0;
     /* Sums in 16 bits only where there is nothing else, and never of float32. */
     for (int strict = 1; strict >= (p->type == DTYPE_F32) && count == 0; strict--) {
         start_again(d, g);
-        cudnn_object y = fused ? dnn_between(g, DNN_FLOAT, &shape)
-                               : dnn_tensor(g, ID_OUT, data_type(p->type), &shape);
-        build_convolution(g, p, y);
-        if (fused)
-            build_sums(g, p, y);
+        build_convolution(g, p);
         count = dnn_graph_plans(g, barred_notes(p->type, strict), MAX_WORKSPACE, candidates,
                                 MAX_CANDIDATES);
     }
@@ -645,29 +578,19 @@ static ct_status plan_convolution(dnn *d, const dnn_conv *p, const dnn_key *key,
     if (load_plan(d, plan))
         return keep_plan(d, plan, what, error);
     dnn_step candidates[MAX_CANDIDATES];
-    const bool sums = p->add || p->bias;
-    const dnn_shape shape = out_shape(p);
-    dnn_graph *g = &plan->graph[0], *second = &plan->graph[1];
-    int count = convolution_plans(d, g, p, sums, candidates);
-    plan->steps = count > 0;
-    if (count == 0 && sums) { /* the convolution alone, and a pass for the rest */
-        count = convolution_plans(d, g, p, false, candidates);
-        build_sums(second, p, dnn_tensor(second, ID_FROM, data_type(p->type), &shape));
-        if (count > 0 && dnn_graph_plans(second, 0, MAX_WORKSPACE, &plan->step[1], 1) == 1)
-            plan->steps = 2;
-        if (p->add)
-            plan->scratch = (out_bytes(p) + 255) / 256 * 256;
-    }
-    plan->reason = g->status != CUDNN_OK ? g->status : second->status;
+    dnn_graph *g = &plan->graph;
+    const int count = convolution_plans(d, g, p, candidates);
     int best = 0;
-    if (plan->steps) {
-        const ct_status status = choose(d, p, candidates, count, plan->steps, at, &best, error);
+    plan->made = count > 0;
+    plan->reason = g->status;
+    if (plan->made) {
+        const ct_status status = choose(d, candidates, count, at, &best, error);
         if (status != CT_OK) {
             free_plan(d, plan);
             return status;
         }
+        plan->step = candidates[best];
     }
-    plan->step[0] = plan->steps ? candidates[best] : (dnn_step){0};
     for (int i = 0; i < count; i++)
         if (i != best)
             dnn_graph_drop(g, candidates[i].plan);
@@ -687,13 +610,13 @@ ct_status dnn_convolve(dnn *d, const dnn_conv *p, const dnn_conv_operands *at, c
 {
     const dnn_key key = {2,
                          {p->type, p->height, p->width, p->in, p->out, p->kernel, p->stride,
-                          p->pad_before, p->pad_after, p->add, p->bias}};
+                          p->pad_before, p->pad_after}};
     char what[160];
     snprintf(what, sizeof what,
              "a convolution of [%" PRId64 ", %" PRId64 ", %" PRId64 "] to %" PRId64
              " channels, kernel %d, stride %d, %s",
              p->height, p->width, p->in, p->out, p->kernel, p->stride, dtype_name(p->type));
-    if (!convolution_fits(p) || (at->x | at->w | at->out | (p->bias ? at->bias : 0)) % 16 != 0)
+    if (!convolution_fits(p) || (at->x | at->w | at->out) % 16 != 0)
         return error_set(error, CT_EUNSUPPORTED,
                          "%s has no engine for %s: shape, type or alignment to 16 bytes",
                          d->version, what);
@@ -701,17 +624,12 @@ ct_status dnn_convolve(dnn *d, const dnn_conv *p, const dnn_conv_operands *at, c
     ct_status status = plan ? CT_OK : plan_convolution(d, p, &key, at, what, &plan, error);
     if (status != CT_OK)
         return status;
-    if (plan->steps == 0)
+    if (!plan->made)
         return error_set(error, CT_EUNSUPPORTED, "%s has no engine for %s: %s", d->version, what,
                          d->lib.status_text(plan->reason));
-    size_t most = plan->step[0].workspace;
-    if (plan->steps == 2 && plan->step[1].workspace > most)
-        most = plan->step[1].workspace;
-    status = reserve(d, plan->scratch + most, error);
-    cudnn_status s = CUDNN_OK;
-    const cu_address block = workspace_of(d);
-    for (int i = 0; i < plan->steps && status == CT_OK && s == CUDNN_OK; i++)
-        s = run_convolution(d, p, &plan->step[i], i, plan->steps, at, plan->scratch ? block : 0,
-                            block + plan->scratch);
-    return status != CT_OK || s == CUDNN_OK ? status : dnn_error(d, s, what, error);
+    status = reserve(d, plan->step.workspace, error);
+    if (status != CT_OK)
+        return status;
+    const cudnn_status s = run_convolution(d, &plan->step, at, workspace_of(d));
+    return s == CUDNN_OK ? CT_OK : dnn_error(d, s, what, error);
 }

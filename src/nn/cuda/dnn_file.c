@@ -1,4 +1,4 @@
-/* A file: a header, the problem that the plan is for, and a text for each step. */
+/* A file: a header, the problem that the plan is for, and the plan's text. */
 #include "nn/cuda/dnn_file.h"
 #include "core/file.h"
 #include "core/hash.h"
@@ -7,21 +7,14 @@
 #include <stdio.h>
 #include <string.h>
 
-#define MAGIC "ctdnn01"
+#define MAGIC "ctdnn02"
 #define MAX_BYTES ((size_t)64 << 20)
 
 typedef struct file_header {
     char magic[8];
-    uint64_t steps, scratch, key_bytes, bytes[DNN_FILE_STEPS];
+    uint64_t scratch, key_bytes, bytes;
     hash128 hash; /* of the file with zeros here */
 } file_header;
-
-void dnn_texts_free(const ct_allocator *a, dnn_texts *texts)
-{
-    for (int i = 0; i < DNN_FILE_STEPS; i++)
-        mem_free(a, texts->text[i]);
-    *texts = (dnn_texts){0};
-}
 
 char *dnn_file_path(const ct_allocator *a, const char *folder, const char *machine, const void *key,
                     size_t key_bytes)
@@ -35,88 +28,62 @@ char *dnn_file_path(const ct_allocator *a, const char *folder, const char *machi
     return path_join(a, folder, name);
 }
 
-static hash128 hash_of(const file_header *header, const void *key, const char *const *text)
+static hash128 hash_of(const file_header *header, const void *key, const char *text)
 {
     file_header h = *header;
     h.hash = (hash128){0, 0};
     hash128 hash = hash_begin();
     hash_add(&hash, &h, sizeof h);
     hash_add(&hash, key, h.key_bytes);
-    for (uint64_t i = 0; i < h.steps; i++)
-        hash_add(&hash, text[i], h.bytes[i]);
+    hash_add(&hash, text, h.bytes);
     return hash;
 }
 
-/* Finds the parts of a file; false where they do not fill it, or are not what was written. */
-static bool parse(const char *data, size_t size, const void *key, size_t key_bytes, file_header *h,
-                  const char **text)
+/* The text of a file; NULL where it does not fill it, or is not what was written. */
+static const char *find_text(const char *data, size_t size, const void *key, size_t key_bytes,
+                             file_header *h)
 {
     if (size < sizeof *h + key_bytes)
-        return false;
+        return NULL;
     memcpy(h, data, sizeof *h);
     if (memcmp(h->magic, MAGIC, sizeof h->magic) != 0 || h->key_bytes != key_bytes ||
-        h->steps < 1 || h->steps > DNN_FILE_STEPS || h->scratch > SIZE_MAX ||
-        memcmp(data + sizeof *h, key, key_bytes) != 0)
-        return false;
-    size_t at = sizeof *h + key_bytes;
-    for (uint64_t i = 0; i < h->steps; i++) {
-        if (h->bytes[i] == 0 || h->bytes[i] > size - at)
-            return false;
-        text[i] = data + at;
-        at += h->bytes[i];
-    }
-    if (at != size)
-        return false;
+        h->scratch > SIZE_MAX || memcmp(data + sizeof *h, key, key_bytes) != 0)
+        return NULL;
+    const char *text = data + sizeof *h + key_bytes;
+    if (h->bytes == 0 || h->bytes != size - sizeof *h - key_bytes)
+        return NULL;
     const hash128 hash = hash_of(h, key, text);
-    return hash.high == h->hash.high && hash.low == h->hash.low;
+    return hash.high == h->hash.high && hash.low == h->hash.low ? text : NULL;
 }
 
 bool dnn_file_read(const ct_allocator *a, const char *path, const void *key, size_t key_bytes,
-                   dnn_texts *texts)
+                   dnn_text *out)
 {
-    *texts = (dnn_texts){0};
+    *out = (dnn_text){0};
     char *data;
     size_t size;
     if (file_read(a, path, MAX_BYTES, &data, &size, NULL) != CT_OK)
         return false;
     file_header h;
-    const char *text[DNN_FILE_STEPS];
-    bool good = parse(data, size, key, key_bytes, &h, text);
-    if (good) {
-        texts->steps = (int)h.steps;
-        texts->scratch = h.scratch;
-    }
-    for (int i = 0; i < texts->steps && good; i++) {
-        texts->bytes[i] = h.bytes[i];
-        texts->text[i] = mem_strndup(a, text[i], h.bytes[i]);
-        good = texts->text[i] != NULL;
-    }
+    const char *text = find_text(data, size, key, key_bytes, &h);
+    if (text)
+        *out = (dnn_text){(size_t)h.scratch, mem_strndup(a, text, h.bytes), (size_t)h.bytes};
     mem_free(a, data);
-    if (!good)
-        dnn_texts_free(a, texts);
-    return good;
+    return out->text != NULL;
 }
 
-ct_status dnn_file_write(const char *path, const void *key, size_t key_bytes,
-                         const dnn_texts *texts, ct_error *error)
+ct_status dnn_file_write(const char *path, const void *key, size_t key_bytes, const dnn_text *text,
+                         ct_error *error)
 {
-    file_header h = {.magic = MAGIC,
-                     .steps = (uint64_t)texts->steps,
-                     .scratch = texts->scratch,
-                     .key_bytes = key_bytes};
-    const char *text[DNN_FILE_STEPS] = {NULL};
-    for (int i = 0; i < texts->steps; i++) {
-        h.bytes[i] = texts->bytes[i];
-        text[i] = texts->text[i];
-    }
-    h.hash = hash_of(&h, key, text);
+    file_header h = {
+        .magic = MAGIC, .scratch = text->scratch, .key_bytes = key_bytes, .bytes = text->bytes};
+    h.hash = hash_of(&h, key, text->text);
     file_output out;
     const ct_status status = file_output_open(&out, path, error);
     if (status != CT_OK)
         return status;
     fwrite(&h, sizeof h, 1, out.stream);
     fwrite(key, 1, key_bytes, out.stream);
-    for (int i = 0; i < texts->steps; i++)
-        fwrite(text[i], 1, texts->bytes[i], out.stream);
+    fwrite(text->text, 1, text->bytes, out.stream);
     return file_output_commit(&out, error); /* tells of what failed above */
 }

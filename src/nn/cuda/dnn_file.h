@@ -5,24 +5,20 @@
 
 #include "core/error.h"
 
-#define DNN_FILE_STEPS 2
+typedef struct dnn_text {
+    size_t scratch; /* as in the plan */
+    char *text;     /* as cuDNN writes its plans; in memory of the allocator */
+    size_t bytes;
+} dnn_text;
 
-typedef struct dnn_texts {
-    int steps;
-    size_t scratch;             /* as in the plan */
-    char *text[DNN_FILE_STEPS]; /* as cuDNN writes its plans; in memory of the allocator */
-    size_t bytes[DNN_FILE_STEPS];
-} dnn_texts;
-
-void dnn_texts_free(const ct_allocator *a, dnn_texts *texts);
 /* "folder/dnn-HASH.bin", the hash made from both; NULL without memory. */
 char *dnn_file_path(const ct_allocator *a, const char *folder, const char *machine, const void *key,
                     size_t key_bytes);
 /* False where there is no such file, or a damaged one, or one of another problem. */
 bool dnn_file_read(const ct_allocator *a, const char *path, const void *key, size_t key_bytes,
-                   dnn_texts *texts);
+                   dnn_text *out);
 /* A folder that cannot be written to is no failure of the caller's. */
-ct_status dnn_file_write(const char *path, const void *key, size_t key_bytes,
-                         const dnn_texts *texts, ct_error *error);
+ct_status dnn_file_write(const char *path, const void *key, size_t key_bytes, const dnn_text *text,
+                         ct_error *error);
 
 #endif

@@ -36,16 +36,14 @@ static ct_status open_device(cuda_gpu *g, int ordinal, ct_error *error)
     return status;
 }
 
-/* cuDNN is looked for here, to be named; each nn opens its own. */
+/* cuDNN is looked for here, to be named; each nn opens it. */
 static void describe_libraries(cuda_gpu *g)
 {
-    const dnn_params params = {.allocator = g->allocator, .driver = &g->driver, .device = &g->info};
     const int version = g->driver.version;
-    dnn *d = NULL;
-    g->has_dnn = dnn_open(&d, &params, NULL) == CT_OK;
+    char dnn_name[DNN_VERSION_BYTES];
+    g->has_dnn = dnn_find(dnn_name);
     snprintf(g->libraries, sizeof g->libraries, "CUDA %d.%d, %s, %s", version / 1000,
-             version % 1000 / 10, blas_version(g->blas), g->has_dnn ? dnn_version(d) : "no cuDNN");
-    dnn_close(d);
+             version % 1000 / 10, blas_version(g->blas), g->has_dnn ? dnn_name : "no cuDNN");
 }
 
 ct_status cuda_gpu_open(cuda_gpu **out, const cuda_gpu_params *params, ct_error *error)

@@ -13,7 +13,7 @@ typedef enum cuda_kernel {
     KERNEL_COUNT
 } cuda_kernel;
 
-#define CUDA_MODULES 4 /* .cu files */
+#define CUDA_MODULES 5 /* .cu files */
 
 /* The kernels for one storage type of activations. */
 typedef struct cuda_kernels {

@@ -1,6 +1,7 @@
 /* Attention on the GPU. Several ways, each for what the ones before it cannot do: cuDNN, our kernel
  * for Hopper, that for other GPUs (kernels/attention.cu), products with the scores in memory, and a
  * plain kernel. */
+#include "core/mem.h"
 #include "nn/cuda/cuda.h"
 
 #include <math.h>
@@ -14,6 +15,10 @@
 #define TWO_BLOCKS (130 << 10) /* shared memory for two blocks of attention128 */
 #define SCORE_BYTES ((size_t)256 << 20)
 #define SCORE_ALIGN 16 /* numbers: rows of scores begin at multiples of it */
+/* cuDNN compiles for every shape that it meets first, for a second or so, and prompts have many
+ * lengths. Up to so many queries, causal, or keys, ours is used first. */
+#define SHORT_CAUSAL 2048
+#define SHORT_KEYS 512
 
 /* Everything in numbers of `type`; strides from row to row, in numbers. */
 typedef struct attention {
@@ -23,6 +28,10 @@ typedef struct attention {
     int64_t queries, keys;
     int heads, kv_heads, group, dim;
     bool causal;
+    /* Of segments, for our kernels with tiles: where each begins and ends, and the first query of a
+     * block in it, three int32 for each of tile_count blocks; 0: one segment. */
+    cu_address tiles;
+    int64_t tile_count;
 } attention;
 
 /* Scores, as many as fit: for `heads` heads at once, `band` queries each. */
@@ -113,9 +122,16 @@ static bool hopper_fits(const attention *a, const cuda_device_info *gpu)
            a->type != DTYPE_F32 && a->dim > 64 && own_fits(a, gpu);
 }
 
+/* Tensor cores do it, and it is not worth the time that cuDNN takes to prepare. */
+static bool is_short(const attention *a, const cuda_device_info *gpu)
+{
+    return (a->causal ? a->queries <= SHORT_CAUSAL : a->keys <= SHORT_KEYS) &&
+           has_tensor_cores(gpu, a->type) && own_fits(a, gpu);
+}
+
 static void launch(nn *c, cuda_kernel kernel, const attention *a, cuda_grid grid)
 {
-    cu_address out = a->out, q = a->q, k = a->k, v = a->v;
+    cu_address out = a->out, q = a->q, k = a->k, v = a->v, tiles = a->tiles;
     long long out_stride = a->out_stride, q_stride = a->q_stride;
     long long k_stride = a->k_stride, v_stride = a->v_stride;
     int queries = (int)a->queries, keys = (int)a->keys, group = a->group, dim = a->dim;
@@ -123,13 +139,19 @@ static void launch(nn *c, cuda_kernel kernel, const attention *a, cuda_grid grid
     float factor = (float)(1.4426950408889634 / sqrt((double)dim)); /* 2^x instead of e^x */
     cuda_launch(c, kernel, a->type, grid,
                 (void *[]){&out, &q, &k, &v, &out_stride, &q_stride, &k_stride, &v_stride, &queries,
-                           &keys, &group, &dim, &causal, &factor});
+                           &keys, &group, &dim, &causal, &factor, &tiles});
+}
+
+/* Blocks for all queries of a head. */
+static int64_t query_tiles(const attention *a)
+{
+    return a->tiles ? a->tile_count : (a->queries + OWN_QUERIES - 1) / OWN_QUERIES;
 }
 
 static void attend_hopper(nn *c, const attention *a)
 {
     const cuda_grid grid = {
-        .x = (a->queries + OWN_QUERIES - 1) / OWN_QUERIES,
+        .x = query_tiles(a),
         .y = a->heads,
         .threads = HOPPER_THREADS,
         .shared_bytes = HOPPER_SHARED,
@@ -145,7 +167,7 @@ static void attend_own(nn *c, const attention *a)
     const int width = wide ? 128 : 64, keys = small ? 32 : 64;
     const int floats = 96 * (width + 4) + 64 * 36;
     const cuda_grid grid = {
-        .x = (a->queries + OWN_QUERIES - 1) / OWN_QUERIES,
+        .x = query_tiles(a),
         .y = a->heads,
         .threads = OWN_THREADS,
         .shared_bytes = tensor_cores ? (OWN_QUERIES + 2 * keys) * width * 2 : floats * 4,
@@ -327,7 +349,8 @@ static void choose(nn *c, const attention *a, bool products, const score_memory 
     cuda_state *state = cuda_of(c);
     const cuda_attention_path from = state->attention_path;
     state->attention_taken = ATTENTION_DNN;
-    if (from <= ATTENTION_DNN && dnn_fits(a) && attend_dnn(c, a, spare))
+    const bool own_first = from == ATTENTION_ANY && is_short(a, &state->gpu->info);
+    if (from <= ATTENTION_DNN && !own_first && dnn_fits(a) && attend_dnn(c, a, spare))
         return;
     state->attention_taken = ATTENTION_HOPPER;
     if (from <= ATTENTION_HOPPER && hopper_fits(a, &state->gpu->info)) {
@@ -391,4 +414,68 @@ void cuda_attention(nn *c, const nn_tensor *out, const nn_tensor *q, const nn_te
                      out->n[1]);
     }
     nn_release(c, mark);
+}
+
+/* ---- Segments --------------------------------------------------------------------------------- */
+
+/* One block for each 128 queries, or the rest, of each segment. False without memory. */
+static bool list_tiles(nn *c, attention *a, const int32_t *ends, int count)
+{
+    const ct_allocator *allocator = c->params.allocator;
+    const int64_t most = a->queries / OWN_QUERIES + count;
+    int32_t *tiles = mem_array(allocator, (size_t)(3 * most), sizeof *tiles);
+    if (!tiles) {
+        nn_fail(c, CT_ENOMEM, "out of memory: a list of %d segments", count);
+        return false;
+    }
+    int32_t begin = 0, *at = tiles;
+    for (int i = 0; i < count; begin = ends[i++])
+        for (int32_t first = 0; first < ends[i] - begin; first += OWN_QUERIES) {
+            *at++ = begin;
+            *at++ = ends[i];
+            *at++ = first;
+        }
+    a->tile_count = (at - tiles) / 3;
+    a->tiles = cuda_upload_ints(c, tiles, at - tiles);
+    mem_free(allocator, tiles);
+    return true;
+}
+
+void cuda_attention_segments(nn *c, const nn_tensor *out, const nn_tensor *q, const nn_tensor *k,
+                             const nn_tensor *v, int heads, const int32_t *ends, int count)
+{
+    const size_t mark = nn_mark(c);
+    const dtype type = cuda_work_type(c);
+    const cuda_state *state = cuda_of(c);
+    attention a = {.type = type,
+                   .out = cuda_at(out),
+                   .q = cuda_at(q),
+                   .k = cuda_at(k),
+                   .v = cuda_at(v),
+                   .out_stride = out->stride,
+                   .q_stride = q->stride,
+                   .k_stride = k->stride,
+                   .v_stride = v->stride,
+                   .queries = q->n[0],
+                   .keys = q->n[0],
+                   .heads = heads,
+                   .kv_heads = heads,
+                   .group = 1,
+                   .dim = (int)(q->n[1] / heads)};
+    const bool one = q->type == type && k->type == type && v->type == type && out->type == type &&
+                     state->attention_path <= ATTENTION_OWN && own_fits(&a, &state->gpu->info);
+    if (one && list_tiles(c, &a, ends, count) && !cuda_idle(c)) {
+        if (hopper_fits(&a, &state->gpu->info) && state->attention_path != ATTENTION_OWN)
+            attend_hopper(c, &a);
+        else
+            attend_own(c, &a);
+    }
+    nn_release(c, mark);
+    /* In a dry run both: where it goes depends on addresses, too. */
+    for (int i = 0; (!one || c->params.dry) && i < count; i++) {
+        const int32_t begin = i ? ends[i - 1] : 0, rows = ends[i] - begin;
+        const nn_tensor part[4] = {nn_rows(out, begin, rows), nn_rows(q, begin, rows),
+                                   nn_rows(k, begin, rows), nn_rows(v, begin, rows)};
+        cuda_attention(c, &part[0], &part[1], &part[2], &part[3], heads, heads, false);
+    }
 }

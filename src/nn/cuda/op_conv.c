@@ -17,19 +17,24 @@
 #define BAND_BYTES ((size_t)136 << 20)
 /* Where it is only for the case that cuDNN cannot. */
 #define SPARE_BYTES ((size_t)32 << 20)
-/* conv_finish, group_sums, conv_few: kernels/planes.cu */
+/* conv_finish, group_sums: kernels/planes.cu; conv_few, pixel_norm: kernels/convs.cu */
 #define GROUP_THREADS 512
 #define FEW_THREADS 256
 #define FEW_OUTPUTS 8
 #define FEW_ROWS 8
 #define FEW_COLUMNS 32
 #define FEW_CHANNELS 32
+#define PIXEL_THREADS 256
+#define PIXEL_VECTORS 3
+#define PIXEL_AHEAD 2
+#define PIXEL_ROUNDS 2 /* that a block takes, since it must load the weights */
 
 typedef struct conv {
     const nn_conv *p;
     const nn_weight *w;
     cu_address x, out, bias, bias_work, norm, sums; /* bias 0: a late one */
     cu_address late;                                /* for the sums alone */
+    cu_address pixel_weight, pixel_bias;            /* of a norm of pixels */
     int x_kind, groups;
     dtype type, out_type;
     int64_t height, width, in;                /* of x, neighbours included */
@@ -87,9 +92,29 @@ static size_t result_bytes(const conv *v, int64_t rows)
     return (size_t)numbers * dtype_size(v->type);
 }
 
+static size_t aligned(size_t bytes)
+{
+    return (bytes + CUDA_ALIGN - 1) / CUDA_ALIGN * CUDA_ALIGN;
+}
+
 static size_t copy_bytes(const conv *v, int64_t rows)
 {
     return v->plain ? 0 : (size_t)under(v, rows) * copy_row(v);
+}
+
+/* Bytes of what is in front of the matrix for so many rows of out: pixels are normed before. */
+static size_t before_matrix(const conv *v, int64_t rows)
+{
+    return v->p->pixel_norm ? aligned(copy_bytes(v, rows)) : 0;
+}
+
+/* Rows of out whose matrix has room in so many bytes; 1 at the least. */
+static int64_t matrix_rows(const conv *v, size_t bytes)
+{
+    int64_t rows = max64(1, (int64_t)(bytes / matrix_row(v)));
+    while (rows > 1 && before_matrix(v, rows) + (size_t)rows * matrix_row(v) > bytes)
+        rows--;
+    return rows;
 }
 
 /* Rows of out at a time: as many as memory allows, in equal bands if there are such, so that cuDNN
@@ -116,14 +141,14 @@ static void plan_memory(conv *v)
     if (v->kernel == 1 && v->plain)
         return;
     const size_t limit = v->plain ? SPARE_BYTES : BAND_BYTES;
-    const size_t all = (size_t)v->out_height * matrix_row(v);
-    const size_t matrix = max_size(matrix_row(v), all < limit ? all : limit);
+    const size_t all = (size_t)v->out_height * matrix_row(v) + before_matrix(v, v->out_height);
+    const size_t matrix = max_size(matrix_row(v) + before_matrix(v, 1), all < limit ? all : limit);
     v->band = band_rows(v);
-    v->copied = (copy_bytes(v, v->band) + CUDA_ALIGN - 1) / CUDA_ALIGN * CUDA_ALIGN;
+    v->copied = aligned(copy_bytes(v, v->band));
     v->scratch_bytes = max_size(matrix, v->copied + result_bytes(v, v->band));
 }
 
-/* ---- By products ----------------------------------------------------------------------------- */
+/* ---- Copies ---------------------------------------------------------------------------------- */
 
 static cuda_gathering gathering(const conv *v, int64_t first, int64_t rows)
 {
@@ -145,6 +170,55 @@ static cuda_gathering gathering(const conv *v, int64_t first, int64_t rows)
                             .pad_top = (int)(v->pad_top - v->shift),
                             .pad_left = (int)v->pad_left};
 }
+
+/* Lanes that share a pixel in the kernel pixel_norm; 0: the way for any number of channels. */
+static int pixel_lanes(const conv *v)
+{
+    int lanes = 1;
+    if (v->in % 8 != 0 || v->x_kind != CUDA_WORK || v->in > 32 * PIXEL_VECTORS * 8)
+        return 0;
+    while (lanes * PIXEL_VECTORS * 8 < v->in)
+        lanes *= 2;
+    return lanes;
+}
+
+/* The normed pixels of x from row `first` and column -pad_left on, zeros outside, to scratch. */
+static void norm_pixels(nn *c, const conv *v, int64_t first, int64_t rows, int64_t columns,
+                        int64_t pad_left)
+{
+    cu_address out = v->scratch, x = v->x, weight = v->pixel_weight, bias = v->pixel_bias;
+    int kind = v->x_kind, height = (int)v->height, width = (int)v->width, in = (int)v->in;
+    int lanes = pixel_lanes(v), row = (int)first, count = (int)columns, left = (int)pad_left;
+    float eps = (float)v->p->pixel_norm->eps;
+    const int64_t slots = lanes ? PIXEL_AHEAD * (PIXEL_THREADS / lanes) : PIXEL_THREADS / 32;
+    const cuda_grid grid = {.x = rows,
+                            .y = min64(max64(1, columns / (slots * PIXEL_ROUNDS)), 65535),
+                            .threads = PIXEL_THREADS};
+    CUDA_LAUNCH(c, pixel_norm, v->type, grid, &out, &x, &kind, &height, &width, &in, &lanes, &row,
+                &count, &left, &weight, &bias, &eps);
+}
+
+/* The padded copy for rows of out. */
+static void copy_band(nn *c, const conv *v, int64_t first, int64_t rows)
+{
+    if (v->p->pixel_norm) {
+        norm_pixels(c, v, first + v->shift - v->pad_top, under(v, rows), under(v, v->out_width),
+                    v->pad_left);
+        return;
+    }
+    cuda_gathering g = gathering(v, 0, under(v, rows));
+    g.columns = (int)under(v, v->out_width);
+    g.kernel = g.stride = 1;
+    if (v->folded) {
+        g.up = 0;
+        g.pad_top = 1 - (int)v->p->above - (int)(first / 2);
+    } else {
+        g.pad_top -= (int)first * v->p->stride;
+    }
+    cuda_gather(c, &g);
+}
+
+/* ---- By products ----------------------------------------------------------------------------- */
 
 static cu_address out_row(const conv *v, int64_t row)
 {
@@ -206,12 +280,21 @@ static void by_products(nn *c, conv *v, int64_t first, int64_t end)
         multiply(c, v, v->x, first, end - first);
         return;
     }
-    const int64_t most = max64(1, (int64_t)(v->scratch_bytes / matrix_row(v)));
+    const int64_t most = matrix_rows(v, v->scratch_bytes);
     for (int64_t row = first; row < end && !cuda_idle(c); row += most) {
         const int64_t rows = min64(most, end - row);
-        const cuda_gathering g = gathering(v, row, rows);
+        cuda_gathering g = gathering(v, row, rows);
+        if (v->p->pixel_norm) { /* the copy is the picture then */
+            copy_band(c, v, row, rows);
+            g.out += before_matrix(v, rows);
+            g.x = v->scratch;
+            g.x_kind = CUDA_WORK;
+            g.height = (int)under(v, rows);
+            g.width = (int)under(v, v->out_width);
+            g.first_row = g.pad_top = g.pad_left = 0;
+        }
         cuda_gather(c, &g);
-        multiply(c, v, v->scratch, row, rows);
+        multiply(c, v, g.out, row, rows);
     }
 }
 
@@ -247,21 +330,6 @@ static void finish(nn *c, const conv *v, cu_address from, int64_t first, int64_t
                 &groups, &add, &folded);
     if (v->late) /* a sum, or four results: the sums of a bias that is not in them */
         take_sums(c, v, first, rows);
-}
-
-/* The padded copy for rows of out. */
-static void copy_band(nn *c, const conv *v, int64_t first, int64_t rows)
-{
-    cuda_gathering g = gathering(v, 0, under(v, rows));
-    g.columns = (int)under(v, v->out_width);
-    g.kernel = g.stride = 1;
-    if (v->folded) {
-        g.up = 0;
-        g.pad_top = 1 - (int)v->p->above - (int)(first / 2);
-    } else {
-        g.pad_top -= (int)first * v->p->stride;
-    }
-    cuda_gather(c, &g);
 }
 
 /* False where cuDNN cannot; then nothing was written. */
@@ -322,20 +390,39 @@ static bool few_fits(const nn *c, const conv *v)
         (v->type == DTYPE_F16 && version >= 75) || (v->type == DTYPE_BF16 && version >= 80);
     return cores && v->kernel == 3 && v->outputs <= FEW_OUTPUTS && v->in % FEW_CHANNELS == 0 &&
            v->x_kind == CUDA_WORK && v->out_type == v->type && v->p->stride == 1 &&
-           !v->p->upsample && !v->p->add && !v->p->sums && !v->p->pad_bottom_right;
+           !v->p->upsample && !v->p->add && !v->p->sums && !v->p->late_bias &&
+           !v->p->pad_bottom_right;
 }
 
-static void by_few(nn *c, const conv *v)
+/* Rows of out from `first` on, the first of which has rows -above to 2 - above of x. */
+static void few_rows(nn *c, const conv *v, cu_address w, cu_address x, int64_t x_rows,
+                     int64_t first, int64_t count, int64_t rows_above)
 {
-    cu_address out = v->out, x = v->x, norm = v->norm, bias = v->bias;
-    cu_address w = cuda_conv_weight(c, v->w);
-    int rows = (int)v->out_height, height = (int)v->height, width = (int)v->width;
-    int channels = (int)v->in, outputs = (int)v->outputs, above = (int)(v->pad_top - v->shift);
+    cu_address out = out_row(v, first), norm = v->norm, bias = v->bias;
+    int rows = (int)count, height = (int)x_rows, width = (int)v->width;
+    int channels = (int)v->in, outputs = (int)v->outputs, above = (int)rows_above;
     const cuda_grid grid = {.x = (v->out_width + FEW_COLUMNS - 1) / FEW_COLUMNS,
-                            .y = (v->out_height + FEW_ROWS - 1) / FEW_ROWS,
+                            .y = (count + FEW_ROWS - 1) / FEW_ROWS,
                             .threads = FEW_THREADS};
     CUDA_LAUNCH(c, conv_few, v->type, grid, &out, &x, &norm, &w, &bias, &rows, &height, &width,
                 &channels, &outputs, &above);
+}
+
+/* Pixels are normed before, in bands, since it sees some of their channels at a time. */
+static void by_few(nn *c, conv *v)
+{
+    const cu_address w = cuda_conv_weight(c, v->w);
+    if (!v->p->pixel_norm) {
+        few_rows(c, v, w, v->x, v->height, 0, v->out_height, v->pad_top - v->shift);
+        return;
+    }
+    v->band = band_rows(v);
+    v->scratch = cuda_scratch(c, copy_bytes(v, v->band));
+    for (int64_t row = 0; row < v->out_height && !cuda_idle(c); row += v->band) {
+        const int64_t rows = min64(v->band, v->out_height - row);
+        norm_pixels(c, v, row + v->shift - v->pad_top, rows + 2, v->width, 0);
+        few_rows(c, v, w, v->scratch, rows + 2, row, rows, 0);
+    }
 }
 
 /* ---- The operation --------------------------------------------------------------------------- */
@@ -353,6 +440,8 @@ static conv describe(nn *c, const nn_tensor *out, const nn_tensor *x, const nn_w
               .norm = cuda_at(p->norm),
               .sums = cuda_at(p->sums),
               .groups = p->sums ? (int)(p->sums->n[1] / 4) : 0,
+              .pixel_weight = p->pixel_norm ? cuda_floats(c, p->pixel_norm->w) : 0,
+              .pixel_bias = p->pixel_norm ? cuda_floats(c, p->pixel_norm->late_bias) : 0,
               .x_kind = (int)cuda_kind_of(c, x),
               .type = cuda_work_type(c),
               .out_type = out->type,
@@ -366,8 +455,8 @@ static conv describe(nn *c, const nn_tensor *out, const nn_tensor *x, const nn_w
               .pad_top = p->pad_bottom_right ? 0 : w->n[2] / 2,
               .shift = p->upsample ? 2 * p->above : p->above};
     v.pad_left = v.pad_top;
-    v.plain = !p->norm && !p->upsample && p->above == 0 && p->below == 0 && x->type == v.type &&
-              (v.kernel > 1 ? !p->add : p->stride == 1);
+    v.plain = !p->norm && !p->pixel_norm && !p->upsample && p->above == 0 && p->below == 0 &&
+              x->type == v.type && (v.kernel > 1 ? !p->add : p->stride == 1);
     return v;
 }
 
@@ -387,6 +476,7 @@ void cuda_conv2d(nn *c, const nn_tensor *out, const nn_tensor *x, const nn_weigh
     conv v = describe(c, out, x, w, bias, params);
     if (few_fits(c, &v)) {
         by_few(c, &v);
+        nn_release(c, mark);
         return;
     }
     v.folded = params->upsample && v.kernel == 3 && params->stride == 1 && !params->norm &&

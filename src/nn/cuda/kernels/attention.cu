@@ -16,6 +16,7 @@ typedef struct attention {
     long long out_stride, q_stride, k_stride, v_stride;
     int queries, keys, group, dim, causal;
     float factor;
+    int first; /* query of this block */
 } attention;
 
 #define THREADS 128
@@ -25,10 +26,22 @@ typedef struct attention {
 
 extern __shared__ __align__(1024) char shared[];
 
-/* The first query of this block. Those that see the most keys go first. */
-DEVICE int first_query(const attention &a)
+/* What this block has to do. Those that see the most keys go first. tiles: for each block where its
+ * segment begins and ends, and the first query in it; rows see those of their segment alone. Null:
+ * all rows are one. */
+DEVICE attention part_of(attention a, const int *tiles)
 {
-    return (int)(a.causal ? gridDim.x - 1 - blockIdx.x : blockIdx.x) * QUERIES;
+    a.first = (int)(a.causal ? gridDim.x - 1 - blockIdx.x : blockIdx.x) * QUERIES;
+    if (tiles) {
+        const int begin = tiles[3 * blockIdx.x];
+        a.queries = a.keys = tiles[3 * blockIdx.x + 1] - begin;
+        a.first = tiles[3 * blockIdx.x + 2];
+        a.out += begin * a.out_stride;
+        a.q += begin * a.q_stride;
+        a.k += begin * a.k_stride;
+        a.v += begin * a.v_stride;
+    }
+    return a;
 }
 
 /* The greatest, and the sum, of LANES neighbouring lanes. */
@@ -237,7 +250,7 @@ DEVICE void write_rows(const attention &a, const progress<DIM> &p, T *out, char 
  * Shared memory: (QUERIES + 2 * KEYS) * DIM * 2 bytes. */
 template <int DIM, int KEYS> DEVICE void attend(const attention &a)
 {
-    const int first = first_query(a), head = blockIdx.y, warp = threadIdx.x / 32;
+    const int first = a.first, head = blockIdx.y, warp = threadIdx.x / 32;
     const int lane = threadIdx.x % 32, end = first + QUERIES;
     const int visible = a.causal && end < a.keys ? end : a.keys;
     const int tiles = (visible + KEYS - 1) / KEYS;
@@ -437,7 +450,7 @@ template <int DIM> DEVICE void attend_floats(const attention &a, int first)
 template <int DIM, int KEYS> DEVICE void attend(const attention &a)
 {
     for (int part = 0; part < QUERIES; part += FLOAT_QUERIES) {
-        const int first = first_query(a) + part;
+        const int first = a.first + part;
         if (first < a.queries)
             attend_floats<DIM>(a, first);
         __syncthreads();
@@ -449,17 +462,17 @@ template <int DIM, int KEYS> DEVICE void attend(const attention &a)
 #include "attention_hopper.cuh"
 
 /* ---- Kernels ---------------------------------------------------------------------------------
- * Launched as [ceil(queries / 128), heads] blocks of 128 threads. Shared memory: above. */
+ * Launched as [ceil(queries / 128), heads] blocks of 128 threads, or as many as tiles has, which
+ * may be null: part_of. Shared memory: above. */
 
 #define PARAMETERS                                                                                 \
     T *out, const T *q, const T *k, const T *v, long long out_stride, long long q_stride,          \
         long long k_stride, long long v_stride, int queries, int keys, int group, int dim,         \
-        int causal, float factor
+        int causal, float factor, const int *tiles
 #define ATTENTION                                                                                  \
-    {                                                                                              \
-        out, q, k, v, out_stride, q_stride, k_stride, v_stride, queries, keys, group, dim, causal, \
-            factor                                                                                 \
-    }
+    part_of({out, q, k, v, out_stride, q_stride, k_stride, v_stride, queries, keys, group, dim,    \
+             causal, factor, 0},                                                                   \
+            tiles)
 
 /* dim up to 64 */
 extern "C" __global__ void __launch_bounds__(THREADS, 2) attention64(PARAMETERS)
@@ -494,7 +507,7 @@ extern "C" __global__ void __launch_bounds__(HOPPER_THREADS, 1) attention128_hop
 }
 
 /* Any dim, any alignment: simple, for cases in which there is little to do. [queries, heads]
- * blocks of 128 threads; shared memory: (2 * dim + 128 + 4) floats. */
+ * blocks of 128 threads; shared memory: (2 * dim + 128 + 4) floats. tiles: null. */
 extern "C" __global__ void __launch_bounds__(THREADS) attention_plain(PARAMETERS)
 {
     float *query = (float *)shared, *sums = query + dim, *numerators = sums + dim;

@@ -127,7 +127,7 @@ DEVICE void write_hopper(const attention &a, const hopper_rows &r, const float (
 
 DEVICE void attend_hopper(const attention &a)
 {
-    const int first = first_query(a), head = blockIdx.y, end = first + QUERIES;
+    const int first = a.first, head = blockIdx.y, end = first + QUERIES;
     const int group = threadIdx.x / 128, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     const int row = first + warp * 16 + lane / 4, column = lane % 4 * 2;
     const int visible = a.causal && end < a.keys ? end : a.keys;

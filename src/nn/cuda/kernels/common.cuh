@@ -287,6 +287,46 @@ DEVICE void store_work8(void *p, const float *v)
 #endif
 }
 
+/* Eight numbers of T as they are in memory: fewer registers while they are on their way. */
+#if defined(T_F32)
+typedef struct eight {
+    float4 low, high;
+} eight;
+
+DEVICE eight load_eight(const T *p)
+{
+    const eight e = {*(const float4 *)p, *(const float4 *)(p + 4)};
+    return e;
+}
+
+DEVICE void unpack8(float *n, const eight &e)
+{
+    set4(n, e.low.x, e.low.y, e.low.z, e.low.w);
+    set4(n + 4, e.high.x, e.high.y, e.high.z, e.high.w);
+}
+#else
+typedef uint4 eight;
+
+DEVICE eight load_eight(const T *p)
+{
+    return *(const uint4 *)p;
+}
+
+DEVICE void unpack8(float *n, const eight &e)
+{
+    unpack2(n, e.x);
+    unpack2(n + 2, e.y);
+    unpack2(n + 4, e.z);
+    unpack2(n + 6, e.w);
+}
+#endif
+
+DEVICE void clear8(float *n)
+{
+    set4(n, 0.0f, 0.0f, 0.0f, 0.0f);
+    set4(n + 4, 0.0f, 0.0f, 0.0f, 0.0f);
+}
+
 /* Numbers i .. i+3, i a multiple of 4, p aligned; KIND_FLOAT, KIND_WORK or KIND_INT32. */
 DEVICE void load4(float *v, int kind, const void *p, long long i)
 {

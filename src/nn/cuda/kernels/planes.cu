@@ -1,9 +1,9 @@
 /* Pictures and latents: what is between their forms, the sampler's arithmetic on them, group norms,
- * and the rows of convolutions as products.
+ * and what is before and behind convolutions.
  *
  * planes are [channels, height, width] of float32, pictures [height, width, channels]. "Any grid":
  * a loop over grid.x blocks of any number of threads. */
-#include "mma.cuh"
+#include "common.cuh"
 
 DEVICE long long grid_first()
 {
@@ -180,46 +180,6 @@ DEVICE const void *view_pixel(const view *v, int y, int i)
 }
 
 #define GATHER_AHEAD 2
-
-/* Eight numbers of T as they are in memory: fewer registers while they are on their way. */
-#if defined(T_F32)
-typedef struct eight {
-    float4 low, high;
-} eight;
-
-DEVICE eight load_eight(const T *p)
-{
-    const eight e = {*(const float4 *)p, *(const float4 *)(p + 4)};
-    return e;
-}
-
-DEVICE void unpack8(float *n, const eight &e)
-{
-    set4(n, e.low.x, e.low.y, e.low.z, e.low.w);
-    set4(n + 4, e.high.x, e.high.y, e.high.z, e.high.w);
-}
-#else
-typedef uint4 eight;
-
-DEVICE eight load_eight(const T *p)
-{
-    return *(const uint4 *)p;
-}
-
-DEVICE void unpack8(float *n, const eight &e)
-{
-    unpack2(n, e.x);
-    unpack2(n + 2, e.y);
-    unpack2(n + 4, e.z);
-    unpack2(n + 6, e.w);
-}
-#endif
-
-DEVICE void clear8(float *n)
-{
-    set4(n, 0.0f, 0.0f, 0.0f, 0.0f);
-    set4(n + 4, 0.0f, 0.0f, 0.0f, 0.0f);
-}
 
 #define COPY_AHEAD 4
 /* Blocks that are to fit on a multiprocessor: numbers of 32 bits need more registers. */
@@ -605,110 +565,4 @@ extern "C" __global__ void __launch_bounds__(GROUP_THREADS, GROUP_BLOCKS)
     }
     if (sums)
         put_group_sums(sums + (long long)y * 2 * groups, part, &s, sum, squares, channels, groups);
-}
-
-/* A tile of results of conv_few: each warp has a row of it. Of the picture it needs a pixel more on
- * each side, some channels at a time. */
-#define FEW_ROWS 8
-#define FEW_COLUMNS 32
-#define FEW_CHANNELS 32
-#define FEW_WIDTH (FEW_COLUMNS + 2)
-#define FEW_PIXELS ((FEW_ROWS + 2) * FEW_WIDTH)
-#define FEW_STRIDE (FEW_CHANNELS + 8) /* from pixel to pixel: no two rows of a matrix share a bank */
-#define FEW_THREADS (32 * FEW_ROWS)
-
-#if TENSOR_CORES
-/* Pixels of the tile whose first one is (top, left), normed, and zeros outside of the picture. */
-DEVICE void few_pixels(T *tile, const T *x, const float *norm, int top, int left, int height,
-                       int width, int channels, int first)
-{
-    const int channel = (int)threadIdx.x % (FEW_CHANNELS / 8) * 8;
-    float scale[8], offset[8];
-    if (norm) {
-        load8(scale, KIND_FLOAT, norm, first + channel);
-        load8(offset, KIND_FLOAT, norm + channels, first + channel);
-    }
-#pragma unroll 3
-    for (int i = (int)threadIdx.x / (FEW_CHANNELS / 8); i < FEW_PIXELS;
-         i += FEW_THREADS / (FEW_CHANNELS / 8)) {
-        const int row = top + i / FEW_WIDTH, column = left + i % FEW_WIDTH;
-        eight read = {0, 0, 0, 0};
-        if (row >= 0 && column >= 0 && row < height && column < width) {
-            read = load_eight(x + ((long long)row * width + column) * channels + first + channel);
-            if (norm) {
-                float n[8];
-                unpack8(n, read);
-#pragma unroll
-                for (int j = 0; j < 8; j++)
-                    n[j] = silu(fmaf(n[j], scale[j], offset[j]));
-                read = make_uint4(WORK_PAIR(n[0], n[1]), WORK_PAIR(n[2], n[3]),
-                                   WORK_PAIR(n[4], n[5]), WORK_PAIR(n[6], n[7]));
-            }
-        }
-        *(eight *)(tile + i * FEW_STRIDE + channel) = read;
-    }
-}
-
-/* Weights of these channels as [9, 8, FEW_STRIDE], zeros behind the last output. */
-DEVICE void few_weights(T *to, const T *w, int outputs, int channels, int first)
-{
-    for (int i = threadIdx.x; i < 9 * 8 * (FEW_CHANNELS / 8); i += FEW_THREADS) {
-        const int channel = i % (FEW_CHANNELS / 8) * 8, output = i / (FEW_CHANNELS / 8) % 8;
-        const int tap = i / FEW_CHANNELS;
-        eight read = {0, 0, 0, 0};
-        if (output < outputs)
-            read = load_eight(w + ((long long)output * 9 + tap) * channels + first + channel);
-        *(eight *)(to + (tap * 8 + output) * FEW_STRIDE + channel) = read;
-    }
-}
-#endif
-
-/* out [rows, width, outputs] = convolution of silu(x * norm[0] + norm[1]), or of x where norm is
- * null, with w [outputs, 3, 3, channels], plus bias; x [height, width, channels], outside of it
- * zeros; row y of out has rows y - above .. y - above + 2 of x. 1 to 8 outputs; channels are a multiple of 32,
- * addresses of x, w and norm aligned to 16 bytes. T of 16 bits, with tensor cores. grid.x = columns
- * of tiles, grid.y = rows of tiles, FEW_THREADS threads. */
-extern "C" __global__ void __launch_bounds__(FEW_THREADS, 3)
-    conv_few(T *out, const T *x, const float *norm, const T *w, const float *bias, int rows,
-             int height, int width, int channels, int outputs, int above)
-{
-#if TENSOR_CORES
-    __shared__ __align__(16) T tile[FEW_PIXELS * FEW_STRIDE];
-    __shared__ __align__(16) T weights[9 * 8 * FEW_STRIDE];
-    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, t = lane & 3;
-    const int left = (int)blockIdx.x * FEW_COLUMNS, top = (int)blockIdx.y * FEW_ROWS;
-    float c[2][4] = {{0.0f}};
-    for (int first = 0; first < channels; first += FEW_CHANNELS) {
-        few_pixels(tile, x, norm, top - above, left - 1, height, width, channels, first);
-        few_weights(weights, w, outputs, channels, first);
-        __syncthreads();
-#pragma unroll
-        for (int tap = 0; tap < 9; tap++) {
-            /* Lane i gives row i % 16 of 16 pixels, and which half of 16 channels. */
-            const int pixel = (warp + tap / 3) * FEW_WIDTH + tap % 3 + (lane & 15);
-            const T *from = tile + pixel * FEW_STRIDE + (lane >> 4) * 8;
-            const T *by = weights + (tap * 8 + g) * FEW_STRIDE + 2 * t;
-#pragma unroll
-            for (int k = 0; k < FEW_CHANNELS; k += 16) {
-                const unsigned b0 = *(const unsigned *)(by + k);
-                const unsigned b1 = *(const unsigned *)(by + k + 8);
-#pragma unroll
-                for (int half = 0; half < 2; half++) {
-                    unsigned a[4];
-                    load_matrices(a, shared_address(from + half * 16 * FEW_STRIDE + k));
-                    multiply_add(c[half], a, b0, b1);
-                }
-            }
-        }
-        __syncthreads();
-    }
-    const int y = top + warp;
-#pragma unroll
-    for (int i = 0; i < 8; i++) {
-        const int column = left + i / 4 * 16 + i / 2 % 2 * 8 + g, output = 2 * t + i % 2;
-        if (y < rows && column < width && output < outputs)
-            out[((long long)y * width + column) * outputs + output] =
-                to_work(c[i / 4][i % 4] + bias[output]);
-    }
-#endif
 }
