@@ -15,6 +15,7 @@ import zlib
 import identity_model
 from test_cli import Folder, TapRunner, png_chunks, png_size, run
 
+FIXTURES = os.environ["CT_FIXTURES"]
 SIDE = 128  # of the windows that are compared
 TURNS = [cmath.rect(1, 2 * math.pi * k / SIDE) for k in range(SIDE)]
 HIGHEST = 5  # frequency, in waves along a side: 25 pixels
@@ -147,6 +148,81 @@ class Identity(Folder):
         x, y = shift(given, out, 50, 40)
         self.assertAlmostEqual(x, -5, delta=0.25)
         self.assertAlmostEqual(y, -5, delta=0.25)
+
+
+class BadInput(Folder):
+    """What cannot be worked with is refused in words, and nothing is written."""
+
+    REFERENCE = os.path.join(FIXTURES, "klein", "three_references.0.png")
+
+    def refuse(self, fixture, references, status, *parts, more=()):
+        given = [word for path in references for word in ("-r", path)]
+        model, out = os.path.join(FIXTURES, fixture, "model"), self.path("out.png")
+        result = run("edit", "-m", model, "-p", "x", "-o", out, *given, *more)
+        self.assertEqual(result.returncode, status, result.stderr)
+        self.assertEqual(result.stdout, "")
+        for part in parts:
+            self.assertIn(part, result.stderr)
+        self.assertFalse(os.path.exists(out))
+
+    def test_no_pictures(self):
+        for name, data, parts in (("text.png", b"hello\n" * 50, ("is no picture", "PNG")),
+                                  ("empty.jpg", b"", ("is no picture", "PNG")),
+                                  ("x.bmp", b"BM" + bytes(60), ("is a BMP file", "WebP"))):
+            with open(self.path(name), "wb") as file:
+                file.write(data)
+            self.refuse("klein", [self.path(name)], 1, name, *parts)
+        self.refuse("klein", [self.folder], 1, "not a regular file")
+
+    def test_truncated(self):
+        for name in ("busy.png", "plain.jpg", "lossy.webp"):
+            with open(os.path.join(FIXTURES, "pictures", name), "rb") as file:
+                whole = file.read()
+            for size in (30, len(whole) // 2, len(whole) - 10):
+                with open(self.path(name), "wb") as file:
+                    file.write(whole[:size])
+                with self.subTest(name=name, size=size):
+                    self.refuse("klein", [self.path(name)], 1, name)
+
+    def test_moving(self):
+        for name, part in (("animated.webp", "is animated"), ("animated.png", "is animated"),
+                           ("other.gif", "is a GIF file")):
+            self.refuse("qwen_edit", [os.path.join(FIXTURES, "pictures", name)], 1, name, part)
+
+    def test_sizes(self):
+        path = self.path("given.png")
+        for width, height, part in ((1, 1, "both sides must have at least"),
+                                    (30000, 100, "a side may have at most 16384"),
+                                    (2000, 64, "times as long")):
+            write_png(path, width, height, bytes(3 * width * height))
+            for fixture in ("klein", "qwen_edit"):
+                self.refuse(fixture, [self.REFERENCE, path][fixture == "qwen_edit":], 2,
+                            f"{width} x {height}", part)
+
+    def test_counts(self):
+        self.refuse("qwen_edit", [self.REFERENCE] * 2, 2, "2 reference pictures", "Edit", "only 1")
+        self.refuse("klein", [self.REFERENCE] * 11, 2, "at most 10")
+        self.refuse("qwen_edit", [], 2, "needs --reference")
+        result = run("generate", "-m", os.path.join(FIXTURES, "qwen_edit", "model"), "-p", "x",
+                     "-o", self.path("out.png"))
+        self.assertEqual(result.returncode, 2)
+        self.assertIn("give it a reference picture", result.stderr)
+
+    def test_masks(self):
+        self.refuse("klein", [self.REFERENCE], 2, "unknown option --mask",
+                    more=["--mask", self.REFERENCE])
+
+    def test_no_negative_prompt(self):
+        """Models that are guided have one of their own: nothing, or a blank."""
+        for fixture, negative in (("klein_base", ""), ("qwen", " ")):
+            pictures = []
+            for more in ([], ["-n", negative]):
+                result = run("generate", "-m", os.path.join(FIXTURES, fixture, "model"), "-p", "x",
+                             "-o", self.path("out.png"), "--size", "32x32", "--steps", "1", "-s",
+                             "1", "-q", *more)
+                self.assertEqual(result.returncode, 0, result.stderr)
+                pictures.append(read_png(self.path("out.png")))
+            self.assertEqual(*pictures)
 
 
 if __name__ == "__main__":
