@@ -82,6 +82,8 @@ struct family {
     const char *classes[PART_COUNT]; /* of the parts, as their configurations have them */
     const char *const *evidence;     /* names of tensors that only this transformer has, one for
                                           * each layout of names; NULL ends the list */
+    const char *sight_evidence;      /* besides those, a tensor of the text encoder; NULL: none is
+                                 * needed */
 
     name_layout mflux_names; /* those that mflux gives the tensors */
 
@@ -96,7 +98,10 @@ struct family {
     bool keeps_names;     /* files in MLX's format have the tensors' usual names, and a whole VAE */
     const char *const *added_tokens; /* that before and after are made of; NULL ends the list */
 
-    double usual_shift;  /* of a model without a scheduler's configuration */
+    /* Of a model without a scheduler's configuration: the shift; or, where most_shift is not 0, the
+     * shift depends on the size, that is the one of most_tokens, and the schedule ends at terminal.
+     */
+    double usual_shift, most_shift, most_tokens, terminal;
     double guidance_off; /* guidance that is off, where the usual scale is 1 */
     bool guides_tokens;  /* guidance keeps the length of each token: nn_guide_tokens */
     bool negated;        /* the transformer estimates the negative of the velocity */

@@ -267,15 +267,15 @@ static const char *const edit_tokens[] = {"<|im_start|>", "<|im_end|>",     "<|v
 /* What the rows have in common. */
 #define ALL_VARIANTS                                                                               \
     .name = "Qwen-Image", .classes = CLASSES, .after = AFTER, .negative = " ",                     \
-    .keeps_names = true, .usual_shift = 1, .guidance_off = 1, .guides_tokens = true, .load = load, \
+    .mflux_names = NAMES_MFLUX_QWEN, .keeps_names = true, .usual_shift = 1, .most_shift = 0.9,     \
+    .most_tokens = 8192, .terminal = 0.02, .guidance_off = 1, .guides_tokens = true, .load = load, \
     .free = free_parts, .check = check, .describe = describe, .choose_defaults = choose_defaults,  \
     .schedule_bytes = sizeof(qwen_image_schedule),                                                 \
     .condition_bytes = sizeof(qwen_image_condition), .prepare_schedule = prepare_schedule,         \
     .set_step = set_step, .prepare_condition = prepare_condition, .forward = forward,              \
     .decode = decode, .decode_units = decode_units, .decode_peak = decode_peak
 #define ALL_EDITORS                                                                                \
-    .evidence = (const char *const[]){NULL}, .before = EDIT_BEFORE,                                \
-    .max_prompt_tokens = EDIT_DROPPED_TOKENS + PROMPT_TOKENS,                                      \
+    .before = EDIT_BEFORE, .max_prompt_tokens = EDIT_DROPPED_TOKENS + PROMPT_TOKENS,               \
     .dropped_tokens = EDIT_DROPPED_TOKENS, .added_tokens = edit_tokens, .min_reference_side = 8,   \
     .max_reference_aspect = 16, .reference_area = REFERENCE_AREA, .needs_reference = true,         \
     .reference_multiple = 32, .picture_token = IMAGE_TOKEN, .see = see,                            \
@@ -298,6 +298,7 @@ const family family_qwen_edit = {
     ALL_VARIANTS,
     ALL_EDITORS,
     .pipelines = (const char *const[]){"QwenImageEditPipeline", NULL},
+    .evidence = (const char *const[]){NULL},
     .max_references = 1,
     .see_area = REFERENCE_AREA,
     .picture = PICTURE,
@@ -307,6 +308,8 @@ const family family_qwen_edit_plus = {
     ALL_VARIANTS,
     ALL_EDITORS,
     .pipelines = (const char *const[]){"QwenImageEditPlusPipeline", NULL},
+    .evidence = (const char *const[]){"txt_norm.weight", NULL},
+    .sight_evidence = "encoder.visual.merger.ln_q.weight", /* as mflux saves it */
     .max_references = MAX_REFERENCES,
     .size_of_last = true,
     .see_area = PLUS_SEE_AREA,

@@ -8,8 +8,10 @@
 extern const family family_flux2_klein, family_qwen_edit, family_qwen_edit_plus, family_qwen_image,
     family_zimage;
 
-static const family *const families[] = {&family_zimage, &family_flux2_klein, &family_qwen_image,
-                                         &family_qwen_edit, &family_qwen_edit_plus};
+/* What needs more evidence stands before what needs less. */
+static const family *const families[] = {&family_zimage, &family_flux2_klein,
+                                         &family_qwen_edit_plus, &family_qwen_image,
+                                         &family_qwen_edit};
 enum { FAMILIES = sizeof families / sizeof *families };
 
 /* Pipelines of diffusers that this version cannot run but knows, and a tensor that tells them. */
@@ -57,15 +59,25 @@ ct_status registry_find(family_model *out, const char *pipeline, const char *sou
                      pipeline, why, names);
 }
 
-ct_status registry_recognize(family_model *out, const weights *w, ct_error *error)
+static bool proven(const family *f, const weights *w, const weights *text_encoder)
+{
+    if (f->sight_evidence && !(text_encoder && weights_find(text_encoder, f->sight_evidence)))
+        return false;
+    for (const char *const *name = f->evidence; *name; name++)
+        if (names_find(w, *name))
+            return true;
+    return false;
+}
+
+ct_status registry_recognize(family_model *out, const weights *w, const weights *text_encoder,
+                             ct_error *error)
 {
     for (int i = 0; i < FAMILIES; i++)
-        for (const char *const *name = families[i]->evidence; *name; name++)
-            if (names_find(w, *name)) {
-                out->family = families[i];
-                out->pipeline = families[i]->pipelines[0];
-                return CT_OK;
-            }
+        if (proven(families[i], w, text_encoder)) {
+            out->family = families[i];
+            out->pipeline = families[i]->pipelines[0];
+            return CT_OK;
+        }
     for (int i = 0; i < PLANNED; i++)
         if (planned[i].evidence && names_find(w, planned[i].evidence))
             return registry_find(out, planned[i].pipeline, weights_source(w), error);

@@ -8,7 +8,8 @@
  * and pipeline of a model. */
 ct_status registry_find(family_model *out, const char *pipeline, const char *source,
                         ct_error *error);
-/* By the tensors of a transformer. */
-ct_status registry_recognize(family_model *out, const weights *w, ct_error *error);
+/* By the tensors of a transformer and a text encoder, which may be NULL. */
+ct_status registry_recognize(family_model *out, const weights *w, const weights *text_encoder,
+                             ct_error *error);
 
 #endif

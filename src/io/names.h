@@ -11,6 +11,7 @@ typedef enum name_layout {
     NAMES_HF,
     NAMES_MFLUX,       /* as mflux saves Z-Image */
     NAMES_MFLUX_FLUX2, /* as mflux saves FLUX.2-klein */
+    NAMES_MFLUX_QWEN,  /* as mflux saves Qwen-Image */
     NAMES_MLX_Z_IMAGE, /* MLX-z-image, the 4-bit Z-Image checkpoints with groups of 32 */
     NAMES_COUNT
 } name_layout;

@@ -196,20 +196,20 @@ static ct_status dequantize(const binder *b, nn_weight *w)
     return CT_OK;
 }
 
-/* [out, height, width, in] to [out, in, height, width]. */
-static ct_status channels_first(const binder *b, nn_weight *w)
+/* [out, places, in] to [out, in, pixels], the last so many places. */
+static ct_status channels_first(const binder *b, nn_weight *w, int64_t out, size_t in,
+                                size_t places, size_t pixels)
 {
     const size_t size = dtype_size(w->type);
-    const size_t in = (size_t)w->n[1], pixels = (size_t)(w->n[2] * w->n[3]);
-    if (pixels == 1)
+    if (places == 1)
         return CT_OK;
-    const size_t bytes = (size_t)w->n[0] * in * pixels * size; /* those of the tensor */
+    const size_t bytes = (size_t)out * in * pixels * size; /* at most those of the tensor */
     unsigned char *to = weights_allocate(b->source, bytes);
     if (!to)
         return error_memory(b->error, bytes, w->name);
-    const unsigned char *from = w->data;
+    const unsigned char *from = (const unsigned char *)w->data + (places - pixels) * in * size;
     w->data = to;
-    for (int64_t o = 0; o < w->n[0]; o++, from += in * pixels * size)
+    for (int64_t o = 0; o < out; o++, from += places * in * size)
         for (size_t i = 0; i < in; i++)
             for (size_t p = 0; p < pixels; p++, to += size)
                 memcpy(to, from + (p * in + i) * size, size);
@@ -237,7 +237,10 @@ static ct_status bind_numbers(binder *b, const weight_view *v, int rank, const i
     ct_status status = check_shape(b, v, rank, last ? stored : shape);
     if (status == CT_OK)
         status = check_numbers(b, v, w);
-    return status == CT_OK && last ? channels_first(b, w) : status;
+    const size_t pixels = last ? (size_t)(shape[2] * shape[3]) : 0;
+    return status == CT_OK && last
+               ? channels_first(b, w, shape[0], (size_t)shape[1], pixels, pixels)
+               : status;
 }
 
 /* The tensor of this name; NULL after a failure, or when this is one. */
@@ -336,10 +339,14 @@ nn_weight bind_last_slice(binder *b, int64_t n0, int64_t n1, int64_t k, const ch
     if (!v)
         return (nn_weight){0};
     nn_weight w = {.name = v->name, .rank = 4, .n = {n0, n1, k, k}, .data = v->data};
-    b->status = check_shape(b, v, 5, (const int64_t[]){n0, n1, k, k, k});
+    const bool last = names_channels_last(b->source);
+    b->status =
+        check_shape(b, v, 5, last ? (int64_t[]){n0, k, k, k, n1} : (int64_t[]){n0, n1, k, k, k});
     if (b->status == CT_OK)
         b->status = check_numbers(b, v, &w);
-    if (b->status == CT_OK && k > 1)
+    if (b->status == CT_OK && last)
+        b->status = channels_first(b, &w, n0, (size_t)n1, (size_t)(k * k * k), (size_t)(k * k));
+    else if (b->status == CT_OK && k > 1)
         b->status = take_last_slice(b, v, &w);
     b->parameters += (uint64_t)(n0 * n1 * k * k * k);
     return b->status == CT_OK ? w : (nn_weight){0};
@@ -355,9 +362,14 @@ nn_weight bind_kernel_rows(binder *b, int64_t n0, int64_t n1, int64_t frames, in
     if (!v)
         return (nn_weight){0};
     nn_weight w = {.name = v->name, .rank = 2, .n = {n0, n1 * frames * k * k}, .data = v->data};
-    b->status = check_shape(b, v, 5, (const int64_t[]){n0, n1, frames, k, k});
+    const bool last = names_channels_last(b->source);
+    const size_t places = (size_t)(frames * k * k);
+    b->status = check_shape(
+        b, v, 5, last ? (int64_t[]){n0, frames, k, k, n1} : (int64_t[]){n0, n1, frames, k, k});
     if (b->status == CT_OK)
         b->status = check_numbers(b, v, &w);
+    if (b->status == CT_OK && last)
+        b->status = channels_first(b, &w, n0, (size_t)n1, places, places);
     b->parameters += (uint64_t)(w.n[0] * w.n[1]);
     return b->status == CT_OK ? w : (nn_weight){0};
 }

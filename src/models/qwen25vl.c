@@ -13,15 +13,15 @@
 
 /* ---- Loading --------------------------------------------------------------------------------- */
 
-/* What stands before embed_tokens, layers and norm: in published files, in those that transformers
- * 5 has in memory, and in mflux's. */
+/* What stands before embed_tokens, layers and norm: in published files, and in those that
+ * transformers 5 has in memory. */
 static const char *find_prefix(const weights *w)
 {
-    static const char *const prefixes[] = {"model.", "model.language_model.", "encoder."};
+    static const char *const prefixes[] = {"model.", "model.language_model."};
     char name[NAMES_LENGTH];
     for (size_t i = 0; i < sizeof prefixes / sizeof *prefixes; i++) {
         snprintf(name, sizeof name, "%sembed_tokens.weight", prefixes[i]);
-        if (weights_find(w, name))
+        if (names_find(w, name))
             return prefixes[i];
     }
     return prefixes[0];
@@ -45,6 +45,15 @@ static void infer(const weights *w, json_writer *out)
     infer_integer(out, "num_hidden_layers", names_parts(w, name, "input_layernorm.weight"));
     infer_integer(out, "max_position_embeddings", 128000);
     infer_integer(out, "rope_theta", 1000000);
+    json_write_key(out, "rope_scaling");
+    json_write_object(out);
+    json_write_key(out, "mrope_section");
+    json_write_array(out);
+    json_write_integer(out, 16);
+    json_write_integer(out, 24);
+    json_write_integer(out, 24);
+    json_write_array_end(out);
+    json_write_object_end(out);
 }
 
 /* A token has three positions: picture (or film's time), row, column; for words they are equal. The

@@ -12,6 +12,7 @@
 
 #include <inttypes.h>
 #include <math.h>
+#include <stdio.h>
 #include <string.h>
 
 #define EPS 1e-6
@@ -60,7 +61,7 @@ static ct_status read_config(qwen_vision *m, const config *whole, ct_error *erro
 {
     const char *activation = NULL;
     config vision = *whole;
-    if (!config_has(whole, "vision_config"))
+    if (whole->root && !config_has(whole, "vision_config"))
         return error_set(error, CT_EFORMAT, "%s has no vision_config", whole->path);
     vision.root = (json_value *)json_get(whole->root, "vision_config");
     ct_status s = read_sizes(m, &vision, error);
@@ -122,8 +123,13 @@ ct_status qwen_vision_load(qwen_vision **out, weights *source, const load_option
         return error_memory(error, sizeof *m, "the vision tower");
     }
     m->allocator = a;
-    config c;
-    ct_status status = config_open(&c, a, path, error);
+    /* Where there is no configuration the values are those of the only published tower. */
+    config c = {0};
+    ct_status status = CT_OK;
+    if (options->infer && !file_exists(path))
+        snprintf(c.path, sizeof c.path, "%s (it has no config.json)", directory);
+    else
+        status = config_open(&c, a, path, error);
     mem_free(a, path);
     if (status == CT_OK) {
         status = read_config(m, &c, error);

@@ -14,6 +14,7 @@
 #include "models/vae_qwen.h"
 
 #include "core/mem.h"
+#include "io/names.h"
 
 #include <inttypes.h>
 #include <math.h>
@@ -23,11 +24,37 @@
 
 /* ---- Loading --------------------------------------------------------------------------------- */
 
-/* Files of this kind come with a configuration: their tensors tell neither mean nor deviation. */
+/* Mean and deviation of latents of the only published VAE of this structure. */
+static const double published[2][16] = {
+    {-0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508, 0.4134, -0.0715, 0.5517,
+     -0.3632, -0.1922, -0.9497, 0.2503, -0.2921},
+    {2.8184, 1.4541, 2.3275, 2.6558, 1.2196, 1.7708, 2.6052, 2.0743, 3.2687, 2.1526, 2.8652, 1.5579,
+     1.6382, 1.1253, 2.8251, 1.916}};
+
+/* What the tensors tell, with the two resnets at each level of that VAE. */
 static void infer(const weights *w, json_writer *out)
 {
-    (void)w;
-    infer_integer(out, "base_dim", 0);
+    char name[NAMES_LENGTH];
+    const int64_t base = tensor_size(w, "encoder.conv_in.bias", 0);
+    const int64_t latents = tensor_size(w, "post_quant_conv.bias", 0);
+    infer_integer(out, "base_dim", base);
+    infer_integer(out, "z_dim", latents);
+    infer_integer(out, "num_res_blocks", 2);
+    json_write_key(out, "dim_mult");
+    json_write_array(out);
+    for (int i = 0; base > 0 && i < VAE_QWEN_MAX_LEVELS; i++) {
+        snprintf(name, sizeof name, "encoder.down_blocks.%d.conv1.bias", 3 * i);
+        if (names_find(w, name))
+            json_write_integer(out, tensor_size(w, name, 0) / base);
+    }
+    json_write_array_end(out);
+    for (int i = 0; latents == 16 && i < 2; i++) {
+        json_write_key(out, i ? "latents_std" : "latents_mean");
+        json_write_array(out);
+        for (int k = 0; k < 16; k++)
+            json_write_number(out, published[i][k]);
+        json_write_array_end(out);
+    }
 }
 
 /* An array of count numbers. */

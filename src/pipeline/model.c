@@ -19,21 +19,26 @@ static ct_status recognize(family_model *out, const ct_allocator *a, const char 
                            ct_error *error)
 {
     char *folder = path_join(a, directory, "transformer");
-    if (!folder)
-        return error_memory(error, strlen(directory), "a path");
-    weights *w = NULL;
+    char *text_folder = path_join(a, directory, "text_encoder");
+    weights *w = NULL, *text = NULL;
     ct_status status = CT_OK;
-    if (!file_is_directory(folder))
+    if (!folder || !text_folder)
+        status = error_memory(error, strlen(directory), "a path");
+    else if (!file_is_directory(folder))
         status = error_set(error, CT_ENOTFOUND,
                            "%s has neither model_index.json nor a folder transformer; give the "
                            "folder of a model in the layout of diffusers or mflux",
                            directory);
     if (status == CT_OK)
         status = weights_open_directory(&w, a, folder, "diffusion_pytorch_model", error);
+    if (status == CT_OK && file_is_directory(text_folder))
+        status = weights_open_directory(&text, a, text_folder, "model", error);
     if (status == CT_OK)
-        status = registry_recognize(out, w, error);
+        status = registry_recognize(out, w, text, error);
+    weights_close(text);
     weights_close(w);
     mem_free(a, folder);
+    mem_free(a, text_folder);
     return status;
 }
 
@@ -74,12 +79,19 @@ static ct_status load_scheduler(ct_model *m, const char *folder, bool infer, ct_
 {
     if (!infer || file_is_directory(folder))
         return flow_match_read(&m->scheduler, m->allocator, folder, error);
-    flow_match_init(&m->scheduler, m->parts.family->usual_shift);
+    const family *f = m->parts.family;
+    flow_match_init(&m->scheduler, f->usual_shift);
+    if (f->most_shift > 0) {
+        m->scheduler.dynamic = true;
+        m->scheduler.max_shift = f->most_shift;
+        m->scheduler.max_length = f->most_tokens;
+        m->scheduler.shift_terminal = f->terminal;
+    }
     ct_model_info usual = {0};
-    m->parts.family->choose_defaults(&m->parts, m->scheduler.shift, &usual);
+    f->choose_defaults(&m->parts, m->scheduler.shift, &usual);
     log_message(&m->context->callbacks, CT_LOG_INFO,
                 "%s has no scheduler: steps, guidance and shift are those of %s %s", m->directory,
-                m->parts.family->name, usual.variant);
+                f->name, usual.variant);
     return CT_OK;
 }
 

@@ -27,8 +27,9 @@ static ct_status check_count(const ct_model *m, const ct_generate_params *p, ct_
                          "%s makes pictures from text alone; leave out the reference pictures",
                          m->info.family);
     if (p->reference_count < 0 || p->reference_count > most || !p->references)
-        return error_set(error, CT_EINVAL, "there are %d reference pictures; %s takes 1 to %d",
-                         p->reference_count, m->info.family, most);
+        return error_set(error, CT_EINVAL, "there are %d reference pictures; %s %s takes %s%d",
+                         p->reference_count, m->info.family, m->info.variant,
+                         most > 1 ? "1 to " : "only ", most);
     if (p->keep_size && (p->width || p->height))
         return error_set(error, CT_EINVAL,
                          "keep_size takes the size of the first reference picture; leave out width "

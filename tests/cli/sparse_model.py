@@ -120,6 +120,64 @@ def qwen_encoder_shapes(c):
     return shapes
 
 
+def qwen_vision_shapes():
+    """Of the only published tower."""
+    d, ffn, merged = 1280, 3420, 5120
+    shapes = {"visual.patch_embed.proj.weight": [d, 3, 2, 14, 14],
+              "visual.merger.ln_q.weight": [d]}
+    linear = {"merger.mlp.0": (merged, merged), "merger.mlp.2": (3584, merged)}
+    for i in range(32):
+        linear.update({f"blocks.{i}.attn.qkv": (3 * d, d), f"blocks.{i}.attn.proj": (d, d),
+                       f"blocks.{i}.mlp.gate_proj": (ffn, d), f"blocks.{i}.mlp.up_proj": (ffn, d),
+                       f"blocks.{i}.mlp.down_proj": (d, ffn)})
+        shapes.update({f"visual.blocks.{i}.norm{k}.weight": [d] for k in (1, 2)})
+    for name, (rows, columns) in linear.items():
+        shapes[f"visual.{name}.weight"], shapes[f"visual.{name}.bias"] = [rows, columns], [rows]
+    return shapes
+
+
+def qwen_vae_shapes(base, multiples, latents):
+    """Two resnets at each level of the encoder, three in the decoder."""
+    shapes, channels = {}, [base * m for m in multiples]
+
+    def convolution(name, out, inside, *kernel):
+        shapes[name + ".weight"], shapes[name + ".bias"] = [out, inside, *kernel], [out]
+
+    def resnet(name, inside, out):
+        shapes[name + ".norm1.gamma"] = [inside, 1, 1, 1]
+        shapes[name + ".norm2.gamma"] = [out, 1, 1, 1]
+        convolution(name + ".conv1", out, inside, 3, 3, 3)
+        convolution(name + ".conv2", out, out, 3, 3, 3)
+        if inside != out:
+            convolution(name + ".conv_shortcut", out, inside, 1, 1, 1)
+
+    for stack, inside, first, last, out in (("encoder", 3, base, channels[-1], 2 * latents),
+                                            ("decoder", latents, channels[-1], base, 3)):
+        deepest = channels[-1]
+        convolution(stack + ".conv_in", first, inside, 3, 3, 3)
+        convolution(stack + ".conv_out", out, last, 3, 3, 3)
+        shapes[stack + ".norm_out.gamma"] = [last, 1, 1, 1]
+        shapes[stack + ".mid_block.attentions.0.norm.gamma"] = [deepest, 1, 1]
+        convolution(stack + ".mid_block.attentions.0.to_qkv", 3 * deepest, deepest, 1, 1)
+        convolution(stack + ".mid_block.attentions.0.proj", deepest, deepest, 1, 1)
+        for i in range(2):
+            resnet(f"{stack}.mid_block.resnets.{i}", deepest, deepest)
+    for i, out in enumerate(channels):
+        for j in range(2):
+            resnet(f"encoder.down_blocks.{3 * i + j}", out if j else channels[max(i - 1, 0)], out)
+        if i + 1 < len(channels):
+            convolution(f"encoder.down_blocks.{3 * i + 2}.resample.1", out, out, 3, 3)
+    for i, out in enumerate(reversed(channels)):
+        for j in range(3):
+            before = channels[len(channels) - i] // 2 if i else out
+            resnet(f"decoder.up_blocks.{i}.resnets.{j}", out if j else before, out)
+        if i + 1 < len(channels):
+            convolution(f"decoder.up_blocks.{i}.upsamplers.0.resample.1", out // 2, out, 3, 3)
+    for name, n in (("quant_conv", 2 * latents), ("post_quant_conv", latents)):
+        convolution(name, n, n, 1, 1, 1)
+    return shapes
+
+
 def write_zeros(path, shapes):
     header, offset = {}, 0
     for name in sorted(shapes):
