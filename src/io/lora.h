@@ -98,4 +98,7 @@ void lora_product_close(lora_product *p);
  * its order, in float32, whatever rows are asked for at once. */
 void lora_product_add(const lora_product *p, int64_t first, int64_t count, float *numbers);
 
+/* Whether all numbers are finite and stay so in this type. */
+bool lora_in_range(const float *numbers, int64_t count, dtype type);
+
 #endif

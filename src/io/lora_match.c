@@ -5,11 +5,13 @@
 #include "io/lora_names.h"
 
 #include <inttypes.h>
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
 #define MATCHED_AT_LEAST 0.9
 #define NAMED 3 /* modules that an error names */
+#define F16_BEYOND 65520.0f
 
 /* ---- Matching -------------------------------------------------------------------------------- */
 
@@ -275,4 +277,13 @@ void lora_product_add(const lora_product *p, int64_t first, int64_t count, float
             add_piece(k, p->a[i], p->b[i] + (begin - k->first) * k->pair->rank, end - begin,
                       numbers + (begin - first) * p->target->columns);
     }
+}
+
+bool lora_in_range(const float *numbers, int64_t count, dtype type)
+{
+    const float beyond = type == DTYPE_F16 ? F16_BEYOND : INFINITY;
+    bool good = true;
+    for (int64_t i = 0; i < count; i++)
+        good = good && fabsf(numbers[i]) < beyond;
+    return good;
 }

@@ -6,14 +6,12 @@
 #include "core/mem.h"
 #include "core/memory_info.h"
 
-#include <math.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
 
 #define ROWS_AT_ONCE 32 /* of a matrix, by one thread */
 #define CODE_BITS 8     /* of a quantized matrix with LoRAs; docs/lora.md */
-#define F16_BEYOND 65520.0f
 
 /* ---- Rows ------------------------------------------------------------------------------------ */
 
@@ -69,15 +67,11 @@ static void fill_rows(void *user, int64_t index, int worker)
     const int64_t columns = from->n[1], first = index * ROWS_AT_ONCE, left = from->n[0] - first;
     const int64_t count = left < ROWS_AT_ONCE ? left : ROWS_AT_ONCE;
     float *numbers = f->numbers + (int64_t)worker * ROWS_AT_ONCE * columns;
-    const float most = to->type == DTYPE_F16 ? F16_BEYOND : INFINITY;
     for (int64_t i = 0; i < count; i++)
         decode_row(numbers + i * columns, from, first + i);
     if (f->product) {
-        bool good = true;
         lora_product_add(f->product, first, count, numbers);
-        for (int64_t i = 0; i < count * columns; i++)
-            good = good && fabsf(numbers[i]) < most;
-        if (!good)
+        if (!lora_in_range(numbers, count * columns, to->type))
             atomic_store(&f->overflow, true);
     }
     for (int64_t i = 0; i < count; i++)

@@ -13,6 +13,7 @@
 #include "io/names.h"
 #include "io/safetensors.h"
 #include "pipeline/internal.h"
+#include "pipeline/merging.h"
 
 #include <math.h>
 #include <string.h>
@@ -187,57 +188,6 @@ static ct_status check_disk(const work *w, ct_error *error)
                      w->out.path, (double)needed / 1048576, (double)free / 1048576);
 }
 
-/* ---- LoRAs --------------------------------------------------------------------------------- */
-
-#define MERGED_AT_ONCE 32 /* rows, by one thread */
-
-/* Rows first .. first+count-1 of a matrix as float32, with what LoRAs add to them. */
-typedef struct merging {
-    lora_product product;
-    const weight_view *from;
-    float *numbers;
-    int64_t first, count;
-} merging;
-
-static ct_status merging_open(merging *m, const ct_allocator *a, const item *t, size_t rows,
-                              ct_error *error)
-{
-    const size_t columns = (size_t)t->from->shape[1];
-    *m = (merging){.from = t->from, .product.allocator = a};
-    if (!t->target)
-        return CT_OK;
-    m->numbers = mem_array(a, rows, columns * sizeof(float));
-    if (!m->numbers)
-        return error_memory(error, rows * columns * sizeof(float), "a part of a matrix");
-    return lora_product_open(&m->product, a, t->target, error);
-}
-
-static void merging_close(merging *m)
-{
-    mem_free(m->product.allocator, m->numbers);
-    lora_product_close(&m->product);
-}
-
-static void merge_rows(void *user, int64_t index, int worker)
-{
-    (void)worker;
-    const merging *m = user;
-    const int64_t columns = m->from->shape[1], at = index * MERGED_AT_ONCE;
-    const int64_t left = m->count - at, count = left < MERGED_AT_ONCE ? left : MERGED_AT_ONCE;
-    const size_t row = (size_t)columns * dtype_size(m->from->type);
-    float *numbers = m->numbers + at * columns;
-    dtype_to_float(numbers, m->from->data + (size_t)(m->first + at) * row, m->from->type,
-                   (size_t)(count * columns));
-    lora_product_add(&m->product, m->first + at, count, numbers);
-}
-
-static void merge(const work *w, merging *m, int64_t first, int64_t count)
-{
-    m->first = first;
-    m->count = count;
-    pool_run(w->context->threads, (count + MERGED_AT_ONCE - 1) / MERGED_AT_ONCE, merge_rows, m);
-}
-
 /* ---- A matrix ------------------------------------------------------------------------------ */
 
 /* Rows first .. of a matrix; [rows] or one for each worker. */
@@ -314,7 +264,7 @@ static ct_status encode_blocks(work *w, encoding *e, item *t, int64_t block,
         if (status != CT_OK)
             return status;
         if (t->target)
-            merge(w, &e->merging, e->first, count);
+            merging_run(&e->merging, w->context->threads, e->first, count);
         pool_run(w->context->threads, count, encode_row, e);
         for (int64_t i = 0; i < count; i++) {
             error_sum += e->error[i];
@@ -357,7 +307,7 @@ static ct_status write_codes(work *w, item *t, safetensors_writer *out, ct_error
     e.error = mem_array(a, rows, sizeof *e.error);
     e.norm = mem_array(a, rows, sizeof *e.norm);
     ct_status status = e.codes && e.scales && e.biases && e.numbers && e.error && e.norm
-                           ? merging_open(&e.merging, a, t, rows, error)
+                           ? merging_open(&e.merging, a, v, t->target, rows, error)
                            : error_memory(error, BLOCK_BYTES, "a part of a matrix");
     if (status == CT_OK)
         status = encode_blocks(w, &e, t, (int64_t)rows, out, error);
@@ -399,7 +349,12 @@ static ct_status put_merged(work *w, const item *t, merging *m, size_t rows, voi
         status = check_cancel(w, error);
         if (status != CT_OK)
             break;
-        merge(w, m, (int64_t)first, (int64_t)count);
+        merging_run(m, w->context->threads, (int64_t)first, (int64_t)count);
+        if (!lora_in_range(m->numbers, (int64_t)count * v->shape[1], v->type))
+            return error_set(error, CT_EFORMAT,
+                             "with the LoRA tensor %s has numbers beyond the range of %s; choose a "
+                             "smaller scale",
+                             v->name, dtype_name(v->type));
         dtype_from_float(numbers, m->numbers, v->type, count * (size_t)v->shape[1]);
         status = safetensors_writer_put(out, t->name, first * row, numbers, count * row, error);
         weights_drop(t->source, v->data + first * row, count * row);
@@ -413,7 +368,7 @@ static ct_status write_merged(work *w, const item *t, safetensors_writer *out, c
     const size_t row = (size_t)t->from->shape[1] * sizeof(float);
     const size_t rows = row < BLOCK_BYTES ? BLOCK_BYTES / row : 1;
     merging m;
-    ct_status status = merging_open(&m, w->allocator, t, rows, error);
+    ct_status status = merging_open(&m, w->allocator, t->from, t->target, rows, error);
     void *numbers = status == CT_OK ? mem_array(w->allocator, rows, row) : NULL;
     if (status == CT_OK)
         status = numbers ? put_merged(w, t, &m, rows, numbers, out, error)
