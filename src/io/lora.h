@@ -87,7 +87,7 @@ void lora_let_go(const lora_set *s);
 typedef struct lora_product {
     const ct_allocator *allocator;
     const lora_target *target;
-    float *numbers;       /* of all pieces: rows of A, then those rows of B that are needed */
+    float *numbers;       /* of all pieces: A in panels, then those rows of B that are needed */
     const float **a, **b; /* [count] */
 } lora_product;
 

@@ -173,6 +173,34 @@ ct_status lora_check(lora_set *s, const char *model, ct_error *error)
 
 /* ---- Products -------------------------------------------------------------------------------- */
 
+/* A tile of so many rows and columns has its sums in registers. */
+#define LANES 4
+#define TILE_ROWS 4
+#define TILE_COLUMNS (2 * LANES)
+
+typedef float lanes __attribute__((vector_size(LANES * sizeof(float))));
+
+static int64_t panels(int64_t columns)
+{
+    return (columns + TILE_COLUMNS - 1) / TILE_COLUMNS;
+}
+
+/* A [rank, columns] in panels of TILE_COLUMNS columns, each [rank, TILE_COLUMNS], with zeros behind
+ * the last: its rows would lie where they push each other out of the cache. */
+static void pack(float *out, const weight_view *down, int64_t rank, int64_t columns)
+{
+    const size_t size = dtype_size(down->type);
+    for (int64_t j = 0; j < columns; j += TILE_COLUMNS) {
+        const int64_t width = columns - j < TILE_COLUMNS ? columns - j : TILE_COLUMNS;
+        for (int64_t r = 0; r < rank; r++, out += TILE_COLUMNS) {
+            dtype_to_float(out, down->data + (size_t)(r * columns + j) * size, down->type,
+                           (size_t)width);
+            for (int64_t k = width; k < TILE_COLUMNS; k++)
+                out[k] = 0;
+        }
+    }
+}
+
 ct_status lora_product_open(lora_product *p, const ct_allocator *a, const lora_target *target,
                             ct_error *error)
 {
@@ -182,8 +210,10 @@ ct_status lora_product_open(lora_product *p, const ct_allocator *a, const lora_t
     for (int i = 0; i < target->count; i++) {
         const lora_piece *k = &target->pieces[i];
         size_t sides, part;
-        fits = fits && size_add((size_t)k->pair->columns, (size_t)k->count, &sides) &&
-               size_mul(sides, (size_t)k->pair->rank, &part) && size_add(count, part, &count);
+        fits =
+            fits &&
+            size_add((size_t)panels(k->pair->columns) * TILE_COLUMNS, (size_t)k->count, &sides) &&
+            size_mul(sides, (size_t)k->pair->rank, &part) && size_add(count, part, &count);
     }
     p->a = mem_zero_array(a, (size_t)target->count, sizeof *p->a);
     p->b = mem_zero_array(a, (size_t)target->count, sizeof *p->b);
@@ -195,12 +225,11 @@ ct_status lora_product_open(lora_product *p, const ct_allocator *a, const lora_t
     float *at = p->numbers;
     for (int i = 0; i < target->count; i++) {
         const lora_piece *k = &target->pieces[i];
-        const weight_view *down = k->pair->down, *up = k->pair->up;
-        const size_t rank = (size_t)k->pair->rank, a_count = rank * (size_t)k->pair->columns;
-        const size_t b_count = rank * (size_t)k->count;
+        const weight_view *up = k->pair->up;
+        const size_t rank = (size_t)k->pair->rank, b_count = rank * (size_t)k->count;
         p->a[i] = at;
-        dtype_to_float(at, down->data, down->type, a_count);
-        at += a_count;
+        pack(at, k->pair->down, k->pair->rank, k->pair->columns);
+        at += (size_t)panels(k->pair->columns) * TILE_COLUMNS * rank;
         p->b[i] = at;
         dtype_to_float(at, up->data + (size_t)k->up_first * rank * dtype_size(up->type), up->type,
                        b_count);
@@ -217,53 +246,43 @@ void lora_product_close(lora_product *p)
     *p = (lora_product){.allocator = p->allocator};
 }
 
-/* A tile of so many rows and columns has its sums in registers. */
-#define TILE_ROWS 4
-#define TILE_COLUMNS 8
-
-/* out += factor * b a for one tile; a has rows of `columns`, as has out. */
+/* out += factor * b a for rows x width numbers, at most a tile; a: a panel. At the edge rows are
+ * computed twice and columns in vain, which are not added. */
 static void add_tile(float *out, const float *a, const float *b, int64_t rank, int64_t columns,
-                     float factor)
-{
-    float sum[TILE_ROWS][TILE_COLUMNS] = {{0}};
-    for (int64_t r = 0; r < rank; r++, a += columns)
-        for (int i = 0; i < TILE_ROWS; i++)
-            for (int j = 0; j < TILE_COLUMNS; j++)
-                sum[i][j] += b[i * rank + r] * a[j];
-    for (int i = 0; i < TILE_ROWS; i++)
-        for (int j = 0; j < TILE_COLUMNS; j++)
-            out[i * columns + j] += factor * sum[i][j];
-}
-
-/* The same for what is left at the edges. */
-static void add_rest(float *out, const float *a, const float *b, int64_t rank, int64_t columns,
                      float factor, int64_t rows, int64_t width)
 {
-    for (int64_t i = 0; i < rows; i++)
-        for (int64_t j = 0; j < width; j++) {
-            float sum = 0;
-            for (int64_t r = 0; r < rank; r++)
-                sum += b[i * rank + r] * a[r * columns + j];
-            out[i * columns + j] += factor * sum;
+    lanes left[TILE_ROWS] = {{0}}, right[TILE_ROWS] = {{0}};
+    const float *row[TILE_ROWS];
+    float sum[TILE_COLUMNS];
+    for (int i = 0; i < TILE_ROWS; i++)
+        row[i] = b + (i < rows ? i : rows - 1) * rank;
+    for (int64_t r = 0; r < rank; r++, a += TILE_COLUMNS) {
+        lanes first, second;
+        memcpy(&first, a, sizeof first);
+        memcpy(&second, a + LANES, sizeof second);
+        for (int i = 0; i < TILE_ROWS; i++) {
+            left[i] += first * row[i][r];
+            right[i] += second * row[i][r];
         }
+    }
+    for (int64_t i = 0; i < rows; i++) {
+        memcpy(sum, &left[i], sizeof left[i]);
+        memcpy(sum + LANES, &right[i], sizeof right[i]);
+        for (int64_t j = 0; j < width; j++)
+            out[i * columns + j] += factor * sum[j];
+    }
 }
 
-/* Columns outside, so that those of A that a tile reads stay in the first cache. */
+/* Columns outside, so that the panel of A stays in the first cache. */
 static void add_piece(const lora_piece *k, const float *a, const float *b, int64_t rows,
                       float *numbers)
 {
     const int64_t rank = k->pair->rank, columns = k->pair->columns;
-    for (int64_t j = 0; j < columns; j += TILE_COLUMNS)
-        for (int64_t i = 0; i < rows; i += TILE_ROWS) {
-            float *out = numbers + i * columns + j;
-            const int64_t height = rows - i, width = columns - j;
-            if (height >= TILE_ROWS && width >= TILE_COLUMNS)
-                add_tile(out, a + j, b + i * rank, rank, columns, k->factor);
-            else
-                add_rest(out, a + j, b + i * rank, rank, columns, k->factor,
-                         height < TILE_ROWS ? height : TILE_ROWS,
-                         width < TILE_COLUMNS ? width : TILE_COLUMNS);
-        }
+    for (int64_t j = 0; j < columns; j += TILE_COLUMNS, a += rank * TILE_COLUMNS)
+        for (int64_t i = 0; i < rows; i += TILE_ROWS)
+            add_tile(numbers + i * columns + j, a, b + i * rank, rank, columns, k->factor,
+                     rows - i < TILE_ROWS ? rows - i : TILE_ROWS,
+                     columns - j < TILE_COLUMNS ? columns - j : TILE_COLUMNS);
 }
 
 void lora_product_add(const lora_product *p, int64_t first, int64_t count, float *numbers)
