@@ -441,8 +441,8 @@ static void test_keys(void **state)
     close_model(&truth, &mem_default);
 }
 
-/* A module of the file that is several matrices here, or several that are one, or another name: A is
- * the same, the rows of B are where they belong. */
+/* A module of the file that is several matrices here, or several that are one, or another name: A
+ * is the same, the rows of B are where they belong. */
 static void test_layouts(void **state)
 {
     (void)state;
