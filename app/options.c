@@ -43,6 +43,15 @@ const option_info option_table[OPTION_COUNT] = {
                 "first",
         .elsewhere = "image input input-image init-img ref ref-image",
     },
+    [OPTION_LORA] = {
+        .name = "lora", .kind = OPTION_KIND_FILE, .metavar = "FILE[:SCALE]",
+        .group = OPTION_GROUP_MAIN,
+        .commands = GENERATE | QUANTIZE | PLAN | BENCH | OPTION_FOR_INFO,
+        .help = "a LoRA (safetensors) that is added to the weights, with this factor; may be given "
+                "several times",
+        .fallback = "scale 1",
+        .elsewhere = "lora-path lora-paths lora-style lora-model-dir adapter",
+    },
     [OPTION_KEEP_SIZE] = {
         .name = "keep-size", .kind = OPTION_KIND_FLAG,
         .group = OPTION_GROUP_PICTURE, .commands = GENERATE | PLAN | BENCH,
@@ -572,6 +581,12 @@ ct_status options_set(options *o, option_id id, const char *label, const char *t
             return error_set(error, CT_EINVAL, "%s: at most %d reference pictures can be given",
                              label, OPTIONS_REFERENCES);
         o->reference[o->references++] = text;
+    }
+    if (id == OPTION_LORA) {
+        if (o->loras == OPTIONS_LORAS)
+            return error_set(error, CT_EINVAL, "%s: at most %d LoRAs can be given", label,
+                             OPTIONS_LORAS);
+        o->lora[o->loras++] = text;
     }
     value.given++;
     value.text = text;

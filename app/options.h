@@ -18,6 +18,7 @@ typedef enum option_id {
     OPTION_NEGATIVE_PROMPT,
     OPTION_REFERENCE,
     OPTION_KEEP_SIZE,
+    OPTION_LORA,
     OPTION_OUTPUT,
     OPTION_WIDTH,
     OPTION_HEIGHT,
@@ -133,6 +134,7 @@ typedef struct option_value {
 
 #define OPTIONS_ARGUMENTS 4
 #define OPTIONS_REFERENCES 10
+#define OPTIONS_LORAS 32
 
 typedef struct options {
     option_value value[OPTION_COUNT];
@@ -140,6 +142,8 @@ typedef struct options {
     int arguments;
     const char *reference[OPTIONS_REFERENCES]; /* all that were given, in their order */
     int references;
+    const char *lora[OPTIONS_LORAS]; /* likewise: FILE or FILE:SCALE */
+    int loras;
 } options;
 
 /* What options_parse reads, and for which command. */

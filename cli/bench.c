@@ -306,13 +306,10 @@ static ct_status bench_model(measuring *m, const options *o, ct_error *error)
     ct_model *model = NULL;
     ct_job *job = NULL;
     ct_image *image = NULL;
-    ct_model_params model_params;
-    ct_model_params_init(&model_params);
-    model_params.dequantize = v[OPTION_DEQUANTIZE].given;
     report_busy(m->report, "opening", v[OPTION_MODEL].text);
     const double start = clock_seconds();
     ct_status status =
-        ct_model_load_with(m->context, v[OPTION_MODEL].text, &model_params, &model, error);
+        model_from_options(&model, m->context, v[OPTION_MODEL].text, o, false, error);
     s.load = clock_seconds() - start;
 
     const ct_callbacks callbacks = {.user = &s, .progress = on_progress, .cancel = on_cancel};
@@ -372,7 +369,8 @@ static ct_status check_options(const options *o, ct_error *error)
                                        OPTION_PRECISION,
                                        OPTION_MAX_MEMORY,
                                        OPTION_MAX_VRAM,
-                                       OPTION_DEQUANTIZE};
+                                       OPTION_DEQUANTIZE,
+                                       OPTION_LORA};
     const bool model = o->value[OPTION_MODEL].given;
     for (size_t i = 0; model && i < sizeof others / sizeof *others; i++)
         if (o->value[others[i]].given)

@@ -9,6 +9,8 @@ static const char generate_details[] =
     "  calotype generate -m models/Z-Image-Turbo -p - -o out.png --size 1024x768 < prompt.txt\n"
     "  calotype generate -m models/Z-Image -p \"a lighthouse\" -n \"blurry\" -o out.png --guidance "
     "4\n"
+    "  calotype generate -m models/Qwen-Image --lora Lightning-8steps.safetensors --steps 8 \\\n"
+    "      --cfg-scale 1 -p \"a shop window\" -o out.png\n"
     "\n"
     "A size that is not given is the model's own; so is a width or a height given alone.\n"
     "Ctrl-C stops after the layer that is being computed; pictures that are finished are kept.\n"
@@ -52,6 +54,7 @@ static const char plan_details[] =
 static const char info_details[] =
     "Examples\n"
     "  calotype info models/emoji-256     what is in a model, and its defaults\n"
+    "  calotype info models/Qwen-Image --lora style.safetensors       and what of a LoRA fits it\n"
     "  calotype info apple.png            how a picture was made\n";
 
 static const char bench_details[] =

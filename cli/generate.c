@@ -177,17 +177,14 @@ static ct_status prepare(work *w, ct_error *error)
 static ct_status open_job(work *w, ct_error *error)
 {
     const option_value *value = w->o->value;
-    ct_model_params model_params;
-    ct_model_params_init(&model_params);
-    model_params.dequantize = value[OPTION_DEQUANTIZE].given;
     report_hold(w->report);
     report_busy(w->report, "opening", value[OPTION_MODEL].text);
     ct_status status = context_from_options(&w->context, w->o, w->report, error);
     if (status == CT_OK)
         status = references_open(w->references, &w->params, w->context, w->o, error);
     if (status == CT_OK)
-        status = ct_model_load_with(w->context, value[OPTION_MODEL].text, &model_params, &w->model,
-                                    error);
+        status =
+            model_from_options(&w->model, w->context, value[OPTION_MODEL].text, w->o, false, error);
     if (status == CT_OK)
         status = ct_job_create(w->model, &w->params, &w->job, error);
     references_close(w->references); /* the job has what it needs */

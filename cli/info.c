@@ -3,8 +3,10 @@
 #include "cli/commands.h"
 #include "cli/format.h"
 #include "cli/members.h"
+#include "cli/params.h"
 #include "core/file.h"
 
+#include <inttypes.h>
 #include <string.h>
 #include <sys/stat.h>
 
@@ -40,6 +42,28 @@ static void component_json(json_writer *w, const ct_component_info *c)
     json_write_object_end(w);
 }
 
+static void lora_json(json_writer *w, const ct_lora_info *l)
+{
+    json_write_object(w);
+    member_string(w, "path", l->path);
+    member_string(w, "hash", l->hash);
+    member_number(w, "scale", l->scale);
+    json_write_key(w, "ranks");
+    json_write_array(w);
+    json_write_integer(w, l->least_rank);
+    json_write_integer(w, l->most_rank);
+    json_write_array_end(w);
+    member_unsigned(w, "modules", l->modules);
+    member_unsigned(w, "matched", l->matched);
+    member_unsigned(w, "ignored", l->ignored);
+    json_write_key(w, "unmatched");
+    json_write_array(w);
+    for (size_t i = 0; i < l->unmatched; i++)
+        json_write_string(w, l->unmatched_name[i]);
+    json_write_array_end(w);
+    json_write_object_end(w);
+}
+
 static void model_json(const ct_model_info *m)
 {
     strbuf s;
@@ -68,6 +92,11 @@ static void model_json(const ct_model_info *m)
     json_write_array(&w);
     for (int i = 0; i < m->components; i++)
         component_json(&w, &m->component[i]);
+    json_write_array_end(&w);
+    json_write_key(&w, "loras");
+    json_write_array(&w);
+    for (int i = 0; i < m->loras; i++)
+        lora_json(&w, &m->lora[i]);
     json_write_array_end(&w);
     members_close(stdout, &w, &s);
 }
@@ -116,6 +145,25 @@ static void print_component(const terminal *t, const ct_component_info *c)
     }
 }
 
+static void print_lora(const terminal *t, const ct_lora_info *l)
+{
+    fputs("\n", t->stream);
+    print_bold(t, l->name);
+    fprintf(t->stream, "  LoRA, scale %g, rank %" PRId64, l->scale, l->least_rank);
+    if (l->most_rank != l->least_rank)
+        fprintf(t->stream, " to %" PRId64, l->most_rank);
+    fputs("\n", t->stream);
+    line(t, "hash", l->hash);
+    label(t, "matched");
+    fprintf(t->stream, "%zu of %zu modules\n", l->matched, l->modules);
+    if (l->ignored) {
+        label(t, "ignored");
+        fprintf(t->stream, "%zu modules of a text encoder\n", l->ignored);
+    }
+    for (size_t i = 0; i < l->unmatched; i++)
+        line(t, i == 0 ? "unmatched" : "", l->unmatched_name[i]);
+}
+
 static void print_model(const terminal *t, const ct_model_info *m)
 {
     char count[FORMAT_SIZE], bytes[FORMAT_SIZE];
@@ -144,12 +192,14 @@ static void print_model(const terminal *t, const ct_model_info *m)
             m->max_prompt_tokens);
     for (int i = 0; i < m->components; i++)
         print_component(t, &m->component[i]);
+    for (int i = 0; i < m->loras; i++)
+        print_lora(t, &m->lora[i]);
 }
 
-static ct_status model_info(report *r, ct_context *context, const char *path, ct_error *error)
+static ct_status model_info(report *r, ct_context *context, const options *o, ct_error *error)
 {
     ct_model *model = NULL;
-    ct_status status = ct_model_load(context, path, &model, error);
+    ct_status status = model_from_options(&model, context, o->argument[0], o, true, error);
     if (status != CT_OK)
         return status;
     if (r->mode == REPORT_JSON)
@@ -219,10 +269,12 @@ int info_run(const options *o, report *r)
     ct_status status;
     if (!file_exists(path))
         status = error_set(&error, CT_ENOTFOUND, "%s does not exist", path);
+    else if (o->loras && !file_is_directory(path))
+        status = error_set(&error, CT_EINVAL, "--lora needs a model: a directory");
     else
         status = ct_context_create(&params, &context, &error);
     if (status == CT_OK)
-        status = file_is_directory(path) ? model_info(r, context, path, &error)
+        status = file_is_directory(path) ? model_info(r, context, o, &error)
                                          : picture_info(r, context, path, &error);
     ct_context_free(&context);
     return status == CT_OK ? EXIT_OK : report_error(r, &error);

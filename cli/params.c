@@ -1,6 +1,8 @@
 #include "cli/params.h"
-#include "core/mem.h"
+#include "app/number.h"
 #include "cli/cache.h"
+#include "core/file.h"
+#include "core/mem.h"
 
 #include <errno.h>
 #include <string.h>
@@ -79,6 +81,55 @@ void references_close(ct_image *references[OPTIONS_REFERENCES])
 {
     for (int i = 0; i < OPTIONS_REFERENCES; i++)
         ct_image_free(&references[i]);
+}
+
+/* FILE, or FILE:SCALE where there is no file of that whole name. */
+static ct_status split_lora(loras *l, const char *text, ct_error *error)
+{
+    const char *colon = strrchr(text, ':'), *slash = strrchr(text, '/');
+    ct_lora *lora = &l->list[l->count];
+    size_t length = strlen(text);
+    *lora = (ct_lora){.scale = 1};
+    if (colon && colon > text && !(slash && slash > colon) && !file_exists(text)) {
+        if (number_real(colon + 1, &lora->scale) != NUMBER_OK)
+            return error_set(error, CT_EINVAL, "--lora %s: \"%s\" is not a scale", text, colon + 1);
+        length = (size_t)(colon - text);
+    }
+    l->path[l->count] = mem_strndup(&mem_default, text, length);
+    lora->path = l->path[l->count];
+    return l->path[l->count++] ? CT_OK : error_memory(error, length, "a path");
+}
+
+ct_status loras_open(loras *l, const options *o, ct_error *error)
+{
+    *l = (loras){.count = 0};
+    ct_status status = CT_OK;
+    for (int i = 0; status == CT_OK && i < o->loras; i++)
+        status = split_lora(l, o->lora[i], error);
+    return status;
+}
+
+void loras_close(loras *l)
+{
+    for (int i = 0; i < l->count; i++)
+        mem_free(&mem_default, l->path[i]);
+}
+
+ct_status model_from_options(ct_model **out, ct_context *context, const char *directory,
+                             const options *o, bool plan_only, ct_error *error)
+{
+    ct_model_params params;
+    ct_model_params_init(&params);
+    params.dequantize = o->value[OPTION_DEQUANTIZE].given;
+    params.plan_only = plan_only;
+    loras l;
+    ct_status status = loras_open(&l, o, error);
+    params.lora = l.list;
+    params.loras = l.count;
+    if (status == CT_OK)
+        status = ct_model_load_with(context, directory, &params, out, error);
+    loras_close(&l);
+    return status;
 }
 
 ct_status read_prompt(char **out, const options *o, ct_error *error)

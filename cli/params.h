@@ -14,6 +14,18 @@ void params_from_options(ct_generate_params *p, const options *o);
 ct_status references_open(ct_image *references[OPTIONS_REFERENCES], ct_generate_params *p,
                           ct_context *context, const options *o, ct_error *error);
 void references_close(ct_image *references[OPTIONS_REFERENCES]);
+/* The LoRAs of the options, their paths cut off from the scales; freed by loras_close, after a
+ * failure too. */
+typedef struct loras {
+    ct_lora list[OPTIONS_LORAS];
+    char *path[OPTIONS_LORAS];
+    int count;
+} loras;
+ct_status loras_open(loras *l, const options *o, ct_error *error);
+void loras_close(loras *l);
+/* Opens a model with what the options say of it. */
+ct_status model_from_options(ct_model **out, ct_context *context, const char *directory,
+                             const options *o, bool plan_only, ct_error *error);
 /* Where the prompt is "-": all of standard input, without the line end that editors and echo put
  * behind it, to be freed with mem_free. Otherwise NULL. */
 ct_status read_prompt(char **out, const options *o, ct_error *error);

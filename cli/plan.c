@@ -128,6 +128,7 @@ static void plan_json(const ct_model_info *model, const ct_memory_plan *plan)
     member_bytes(&w, "available_bytes", plan->available_bytes);
     member_bytes(&w, "limit_bytes", plan->limit_bytes);
     member_unsigned(&w, "process_bytes", plan->process_bytes);
+    member_unsigned(&w, "merged_bytes", plan->merged_bytes);
     json_write_key(&w, "stages");
     json_write_array(&w);
     for (int i = 0; i < 3; i++)
@@ -205,7 +206,12 @@ static void print_parts(const terminal *t, const ct_memory_plan *plan)
         fputs("\n", t->stream);
     }
     fprintf(t->stream, "%-*s", PART_COLUMNS, "program, tokenizer");
-    cell(t, plan->process_bytes);
+    cell(t, plan->process_bytes - plan->merged_bytes);
+    fputs("\n", t->stream);
+    if (!plan->merged_bytes)
+        return;
+    fprintf(t->stream, "%-*s", PART_COLUMNS, "weights with LoRAs");
+    cell(t, plan->merged_bytes);
     fputs("\n", t->stream);
 }
 
@@ -397,7 +403,7 @@ int plan_run(const options *o, report *r)
     if (status == CT_OK)
         status = references_open(references, &params, context, o, &error);
     if (status == CT_OK)
-        status = ct_model_load(context, o->value[OPTION_MODEL].text, &model, &error);
+        status = model_from_options(&model, context, o->value[OPTION_MODEL].text, o, true, &error);
     if (status == CT_OK)
         status = ct_model_plan(model, &params, &plan, &error);
     if (status == CT_OK && r->mode == REPORT_JSON)

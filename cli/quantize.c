@@ -3,6 +3,7 @@
 #include "cli/format.h"
 #include "cli/interrupt.h"
 #include "cli/members.h"
+#include "cli/params.h"
 #include "core/clock.h"
 
 #include <inttypes.h>
@@ -83,6 +84,7 @@ static void done_json(const quantizing *q, const ct_quantize_params *p,
     member_integer(&w, "group_size", p->group_size);
     member_integer(&w, "tensors", result->tensors);
     member_integer(&w, "quantized", result->quantized);
+    member_integer(&w, "merged", result->merged);
     member_unsigned(&w, "bytes_before", result->bytes_before);
     member_unsigned(&w, "bytes_after", result->bytes_after);
     member_number(&w, "relative_l2", result->relative_l2);
@@ -136,6 +138,11 @@ int quantize_run(const options *o, report *r)
     p.group_size = value[OPTION_GROUP_SIZE].given ? atoi(value[OPTION_GROUP_SIZE].text) : 64;
     p.tensor = on_tensor;
     p.user = &q;
+    loras l;
+    ct_error error;
+    ct_status status = loras_open(&l, o, &error);
+    p.lora = l.list;
+    p.loras = l.count;
     ct_context_params context_params;
     ct_context_params_init(&context_params);
     context_params.device = "cpu";
@@ -143,14 +150,15 @@ int quantize_run(const options *o, report *r)
     context_params.callbacks = report_callbacks(r);
     r->progress_events = false; /* each tensor has an event of its own */
     interrupt_install();
-    ct_error error;
     ct_context *context = NULL;
     ct_quantize_result result;
     const double began = clock_seconds();
-    ct_status status = ct_context_create(&context_params, &context, &error);
+    if (status == CT_OK)
+        status = ct_context_create(&context_params, &context, &error);
     if (status == CT_OK)
         status = ct_quantize(context, value[OPTION_MODEL].text, &p, &result, &error);
     ct_context_free(&context);
+    loras_close(&l);
     if (status != CT_OK)
         return report_error(r, &error);
     progress_end(&r->progress);

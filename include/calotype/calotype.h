@@ -213,12 +213,30 @@ typedef struct ct_model ct_model;
 CT_API ct_status ct_model_load(ct_context *context, const char *directory, ct_model **out,
                                ct_error *error);
 
+/* A LoRA: a safetensors file of small matrices A and B for modules of the transformer. W becomes
+ * W + scale * (alpha / rank) * B A, where alpha is the file's, or else rank. docs/lora.md has the
+ * formats that are understood. */
+typedef struct ct_lora {
+    const char *path;
+    double scale; /* -100 to 100, usually 1. 0: the file is checked, and changes nothing */
+} ct_lora;
+
 typedef struct ct_model_params {
     size_t struct_size;
     /* Decode quantized and FP8 matrices to bfloat16 while loading: as much memory as a bfloat16
      * model needs, for the speed of one. */
     bool dequantize;
+    /* Added to the weights while loading, in this order. Matrices that they change are kept in
+     * memory: in the type that they have, but FP8 in BF16, and quantized ones in groups of 8 bits.
+     * A file that fits less than 90 % is refused (CT_EFORMAT). */
+    const ct_lora *lora;
+    int loras; /* at most CT_LORAS */
+    /* For ct_model_get_info and ct_model_plan alone: nothing is decoded or merged, and jobs are
+     * refused. */
+    bool plan_only;
 } ct_model_params;
+
+#define CT_LORAS 32
 
 CT_API void ct_model_params_init(ct_model_params *params);
 
@@ -238,8 +256,20 @@ typedef struct ct_component_info {
     const char *const *paths;
     const char *summary;      /* its dimensions in one line */
     const char *quantization; /* "4-bit, groups of 64"; an empty string when nothing is */
-    uint64_t decoded_bytes;   /* of matrices that were decoded into memory */
+    uint64_t decoded_bytes;   /* of matrices that were decoded into memory, or have LoRAs */
 } ct_component_info;
+
+/* A LoRA of a model. */
+typedef struct ct_lora_info {
+    const char *path, *name; /* name: the last part of path */
+    const char *hash;        /* 32 hex digits: XXH3-128 of the file */
+    double scale;
+    int64_t least_rank, most_rank;
+    size_t modules, matched; /* that the file has, and how many of them the model has too */
+    size_t ignored;          /* further modules, of a text encoder: they change nothing */
+    size_t unmatched;        /* tensors and modules that the model does not have: their names */
+    const char *const *unmatched_name;
+} ct_lora_info;
 
 typedef struct ct_model_info {
     const char *directory;
@@ -248,7 +278,8 @@ typedef struct ct_model_info {
     const char *family;     /* "Z-Image" */
     const char *variant;    /* "Turbo", "base" */
     const char *hash;       /* 32 hex digits: XXH3-128 over the configuration files, the headers of
-                             * the weight files and a sample of every tensor (docs/formats.md) */
+                             * the weight files, a sample of every tensor, and LoRAs
+                             * (docs/formats.md) */
     uint64_t parameters;    /* sum over the components */
     uint64_t bytes;
     int components;
@@ -261,6 +292,8 @@ typedef struct ct_model_info {
     int max_prompt_tokens;
     int max_references;       /* pictures that a new one can be made from */
     double default_cfg_scale; /* default_guidance in the usual convention; 1: off */
+    int loras;
+    const ct_lora_info *lora;
 } ct_model_info;
 
 /* Lives as long as the model. Never NULL. */
@@ -284,6 +317,9 @@ typedef struct ct_quantize_params {
     const char *output; /* required: the folder to be made. It must not exist */
     int bits;           /* required: 2, 3, 4, 5, 6 or 8 */
     int group_size;     /* 32, 64 or 128 numbers share scale and bias; 0: 64 */
+    /* Added to the weights before they are rounded; as in ct_model_params. */
+    const ct_lora *lora;
+    int loras;
     /* Called after each tensor; may be NULL. */
     void (*tensor)(void *user, const ct_quantized_tensor *tensor);
     void *user;
@@ -295,6 +331,7 @@ typedef struct ct_quantize_result {
     int tensors, quantized;             /* how many, and how many of them were quantized */
     uint64_t bytes_before, bytes_after; /* of all tensors */
     double relative_l2;                 /* of all quantized matrices together */
+    int merged;                         /* tensors that LoRAs changed */
 } ct_quantize_result;
 
 /* Writes a copy of a model whose matrices are quantized in MLX affine groups: those of all linear
@@ -526,6 +563,8 @@ typedef struct ct_memory_plan {
     uint64_t limit_bytes;     /* max_memory, or else available_bytes */
     uint64_t process_bytes;   /* resident now: program, libraries, tokenizer, headers, whatever else
                                * the process holds, and what running adds to the program */
+    uint64_t merged_bytes;    /* of them: matrices that were decoded or have LoRAs, which cannot be
+                               * let go */
     ct_memory_stage stage[3]; /* by ct_stage */
     ct_memory_choice resident; /* the transformer stays from step to step, no strips */
     ct_memory_choice streamed; /* all of its blocks are streamed */

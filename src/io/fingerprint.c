@@ -69,6 +69,17 @@ void fingerprint_add_weights(fingerprint *f, const weights *w)
     }
 }
 
+void fingerprint_add_lora(fingerprint *f, const char *hash, double scale)
+{
+    uint64_t bits;
+    unsigned char bytes[8];
+    memcpy(&bits, &scale, sizeof bits);
+    for (int i = 0; i < 8; i++)
+        bytes[i] = (unsigned char)(bits >> (8 * i));
+    add_piece(f, hash, strlen(hash));
+    add_piece(f, bytes, sizeof bytes);
+}
+
 void fingerprint_hex(const fingerprint *f, char hex[FINGERPRINT_DIGITS + 1])
 {
     XXH128_canonical_t canonical;

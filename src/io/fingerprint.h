@@ -5,7 +5,8 @@
  *     fingerprint_add_file:     the name without folders, then the bytes of the file;
  *     fingerprint_add_weights:  for each file, in the order of weights_path: its JSON header; then
  *                               for each of its tensors, by name: the first 4096 bytes of its data
- *                               and the last 4096 (all of it, twice, where it is shorter).
+ *                               and the last 4096 (all of it, twice, where it is shorter);
+ *     fingerprint_add_lora:     the digits of its hash; its scale as a double, little-endian.
  * Neither folders nor names of weight files are hashed, so a copy elsewhere has the same hash. */
 #ifndef IO_FINGERPRINT_H
 #define IO_FINGERPRINT_H
@@ -26,6 +27,7 @@ void fingerprint_begin(fingerprint *f);
 void fingerprint_add(fingerprint *f, const void *data, size_t size);
 ct_status fingerprint_add_file(fingerprint *f, const char *path, ct_error *error);
 void fingerprint_add_weights(fingerprint *f, const weights *w);
+void fingerprint_add_lora(fingerprint *f, const char *hash, double scale);
 /* The digits of all that was added so far: lower case, most significant first. */
 void fingerprint_hex(const fingerprint *f, char hex[FINGERPRINT_DIGITS + 1]);
 

@@ -144,58 +144,6 @@ static ct_status find_factor(const binder *b, const weight_view *v, nn_weight *w
 
 /* ---- Memory instead of the file -------------------------------------------------------------- */
 
-#define DECODED_AT_ONCE 1024
-
-typedef struct decoding {
-    const nn_weight *w;
-    uint16_t *out; /* BF16 */
-} decoding;
-
-static void decode_row(void *user, int64_t row, int worker)
-{
-    (void)worker;
-    const decoding *d = user;
-    const nn_weight *w = d->w;
-    const int64_t columns = w->n[1];
-    const size_t scale_bytes = w->bits ? (size_t)(columns / w->group) * dtype_size(w->type) : 0;
-    const size_t row_bytes = (size_t)columns * (size_t)(w->bits ? w->bits : 8) / 8;
-    const char *data = (const char *)w->data + (size_t)row * row_bytes;
-    const char *scales = (const char *)w->scales + (size_t)row * scale_bytes;
-    const char *biases = (const char *)w->biases + (size_t)row * scale_bytes;
-    uint16_t *out = d->out + row * columns;
-    float part[DECODED_AT_ONCE];
-    for (int64_t at = 0; at < columns; at += DECODED_AT_ONCE) {
-        const int64_t count = columns - at < DECODED_AT_ONCE ? columns - at : DECODED_AT_ONCE;
-        if (w->bits)
-            affine_decode(part, data, w->bits, w->group, scales, biases, w->type, at, count);
-        else
-            dtype_to_float(part, data + at, w->type, (size_t)count);
-        for (int64_t i = 0; !w->bits && w->factor != 0 && i < count; i++)
-            part[i] *= w->factor;
-        dtype_from_float(out + at, part, DTYPE_BF16, (size_t)count);
-    }
-}
-
-static ct_status dequantize(const binder *b, nn_weight *w)
-{
-    size_t count, bytes;
-    void *out = NULL;
-    if (size_mul((size_t)w->n[0], (size_t)w->n[1], &count) && size_mul(count, 2, &bytes))
-        out = weights_allocate(b->source, bytes);
-    if (!out)
-        return error_memory(b->error, (size_t)w->n[0] * (size_t)w->n[1] * 2, w->name);
-    decoding d = {.w = w, .out = out};
-    if (b->options->threads)
-        pool_run(b->options->threads, w->n[0], decode_row, &d);
-    for (int64_t row = 0; !b->options->threads && row < w->n[0]; row++)
-        decode_row(&d, row, 0);
-    weights_drop(b->source, w->data,
-                 (size_t)w->n[0] * (size_t)w->n[1] * (size_t)(w->bits ? w->bits : 8) / 8);
-    *w = (nn_weight){
-        .name = w->name, .type = DTYPE_BF16, .rank = 2, .n = {w->n[0], w->n[1]}, .data = out};
-    return CT_OK;
-}
-
 /* [out, places, in] to [out, in, pixels], the last so many places. */
 static ct_status channels_first(const binder *b, nn_weight *w, int64_t out, size_t in,
                                 size_t places, size_t pixels)
@@ -243,14 +191,13 @@ static ct_status bind_numbers(binder *b, const weight_view *v, int rank, const i
                : status;
 }
 
-/* The tensor of this name; NULL after a failure, or when this is one. */
-CORE_PRINTF(2, 0)
-static const weight_view *find(binder *b, const char *format, va_list args)
+/* The tensor of this name, which is printed; NULL after a failure, or when this is one. */
+CORE_PRINTF(3, 0)
+static const weight_view *find(binder *b, char name[NAMES_LENGTH], const char *format, va_list args)
 {
-    char name[NAMES_LENGTH];
     if (b->status != CT_OK)
         return NULL;
-    vsnprintf(name, sizeof name, format, args);
+    vsnprintf(name, NAMES_LENGTH, format, args);
     const weight_view *v = names_find(b->source, name);
     if (!v)
         b->status = error_set(b->error, CT_ENOTFOUND,
@@ -264,7 +211,8 @@ CORE_PRINTF(4, 0)
 static nn_weight bind(binder *b, int rank, const int64_t *shape, const char *format, va_list args)
 {
     nn_weight w = {0};
-    const weight_view *v = find(b, format, args);
+    char name[NAMES_LENGTH];
+    const weight_view *v = find(b, name, format, args);
     if (!v)
         return w;
     const bool codes = rank == 2 && v->type == DTYPE_U32 && is_weight(v->name);
@@ -280,9 +228,8 @@ static nn_weight bind(binder *b, int rank, const int64_t *shape, const char *for
     }
     if (!codes)
         b->status = bind_numbers(b, v, rank, shape, &w);
-    if (b->status == CT_OK && b->options->dequantize && rank == 2 &&
-        (codes || dtype_size(w.type) == 1))
-        b->status = dequantize(b, &w);
+    if (b->status == CT_OK && rank == 2)
+        b->status = bind_in_memory(b, name, v, &w);
     b->parameters += count;
     return b->status == CT_OK ? w : (nn_weight){0};
 }
@@ -333,8 +280,9 @@ static ct_status take_last_slice(binder *b, const weight_view *v, nn_weight *w)
 nn_weight bind_last_slice(binder *b, int64_t n0, int64_t n1, int64_t k, const char *format, ...)
 {
     va_list args;
+    char name[NAMES_LENGTH];
     va_start(args, format);
-    const weight_view *v = find(b, format, args);
+    const weight_view *v = find(b, name, format, args);
     va_end(args);
     if (!v)
         return (nn_weight){0};
@@ -356,8 +304,9 @@ nn_weight bind_kernel_rows(binder *b, int64_t n0, int64_t n1, int64_t frames, in
                            const char *format, ...)
 {
     va_list args;
+    char name[NAMES_LENGTH];
     va_start(args, format);
-    const weight_view *v = find(b, format, args);
+    const weight_view *v = find(b, name, format, args);
     va_end(args);
     if (!v)
         return (nn_weight){0};
@@ -377,8 +326,9 @@ nn_weight bind_kernel_rows(binder *b, int64_t n0, int64_t n1, int64_t frames, in
 nn_weight bind_channels(binder *b, int64_t n0, const char *format, ...)
 {
     va_list args;
+    char name[NAMES_LENGTH];
     va_start(args, format);
-    const weight_view *v = find(b, format, args);
+    const weight_view *v = find(b, name, format, args);
     va_end(args);
     if (!v)
         return (nn_weight){0};

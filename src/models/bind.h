@@ -6,15 +6,33 @@
 
 #include "io/json.h"
 #include "io/jsonwrite.h"
+#include "io/lora.h"
 #include "io/weights.h"
 #include "nn/nn.h"
+
+/* A matrix whose numbers are made in memory of the weights. */
+typedef struct bound_matrix {
+    nn_weight from, to;
+    weights *source;
+    const lora_target *target; /* NULL: it is only decoded */
+} bound_matrix;
+
+/* What was bound without its numbers: bind_memory_fill makes them when all parts are there and it
+ * is known that the LoRAs fit. */
+typedef struct bind_memory {
+    lora_set *lora; /* NULL: none */
+    bound_matrix *list;
+    size_t count, capacity;
+    uint64_t bytes; /* of the matrices */
+} bind_memory;
 
 /* How the components of a model are loaded. */
 typedef struct load_options {
     const ct_allocator *allocator;
-    pool *threads;   /* for decoding; NULL: the calling thread alone */
-    bool dequantize; /* decode quantized matrices to BF16 in memory of the weights */
-    bool infer;      /* config.json may be missing: the tensors tell the dimensions */
+    pool *threads;       /* for decoding; NULL: the calling thread alone */
+    bool dequantize;     /* decode quantized matrices to BF16 in memory of the weights */
+    bool infer;          /* config.json may be missing: the tensors tell the dimensions */
+    bind_memory *memory; /* NULL: matrices are decoded as they are bound, and there are no LoRAs */
 } load_options;
 
 typedef struct binder {
@@ -44,6 +62,16 @@ nn_weight bind_kernel_rows(binder *b, int64_t n0, int64_t n1, int64_t frames, in
                            const char *format, ...) CORE_PRINTF(6, 7);
 /* A vector that may be stored as [n0, 1, 1] or with more axes of 1. */
 nn_weight bind_channels(binder *b, int64_t n0, const char *format, ...) CORE_PRINTF(3, 4);
+
+/* For bind2: gives w, the matrix of this HF name as the file has it, memory of its own where it
+ * must be decoded or LoRAs change it. LoRAs keep the type of a matrix, but FP8 becomes BF16, and
+ * groups of fewer than 8 bits become groups of 8 (dequantize: BF16), as small changes would be
+ * rounded away. */
+ct_status bind_in_memory(const binder *b, const char *name, const weight_view *v, nn_weight *w);
+/* Makes the numbers; the same for any number of threads. LoRAs fail with CT_ENOMEM where the
+ * system has not that much memory. */
+ct_status bind_memory_fill(const bind_memory *memory, const load_options *options, ct_error *error);
+void bind_memory_free(bind_memory *memory, const ct_allocator *a); /* the list */
 
 /* What the files of a component look like. */
 typedef struct component_format {

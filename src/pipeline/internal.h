@@ -31,6 +31,10 @@ struct ct_model {
     _Atomic(nn *) spare;     /* the network of a finished job, for the next; NULL: none */
     ct_model_info info;
     ct_component_info components[PART_COUNT];
+    lora_set *loras; /* NULL: none */
+    ct_lora_info *lora_infos;
+    uint64_t merged_bytes; /* of matrices in memory of their own */
+    bool plan_only;        /* that memory is not filled */
     char hash[FINGERPRINT_DIGITS + 1];
 };
 

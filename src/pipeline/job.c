@@ -600,6 +600,8 @@ ct_status ct_job_create(ct_model *model, const ct_generate_params *params, ct_jo
     *out = NULL;
     if (params->struct_size != sizeof *params)
         return error_set(error, CT_EINVAL, "ct_job_create: call ct_generate_params_init first");
+    if (model->plan_only)
+        return error_set(error, CT_EINVAL, "the model was opened for plans alone (plan_only)");
     ct_job *job = NULL;
     ct_status status = job_open(&job, model, params, false, error);
     if (status != CT_OK)

@@ -310,9 +310,74 @@ static ct_status hash_model(ct_model *m, ct_error *error)
     if (status == CT_OK) {
         for (int i = 0; i < PART_COUNT; i++)
             fingerprint_add_weights(&f, m->parts.weights[i]);
+        for (int i = 0; m->loras && i < m->loras->count; i++)
+            if (m->loras->files[i].scale != 0)
+                fingerprint_add_lora(&f, m->loras->files[i].hash, m->loras->files[i].scale);
         fingerprint_hex(&f, m->hash);
     }
     return status;
+}
+
+/* ---- LoRAs ----------------------------------------------------------------------------------- */
+
+static ct_status check_loras(const ct_lora *list, int count, ct_error *error)
+{
+    if (count >= 0 && count <= CT_LORAS && (count == 0 || list))
+        return CT_OK;
+    return error_set(error, CT_EINVAL, "%d LoRAs are given; 0 to %d can be", count, CT_LORAS);
+}
+
+/* What the files are, and what of them the model has. */
+static ct_status describe_loras(ct_model *m, ct_error *error)
+{
+    const int count = m->loras ? m->loras->count : 0;
+    m->lora_infos = mem_zero_array(m->allocator, (size_t)count, sizeof *m->lora_infos);
+    if (!m->lora_infos)
+        return error_memory(error, (size_t)count * sizeof *m->lora_infos, "the LoRAs");
+    m->info.loras = count;
+    m->info.lora = m->lora_infos;
+    for (int i = 0; i < count; i++) {
+        const lora_file *f = &m->loras->files[i];
+        m->lora_infos[i] = (ct_lora_info){.path = f->path,
+                                          .name = f->name,
+                                          .hash = f->hash,
+                                          .scale = f->scale,
+                                          .least_rank = f->least_rank,
+                                          .most_rank = f->most_rank,
+                                          .modules = f->count,
+                                          .matched = f->matched,
+                                          .ignored = f->ignored,
+                                          .unmatched = f->unknown_count,
+                                          .unmatched_name = f->unknown};
+        const ct_callbacks *c = &m->context->callbacks;
+        log_message(c, CT_LOG_INFO, "%s: %zu of %zu modules match, scale %g%s", f->path, f->matched,
+                    f->count, f->scale, f->ignored ? "; those of a text encoder are ignored" : "");
+        for (size_t k = 0; k < f->unknown_count; k++)
+            log_message(c, CT_LOG_INFO, "%s: %s matches nothing", f->name, f->unknown[k]);
+    }
+    return CT_OK;
+}
+
+/* Opens the parts with LoRAs in their weights. */
+static ct_status load_merged(ct_model *m, load_options *options, const config *index,
+                             const ct_model_params *params, ct_error *error)
+{
+    bind_memory memory = {0};
+    const int loras = params ? params->loras : 0;
+    ct_status status = CT_OK;
+    if (loras)
+        status = lora_open(&m->loras, m->allocator, options->threads, params->lora, loras, error);
+    memory.lora = m->loras;
+    options->memory = &memory;
+    if (status == CT_OK)
+        status = load_parts(m, options, index, error);
+    if (status == CT_OK && m->loras)
+        status = lora_check(m->loras, m->directory, error);
+    if (status == CT_OK && !m->plan_only)
+        status = bind_memory_fill(&memory, options, error);
+    m->merged_bytes = memory.bytes;
+    bind_memory_free(&memory, m->allocator);
+    return status == CT_OK ? describe_loras(m, error) : status;
 }
 
 static void choose_defaults(ct_model *m)
@@ -354,6 +419,8 @@ ct_status ct_model_load_with(ct_context *context, const char *directory,
     if (params && params->struct_size != sizeof *params)
         return error_set(error, CT_EINVAL,
                          "ct_model_load_with: call ct_model_params_init on the parameters");
+    if (params && check_loras(params->lora, params->loras, error) != CT_OK)
+        return CT_EINVAL;
     const ct_allocator *a = &context->allocator;
     load_options options = {
         .allocator = a, .threads = context->threads, .dequantize = params && params->dequantize};
@@ -371,6 +438,7 @@ ct_status ct_model_load_with(ct_context *context, const char *directory,
     m->parts = kind;
     m->context = context;
     m->allocator = a;
+    m->plan_only = params && params->plan_only;
     m->directory = mem_strdup(a, directory);
     m->info = (ct_model_info){.directory = m->directory,
                               .name = last_part(a, directory),
@@ -382,7 +450,7 @@ ct_status ct_model_load_with(ct_context *context, const char *directory,
     if (!m->directory || !m->info.name)
         status = error_memory(error, strlen(directory), "a path");
     if (status == CT_OK)
-        status = load_parts(m, &options, index.root ? &index : NULL, error);
+        status = load_merged(m, &options, index.root ? &index : NULL, params, error);
     config_close(&index);
     if (status == CT_OK)
         status = check_parts(m, error);
@@ -423,6 +491,8 @@ void ct_model_free(ct_model **model)
     tokenizer_free(m->tokenizer);
     if (m->parts.family)
         m->parts.family->free(&m->parts);
+    mem_free(a, m->lora_infos);
+    lora_close(m->loras);
     mem_free(a, m->info.name);
     mem_free(a, m->directory);
     mem_free(a, m);

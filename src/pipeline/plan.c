@@ -53,7 +53,9 @@ static uint64_t process_bytes(const ct_job *job)
 {
     uint64_t bytes = memory_resident(is_weight, job->model);
     if (bytes == 0)
-        bytes = UNKNOWN_PROCESS_BYTES;
+        bytes = UNKNOWN_PROCESS_BYTES + (job->model->plan_only ? 0 : job->model->merged_bytes);
+    if (job->model->plan_only)
+        bytes += job->model->merged_bytes; /* has nothing in it yet */
     return bytes + PROGRAM_BYTES +
            STACK_BYTES * (uint64_t)pool_threads(job->model->context->threads);
 }
@@ -281,6 +283,10 @@ static ct_status refuse(planning *p, uint64_t needed, ct_error *error)
     if (find_size(p))
         snprintf(advice, sizeof advice, "choose a smaller size (%d x %d fits)", plan->smaller_width,
                  plan->smaller_height);
+    else if (p->job->model->info.loras)
+        snprintf(advice, sizeof advice,
+                 "write the LoRAs into a model with \"calotype quantize --lora\": its weights can "
+                 "come and go");
     else
         snprintf(advice, sizeof advice,
                  "no smaller size fits; use a model with quantized weights, or fewer threads");
@@ -308,6 +314,7 @@ static void describe_job(const ct_job *job, ct_memory_plan *plan)
         info->prompt_tokens > info->negative_tokens ? info->prompt_tokens : info->negative_tokens;
     plan->prompt_assumed = !job->positive.text;
     plan->process_bytes = process_bytes(job);
+    plan->merged_bytes = job->model->merged_bytes;
     plan->available_bytes = memory_available();
     /* The process has its own part already. */
     if (plan->available_bytes < UINT64_MAX - plan->process_bytes)

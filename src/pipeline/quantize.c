@@ -13,6 +13,7 @@
 #include "io/names.h"
 #include "io/safetensors.h"
 #include "pipeline/internal.h"
+#include "pipeline/merging.h"
 
 #include <math.h>
 #include <string.h>
@@ -36,6 +37,7 @@ typedef struct item {
     const weight_view *from;
     action action;
     int shard;
+    const lora_target *target; /* what LoRAs add to it; NULL: nothing */
     double relative_l2;
     char name[NAMES_LENGTH]; /* in the new file */
 } item;
@@ -143,6 +145,8 @@ static ct_status plan_part(work *w, part *p, ct_error *error)
         if (status != CT_OK)
             return status;
         t->action = choose_action(w, p, t->from);
+        t->target = lora_find(w->model->loras, t->from);
+        w->result.merged += t->target != NULL;
         names_spell(t->name, layout, t->from->name);
         const uint64_t bytes = bytes_after(w, t);
         if (w->mflux && shard_bytes > 0 && shard_bytes + bytes > SHARD_MAXIMUM) {
@@ -189,6 +193,7 @@ static ct_status check_disk(const work *w, ct_error *error)
 /* Rows first .. of a matrix; [rows] or one for each worker. */
 typedef struct encoding {
     const weight_view *from;
+    merging merging; /* numbers NULL: nothing is added */
     int64_t first, columns, group;
     int bits;
     size_t row_bytes, scale_bytes; /* of codes, and of scales or biases, in a row */
@@ -206,8 +211,11 @@ static void encode_row(void *user, int64_t index, int worker)
     unsigned char *codes = e->codes + row * e->row_bytes;
     unsigned char *scales = e->scales + row * e->scale_bytes;
     unsigned char *biases = e->biases + row * e->scale_bytes;
-    dtype_to_float(in, v->data + (size_t)(e->first + index) * columns * dtype_size(v->type),
-                   v->type, columns);
+    if (e->merging.numbers)
+        memcpy(in, e->merging.numbers + row * columns, columns * sizeof *in);
+    else
+        dtype_to_float(in, v->data + (size_t)(e->first + index) * columns * dtype_size(v->type),
+                       v->type, columns);
     affine_encode(codes, scales, biases, v->type, in, e->columns, e->bits, e->group);
     affine_decode(back, codes, e->bits, e->group, scales, biases, v->type, 0, e->columns);
     double error = 0, norm = 0;
@@ -255,6 +263,8 @@ static ct_status encode_blocks(work *w, encoding *e, item *t, int64_t block,
         ct_status status = check_cancel(w, error);
         if (status != CT_OK)
             return status;
+        if (t->target)
+            merging_run(&e->merging, w->context->threads, e->first, count);
         pool_run(w->context->threads, count, encode_row, e);
         for (int64_t i = 0; i < count; i++) {
             error_sum += e->error[i];
@@ -280,7 +290,11 @@ static ct_status write_codes(work *w, item *t, safetensors_writer *out, ct_error
 {
     const weight_view *v = t->from;
     const ct_allocator *a = w->allocator;
-    encoding e = {.from = v, .columns = v->shape[1], .group = w->group, .bits = w->bits};
+    encoding e = {.from = v,
+                  .merging.product.allocator = a,
+                  .columns = v->shape[1],
+                  .group = w->group,
+                  .bits = w->bits};
     const size_t columns = (size_t)e.columns, row = columns * sizeof(float);
     const size_t rows = row < BLOCK_BYTES ? BLOCK_BYTES / row : 1;
     const size_t workers = (size_t)pool_threads(w->context->threads);
@@ -293,8 +307,11 @@ static ct_status write_codes(work *w, item *t, safetensors_writer *out, ct_error
     e.error = mem_array(a, rows, sizeof *e.error);
     e.norm = mem_array(a, rows, sizeof *e.norm);
     ct_status status = e.codes && e.scales && e.biases && e.numbers && e.error && e.norm
-                           ? encode_blocks(w, &e, t, (int64_t)rows, out, error)
+                           ? merging_open(&e.merging, a, v, t->target, rows, error)
                            : error_memory(error, BLOCK_BYTES, "a part of a matrix");
+    if (status == CT_OK)
+        status = encode_blocks(w, &e, t, (int64_t)rows, out, error);
+    merging_close(&e.merging);
     mem_free(a, e.codes);
     mem_free(a, e.scales);
     mem_free(a, e.biases);
@@ -319,6 +336,46 @@ static ct_status write_copy(work *w, const item *t, safetensors_writer *out, ct_
         weights_drop(t->source, v->data + at, bytes);
     }
     return CT_OK;
+}
+
+static ct_status put_merged(work *w, const item *t, merging *m, size_t rows, void *numbers,
+                            safetensors_writer *out, ct_error *error)
+{
+    const weight_view *v = t->from;
+    const size_t row = (size_t)v->shape[1] * dtype_size(v->type), all = (size_t)v->shape[0];
+    ct_status status = CT_OK;
+    for (size_t first = 0, count; status == CT_OK && first < all; first += count) {
+        count = all - first < rows ? all - first : rows;
+        status = check_cancel(w, error);
+        if (status != CT_OK)
+            break;
+        merging_run(m, w->context->threads, (int64_t)first, (int64_t)count);
+        if (!lora_in_range(m->numbers, (int64_t)count * v->shape[1], v->type))
+            return error_set(error, CT_EFORMAT,
+                             "with the LoRA tensor %s has numbers beyond the range of %s; choose a "
+                             "smaller scale",
+                             v->name, dtype_name(v->type));
+        dtype_from_float(numbers, m->numbers, v->type, count * (size_t)v->shape[1]);
+        status = safetensors_writer_put(out, t->name, first * row, numbers, count * row, error);
+        weights_drop(t->source, v->data + first * row, count * row);
+    }
+    return status;
+}
+
+/* A matrix with LoRAs that keeps its type. */
+static ct_status write_merged(work *w, const item *t, safetensors_writer *out, ct_error *error)
+{
+    const size_t row = (size_t)t->from->shape[1] * sizeof(float);
+    const size_t rows = row < BLOCK_BYTES ? BLOCK_BYTES / row : 1;
+    merging m;
+    ct_status status = merging_open(&m, w->allocator, t->from, t->target, rows, error);
+    void *numbers = status == CT_OK ? mem_array(w->allocator, rows, row) : NULL;
+    if (status == CT_OK)
+        status = numbers ? put_merged(w, t, &m, rows, numbers, out, error)
+                         : error_memory(error, rows * row, "a part of a matrix");
+    mem_free(w->allocator, numbers);
+    merging_close(&m);
+    return status;
 }
 
 static ct_status write_channels_last(work *w, const item *t, safetensors_writer *out,
@@ -348,6 +405,7 @@ static ct_status write_item(work *w, const part *p, item *t, safetensors_writer 
 {
     ct_status status = t->action == ACTION_CODES           ? write_codes(w, t, out, error)
                        : t->action == ACTION_CHANNELS_LAST ? write_channels_last(w, t, out, error)
+                       : t->target                         ? write_merged(w, t, out, error)
                                                            : write_copy(w, t, out, error);
     if (status != CT_OK)
         return status;
@@ -750,7 +808,12 @@ ct_status ct_quantize(ct_context *context, const char *directory, const ct_quant
               .group = group,
               .mflux = group == MFLUX_GROUP,
               .began = clock_seconds()};
-    status = ct_model_load(context, directory, &w.model, error);
+    ct_model_params model;
+    ct_model_params_init(&model);
+    model.lora = params->lora;
+    model.loras = params->loras;
+    model.plan_only = true;
+    status = ct_model_load_with(context, directory, &model, &w.model, error);
     if (status == CT_OK)
         status = plan(&w, error);
     if (status == CT_OK)

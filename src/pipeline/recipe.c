@@ -43,6 +43,31 @@ static bool has_interval(const recipe *r)
     return r->guidance_start > 0 || r->guidance_end < 1;
 }
 
+/* Whether any LoRA had an effect. */
+static bool has_loras(const recipe *r)
+{
+    bool any = false;
+    for (int i = 0; i < r->loras; i++)
+        any = any || r->lora[i].scale != 0;
+    return any;
+}
+
+static void write_loras(json_writer *w, const recipe *r)
+{
+    json_write_key(w, "loras");
+    json_write_array(w);
+    for (int i = 0; i < r->loras; i++) {
+        if (r->lora[i].scale == 0)
+            continue;
+        json_write_object(w);
+        member_string(w, "name", r->lora[i].name);
+        member_string(w, "hash", r->lora[i].hash);
+        member_number(w, "scale", r->lora[i].scale);
+        json_write_object_end(w);
+    }
+    json_write_array_end(w);
+}
+
 char *recipe_json(const ct_allocator *a, const recipe *r)
 {
     strbuf s;
@@ -87,6 +112,8 @@ char *recipe_json(const ct_allocator *a, const recipe *r)
     member_string(&w, "model", r->model_name);
     member_string(&w, "model_hash", r->model_hash);
     member_string(&w, "model_class", r->model_class);
+    if (has_loras(r))
+        write_loras(&w, r);
     member_string(&w, "cpu", r->cpu);
     json_write_object_end(&w);
     return strbuf_take(&s);
@@ -149,6 +176,32 @@ static void add_sampler(strbuf *s, const char *scheduler)
     }
 }
 
+/* Lora hashes: "name: 0123456789, other: ...", as that program writes them, which has the scales in
+ * the prompt; and a field of ours for those. Names go without their ending. */
+static void add_loras(strbuf *s, const recipe *r)
+{
+    strbuf hashes, scales;
+    char number[JSON_NUMBER_SIZE];
+    strbuf_init(&hashes, s->allocator, MAXIMUM);
+    strbuf_init(&scales, s->allocator, MAXIMUM);
+    for (int i = 0; i < r->loras; i++) {
+        const ct_lora_info *l = &r->lora[i];
+        const char *dot = strrchr(l->name, '.');
+        const int length = (int)(dot && dot > l->name ? (size_t)(dot - l->name) : strlen(l->name));
+        if (l->scale == 0)
+            continue;
+        json_number_text(number, l->scale);
+        strbuf_printf(&hashes, "%s%.*s: %.*s", hashes.length ? ", " : "", length, l->name,
+                      HASH_DIGITS, l->hash);
+        strbuf_printf(&scales, "%s%.*s: %s", scales.length ? ", " : "", length, l->name, number);
+    }
+    s->failed = s->failed || hashes.failed || scales.failed;
+    add_field(s, "Lora hashes", hashes.data);
+    add_field(s, "Lora scales", scales.data);
+    strbuf_free(&hashes);
+    strbuf_free(&scales);
+}
+
 static void add_fields(strbuf *s, const recipe *r)
 {
     char text[64];
@@ -162,6 +215,7 @@ static void add_fields(strbuf *s, const recipe *r)
     snprintf(text, sizeof text, "%.*s", HASH_DIGITS, r->model_hash);
     add_field(s, "Model hash", text);
     add_field(s, "Model", r->model_name);
+    add_loras(s, r);
     add_number(s, "Shift", r->shift);
     if (r->cfg_normalization)
         add_field(s, "CFG normalization", "True");

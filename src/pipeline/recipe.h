@@ -29,6 +29,8 @@ typedef struct recipe {
     const char *model_class; /* "ZImagePipeline" */
     const char *version;     /* of calotype: "0.1.0" */
     const char *cpu;         /* the kernels: "avx2" */
+    const ct_lora_info *lora;
+    int loras; /* those with scale 0 changed nothing and are left out */
 } recipe;
 
 /* One line of JSON. A seed above 2^53 is a string, because many readers keep numbers as doubles.

@@ -532,6 +532,8 @@ static ct_status add_recipe(const ct_job *job, ct_image *image, ct_error *error)
         .model_name = info->name,
         .model_hash = info->hash,
         .model_class = info->class_name,
+        .lora = info->lora,
+        .loras = info->loras,
         .version = ct_version(),
         .cpu = job->model->context->gpu ? cuda_gpu_name(job->model->context->gpu)
                                         : job->model->context->kernels.name,

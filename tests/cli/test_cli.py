@@ -631,6 +631,85 @@ class Bench(Folder):
         self.refused(run("bench", "-m", self.path("none")), 1, "none")
 
 
+class Lora(Folder):
+    FILE = os.path.join(os.environ["CT_FIXTURES"], "lora", "turbo_lora.safetensors")
+    OTHER = os.path.join(os.environ["CT_FIXTURES"], "lora", "klein_lora.safetensors")
+
+    def pixels(self, *args):
+        self.made("-q", "-s", "1", *args)
+        return b"".join(body for kind, body in png_chunks(self.path("out.png")) if kind == b"IDAT")
+
+    def test_generate(self):
+        plain, one = self.pixels(), self.pixels("--lora", self.FILE)
+        recipe = json.loads(png_texts(self.path("out.png"))["calotype"])
+        self.assertEqual([(l["name"], l["scale"]) for l in recipe["loras"]],
+                         [("turbo_lora.safetensors", 1)])
+        self.assertNotEqual(plain, one)
+        self.assertEqual(one, self.pixels("--lora=" + self.FILE + ":1.0"))
+        self.assertEqual(plain, self.pixels("--lora", self.FILE + ":0"))
+        self.assertNotIn("loras", json.loads(png_texts(self.path("out.png"))["calotype"]))
+        twice = self.pixels("--lora", self.FILE + ":0.5", "--lora", self.FILE + ":-.25")
+        text = png_texts(self.path("out.png"))["parameters"]
+        self.assertRegex(text, r'Lora hashes: "turbo_lora: (\w{10}), turbo_lora: \1", '
+                               r'Lora scales: "turbo_lora: 0.5, turbo_lora: -0.25"')
+        self.assertEqual(len({plain, one, twice}), 3)
+        info = run("info", self.path("out.png"))
+        self.assertIn("Lora hashes", info.stdout)
+
+    def test_name_with_colon(self):
+        path = self.path("a:2")
+        shutil.copy(self.FILE, path)
+        self.made("-q", "--lora", path)
+        name = json.loads(png_texts(self.path("out.png"))["calotype"])["loras"][0]
+        self.assertEqual((name["name"], name["scale"]), ("a:2", 1))
+        self.made("-q", "--lora", path + ":0.5")
+
+    def test_info(self):
+        info = json.loads(run("info", "--json", MODEL, "--lora", self.FILE + ":0.5").stdout)
+        lora, = info["loras"]
+        self.assertEqual((lora["scale"], lora["ranks"], lora["modules"], lora["matched"],
+                          lora["ignored"], lora["unmatched"]), (0.5, [3, 3], 47, 47, 0, []))
+        self.assertNotEqual(info["hash"], json.loads(run("info", "--json", MODEL).stdout)["hash"])
+        text = run("info", MODEL, "--lora", self.FILE).stdout
+        self.assertIn("47 of 47 modules", text)
+
+    def test_plan(self):
+        plan = json.loads(run("plan", "-m", MODEL, "--json", "--lora", self.FILE).stdout)
+        self.assertGreater(plan["merged_bytes"], 100000)
+        self.assertIn("weights with LoRAs", run("plan", "-m", MODEL, "--lora", self.FILE).stdout)
+        self.assertEqual(json.loads(run("plan", "-m", MODEL, "--json").stdout)["merged_bytes"], 0)
+
+    def test_bench(self):
+        result = run("bench", "-m", MODEL, "-W", "32", "-H", "16", "--lora", self.FILE, "--json")
+        self.assertEqual(result.returncode, 0, result.stderr)
+
+    def test_quantize(self):
+        result = run("quantize", "-m", MODEL, "--bits", "8", "-g", "32", "-o", self.path("model"),
+                     "--lora", self.FILE, "--json")
+        self.assertEqual(result.returncode, 0, result.stderr)
+        done = json.loads(result.stdout.splitlines()[-1])
+        self.assertEqual(done["merged"], 47)
+        plain = self.pixels()
+        self.assertEqual(run("generate", "-m", self.path("model"), "-p", "a red fox", "-o",
+                             self.path("out.png"), *SIZE, "-q", "-s", "1").returncode, 0)
+        made = b"".join(body for kind, body in png_chunks(self.path("out.png")) if kind == b"IDAT")
+        self.assertNotEqual(plain, made)
+
+    def test_mistakes(self):
+        self.refused(self.generate("--lora", self.OTHER), 1, "LoRA of another model", "and 19 more")
+        self.refused(self.generate("--lora", self.path("none")), 1, "none")
+        self.refused(self.generate("--lora", self.FILE + ":much"), 2, "is not a scale")
+        self.refused(self.generate("--lora", self.FILE + ":1000"), 2, "scale is 1000")
+        self.refused(self.generate("--lora", ""), 2, "--lora")
+        self.refused(self.generate("--lora"), 2, "needs a value")
+        self.refused(run("bench", "--lora", self.FILE), 2, "--model")
+        self.refused(run("info", self.FILE, "--lora", self.FILE), 2, "needs a model")
+        many = [x for _ in range(33) for x in ("--lora", self.FILE)]
+        self.refused(self.generate(*many), 2, "at most 32")
+        self.refused(run("quantize", "-m", MODEL, "--bits", "8", "-o", self.path("x"), "--lora",
+                         self.OTHER), 1, "LoRA of another model")
+
+
 class Quantize(Folder):
     EMOJI = os.path.join(os.environ["CT_FIXTURES"], "..", "..", "models", "emoji-256")
 

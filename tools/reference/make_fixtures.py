@@ -4,7 +4,7 @@
     python tools/reference/make_fixtures.py [--only NAME ...] [--out DIR]
 
 NAME is one of: turbo, base, head128, klein, klein_base, klein_kv, qwen, qwen_bf16, qwen_edit,
-qwen_plus, tokenizer, rng, sigmas, pictures.
+qwen_plus, lora, tokenizer, rng, sigmas, pictures.
 """
 
 import argparse
@@ -15,6 +15,7 @@ import warnings
 import torch
 
 import fixture_flux2
+import fixture_lora
 import fixture_models
 import fixture_numbers
 import fixture_pictures
@@ -157,7 +158,7 @@ def main():
     flux2 = {description["name"]: description for description in fixture_flux2.MODELS}
     qwen = {description["name"]: description for description in fixture_qwen_image.MODELS}
     edit = {description["name"]: description for description in fixture_qwen_edit.MODELS}
-    names = list(models) + list(flux2) + list(qwen) + list(edit) + ["tokenizer", "rng", "sigmas", "pictures"]
+    names = list(models) + list(flux2) + list(qwen) + list(edit) + ["lora", "tokenizer", "rng", "sigmas", "pictures"]
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", default=os.path.join(ROOT, "tests", "fixtures"))
     parser.add_argument("--only", nargs="+", choices=names, default=names)
@@ -175,6 +176,8 @@ def main():
             make_qwen_image(qwen[name], arguments.out)
         elif name in edit:
             make_qwen_edit(edit[name], arguments.out)
+        elif name == "lora":
+            fixture_lora.make(arguments.out, write_record)
         elif name == "tokenizer":
             fixture_tokenizer.write(os.path.join(arguments.out, "tokenizer"))
         elif name == "rng":
