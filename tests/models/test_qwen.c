@@ -154,7 +154,7 @@ static void test_bad_references(void **state)
     expect(edit, &p, CT_EINVAL, "give it a reference picture");
     p.references = both;
     p.reference_count = 2;
-    expect(edit, &p, CT_EINVAL, "1 to 1");
+    expect(edit, &p, CT_EINVAL, "takes only 1");
     p.reference_count = 1;
     expect(text, &p, CT_EUNSUPPORTED, "from text alone");
     p.prompt = "a fox beside <|image_pad|>";
