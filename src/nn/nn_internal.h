@@ -1,4 +1,4 @@
-/* Shared by nn.c and the devices; models do not include this. */
+/* Shared by nn.c, context.c and the devices; models do not include this. */
 #ifndef NN_INTERNAL_H
 #define NN_INTERNAL_H
 

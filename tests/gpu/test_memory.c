@@ -439,6 +439,8 @@ static ct_generate_params small_picture(const made *m, ct_precision precision)
     p.width = p.height = 64;
     p.steps = 3;
     p.precision = precision;
+    /* Not what takes less: then no limit would be the least of one way. */
+    p.cfg_batch = precision == CT_PRECISION_FP32 ? CT_CFG_BATCH_ON : CT_CFG_BATCH_OFF;
     return p;
 }
 
