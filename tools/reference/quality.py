@@ -86,15 +86,15 @@ def settings(args, folder):
     return found
 
 
-def draw(args, model, precision, asked, folder):
-    """Pictures of all prompts as [n, 256, 256, 3] bytes; the seed is the prompt's place in its set."""
+def draw(args, model, precision, asked, folder, more=()):
+    """Pictures of all prompts as [n, 256, 256, 3] bytes; the seed is the prompt's place in its set. more: options."""
     os.makedirs(folder)
 
     def one(place):
         path = os.path.join(folder, f"{place:03d}.png")
         # A process for each: opening the model in the box takes 30 ms.
         subprocess.run([args.calotype, "generate", "-m", model, "-p", asked[place][0], "-o", path, "-s", str(place),
-                        "--steps", str(args.steps), "--precision", precision, "-t", "1", "-q"],
+                        "--steps", str(args.steps), "--precision", precision, "-t", "1", "-q", *more],
                        check=True, stdout=subprocess.DEVNULL)
         with Image.open(path) as picture:
             return np.asarray(picture)
@@ -159,8 +159,8 @@ def table(rows):
         yield "| " + " | ".join(cells) + " |"
 
 
-def main():
-    args = parse_arguments()
+def prepare(args, follow=True):
+    """Prompts and scenes of each set, their exact paintings, and what finds the nearest glyphs (slow) or None."""
     if not 1 <= args.count <= DRAWN:
         sys.exit(f"--count must be 1 to {DRAWN}")
     glyphs = scenes.Glyphs(args.glyphs)
@@ -169,10 +169,18 @@ def main():
     painter = Painter(glyphs.bitmaps, "cpu")
     painter.bank = painter.bank.float()     # processors multiply half precision slowly
     truth = {name: painter([scene for _, scene in found]).permute(0, 2, 3, 1).numpy() for name, found in asked.items()}
+    if not follow:
+        return asked, truth, None
     nearest = evaluate.Nearest(painter, len(glyphs))
     for it in (it for found in asked.values() for _, scene in found for it in scene.items):
         nearest.paintings(it)
     del painter.bank                        # 1.8 GB; all paintings are made
+    return asked, truth, nearest
+
+
+def main():
+    args = parse_arguments()
+    asked, truth, nearest = prepare(args)
     with tempfile.TemporaryDirectory() as folder:
         if args.keep:
             os.makedirs(args.keep, exist_ok=True)
