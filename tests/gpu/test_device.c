@@ -73,7 +73,7 @@ static void test_linear(void)
                          .activation = (nn_activation)(i % 3)};
         const int f = i % 10;
         if (f < 3 && i >= 30) { /* rows that begin at 8 bytes, as in Qwen's vision tower */
-            l.n = 4 * between(1, 100);
+            l.n = 4 * between(16, 100);
             l.k = 16 * between(0, 24) + 4 * between(1, 3);
         }
         l.use_bias = !l.use_up && (random32() & 1);
