@@ -416,7 +416,7 @@ void cuda_attention(nn *c, const nn_tensor *out, const nn_tensor *q, const nn_te
     nn_release(c, mark);
 }
 
-/* ---- Segments --------------------------------------------------------------------------------- */
+/* ---- Segments -------------------------------------------------------------------------------- */
 
 /* One block for each 128 queries, or the rest, of each segment. False without memory. */
 static bool list_tiles(nn *c, attention *a, const int32_t *ends, int count)
