@@ -1,4 +1,5 @@
-/* What a network runs in: state, memory, parts of tensors and weights, recordings, traces. */
+/* What a network runs in: its state, its memory, parts of tensors and weights, recordings and
+ * traces. */
 #include "nn/nn_internal.h"
 
 #include "core/mem.h"

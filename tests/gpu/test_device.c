@@ -73,11 +73,11 @@ static void test_linear(void)
                          .activation = (nn_activation)(i % 3)};
         const int f = i % 10;
         if (f < 3 && i >= 30) { /* rows that begin at 8 bytes, as in Qwen's vision tower */
-            l.n = 4 * between(1, 100);
-            l.k = 4 * between(1, 100);
+            l.n = 4 * between(16, 100);
+            l.k = 16 * between(0, 24) + 4 * between(1, 3);
         }
         l.use_bias = !l.use_up && (random32() & 1);
-        l.next = i % 4 == 3 || i % 4 == 2;
+        l.next = l.n % 16 == 0 && i % 4 >= 2;
         l.layer = i & 1;
         l.add = l.add || l.next;
         l.out_work = l.out_work && !l.next;

@@ -524,6 +524,28 @@ static void plans_as_it_takes(void **state)
         }
 }
 
+/* The same of networks whose parts are all small. */
+static void plans_small_parts(void **state)
+{
+    (void)state;
+    static const char *const names[] = {"qwen/model", "qwen_edit/model"};
+    for (int i = 0; i < 4; i++) {
+        const ct_precision precision = i / 2 ? CT_PRECISION_FP32 : CT_PRECISION_BF16;
+        start_counting();
+        made m = open_model(names[i % 2]);
+        const ct_generate_params p = small_picture(&m, precision);
+        ct_memory_plan plan;
+        ct_error error;
+        ct_memory_plan_init(&plan);
+        test_ok(ct_model_plan(m.model, &p, &plan, &error), &error);
+        close_model(&m);
+        for (int w = 0; w <= CT_GPU_STREAMED; w++) {
+            start_counting();
+            assert_true(check_limit(names[i % 2], precision, plan.gpu.way[w].peak_bytes).fits);
+        }
+    }
+}
+
 /* One picture; what the job took is given back, what the model holds is not. */
 static ct_status make_picture(const made *m, const ct_generate_params *p, ct_error *error)
 {
@@ -684,6 +706,7 @@ int main(void)
         cmocka_unit_test(survives_a_lack_of_memory),
         cmocka_unit_test(drops),
         cmocka_unit_test(plans_as_it_takes),
+        cmocka_unit_test(plans_small_parts),
         cmocka_unit_test(model_survives_a_lack_of_memory),
         cmocka_unit_test(records),
     };

@@ -27,7 +27,7 @@
 #define PIXEL_THREADS 256
 #define PIXEL_VECTORS 3
 #define PIXEL_AHEAD 2
-#define PIXEL_ROUNDS 2 /* that a block takes, since it must load the weights */
+#define PIXEL_ROUNDS 4 /* that a block takes, since it must load the weights */
 
 typedef struct conv {
     const nn_conv *p;
@@ -191,9 +191,9 @@ static void norm_pixels(nn *c, const conv *v, int64_t first, int64_t rows, int64
     int lanes = pixel_lanes(v), row = (int)first, count = (int)columns, left = (int)pad_left;
     float eps = (float)v->p->pixel_norm->eps;
     const int64_t slots = lanes ? PIXEL_AHEAD * (PIXEL_THREADS / lanes) : PIXEL_THREADS / 32;
-    const cuda_grid grid = {.x = rows,
-                            .y = min64(max64(1, columns / (slots * PIXEL_ROUNDS)), 65535),
-                            .threads = PIXEL_THREADS};
+    const int64_t part = slots * PIXEL_ROUNDS;
+    const cuda_grid grid = {
+        .x = rows, .y = min64((columns + part - 1) / part, 65535), .threads = PIXEL_THREADS};
     CUDA_LAUNCH(c, pixel_norm, v->type, grid, &out, &x, &kind, &height, &width, &in, &lanes, &row,
                 &count, &left, &weight, &bias, &eps);
 }

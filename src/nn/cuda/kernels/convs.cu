@@ -1,5 +1,5 @@
-/* Convolutions that are ours, and the norm of a pixel that goes before those of others. Pictures are
- * [height, width, channels]. */
+/* Convolutions that are ours, and the norm of a pixel that goes before those of others. Pictures
+ * are [height, width, channels]. */
 #include "mma.cuh"
 
 /* ---- Norms of pixels ------------------------------------------------------------------------- */
@@ -145,7 +145,8 @@ extern "C" __global__ void __launch_bounds__(PIXEL_THREADS, PIXEL_BLOCKS)
 #define FEW_CHANNELS 32
 #define FEW_WIDTH (FEW_COLUMNS + 2)
 #define FEW_PIXELS ((FEW_ROWS + 2) * FEW_WIDTH)
-#define FEW_STRIDE (FEW_CHANNELS + 8) /* from pixel to pixel: no two rows of a matrix share a bank */
+/* From pixel to pixel: no two rows of a matrix share a bank. */
+#define FEW_STRIDE (FEW_CHANNELS + 8)
 #define FEW_THREADS (32 * FEW_ROWS)
 
 #if TENSOR_CORES
@@ -196,9 +197,9 @@ DEVICE void few_weights(T *to, const T *w, int outputs, int channels, int first)
 
 /* out [rows, width, outputs] = convolution of silu(x * norm[0] + norm[1]), or of x where norm is
  * null, with w [outputs, 3, 3, channels], plus bias; x [height, width, channels], outside of it
- * zeros; row y of out has rows y - above .. y - above + 2 of x. 1 to 8 outputs; channels are a multiple of 32,
- * addresses of x, w and norm aligned to 16 bytes. T of 16 bits, with tensor cores. grid.x = columns
- * of tiles, grid.y = rows of tiles, FEW_THREADS threads. */
+ * zeros; row y of out has rows y - above .. y - above + 2 of x. 1 to 8 outputs; channels are a
+ * multiple of 32, addresses of x, w and norm aligned to 16 bytes. T of 16 bits, with tensor cores.
+ * grid.x = columns of tiles, grid.y = rows of tiles, FEW_THREADS threads. */
 extern "C" __global__ void __launch_bounds__(FEW_THREADS, 3)
     conv_few(T *out, const T *x, const float *norm, const T *w, const float *bias, int rows,
              int height, int width, int channels, int outputs, int above)
