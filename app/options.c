@@ -40,8 +40,8 @@ const option_info option_table[OPTION_COUNT] = {
         .group = OPTION_GROUP_MAIN, .commands = GENERATE | PLAN | BENCH,
         .required = OPTION_FOR_EDIT,
         .help = "a picture to start from (PNG, JPEG or WebP), where the model can edit: "
-                "FLUX.2-klein. Up to 10 times; without a size the new picture has that of the "
-                "first",
+                "FLUX.2-klein (up to 10), Qwen-Image-Edit (one; -2509 and -2511 up to 10). Without "
+                "a size the new picture has that of the first (-2509 and -2511: the last)",
         .elsewhere = "image input input-image init-img ref ref-image",
     },
     [OPTION_LORA] = {
@@ -126,7 +126,8 @@ const option_info option_table[OPTION_COUNT] = {
         .conflict = OPTION_CFG_SCALE,
         .min = 0, .max = 100,
         .help = "strength of the prompt as the model's own card and diffusers give it. Z-Image: "
-                "pos + G * (pos - neg); 0 is off. FLUX.2-klein: neg + G * (pos - neg); 1 is off",
+                "pos + G * (pos - neg); 0 is off. FLUX.2-klein and Qwen-Image: neg + G * (pos - "
+                "neg); 1 is off",
         .fallback = "the model's own",
         .elsewhere = "guidance-scale",
     },
@@ -136,7 +137,7 @@ const option_info option_table[OPTION_COUNT] = {
         .conflict = OPTION_GUIDANCE,
         .min = 1, .max = 101,
         .help = "the same as the usual scale of every model: neg + S * (pos - neg); 1 is off. "
-                "For Z-Image S = G + 1, for FLUX.2-klein S = G",
+                "For Z-Image S = G + 1, for FLUX.2-klein and Qwen-Image S = G",
         .elsewhere = "cfg",
     },
     [OPTION_CFG_NORMALIZATION] = {

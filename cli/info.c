@@ -182,7 +182,7 @@ static void print_model(const terminal *t, const ct_model_info *m)
     if (m->default_shift > 0)
         fprintf(t->stream, "shift %g, ", m->default_shift);
     else
-        fputs("shift by size and steps, ", t->stream);
+        fputs("shift by the size, ", t->stream);
     if (m->default_cfg_scale > 1)
         fprintf(t->stream, "guidance %g\n", m->default_guidance);
     else

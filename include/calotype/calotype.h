@@ -382,14 +382,15 @@ typedef enum ct_cfg_batch {
 typedef struct ct_generate_params {
     size_t struct_size;
     const char *prompt;          /* required; an empty string is allowed */
-    const char *negative_prompt; /* NULL: empty. Used only where guidance is on */
+    const char *negative_prompt; /* NULL: the model's own, which is empty, or a blank (Qwen-Image).
+                                  * Used only where guidance is on */
     int width, height;           /* pixels; 0: the model's own */
     int steps;                   /* 1..1000; 0: the model's own */
     uint64_t seed;
     /* Guidance in the convention of the model's own card. Z-Image: pos + g * (pos - neg), so 0 is
-     * off, and it is the usual scale minus one: cfg_scale = guidance + 1. FLUX.2-klein: the usual
-     * scale, neg + g * (pos - neg), so 1 is off, and so is less. Models that are made to be used
-     * without guidance ignore it. CT_GUIDANCE_DEFAULT: the model's own. */
+     * off, and it is the usual scale minus one: cfg_scale = guidance + 1. FLUX.2-klein and
+     * Qwen-Image: the usual scale, neg + g * (pos - neg), so 1 is off, and so is less. Models that
+     * are made to be used without guidance ignore it. CT_GUIDANCE_DEFAULT: the model's own. */
     double guidance;
     /* The same in the usual convention of every model, neg + s * (pos - neg): 1 is off. 0: not
      * given. Give this or guidance, not both. */
@@ -407,8 +408,8 @@ typedef struct ct_generate_params {
     ct_precision precision;
     ct_rng rng;
     /* A safetensors file whose tensor "noise" replaces the draw: [channels, height, width] of the
-     * latents (Z-Image: an eighth of the picture's sides, FLUX.2-klein: a sixteenth). NULL:
-     * draw. */
+     * latents (Z-Image and Qwen-Image: an eighth of the picture's sides, FLUX.2-klein: a
+     * sixteenth). NULL: draw. */
     const char *noise_path;
     const char *trace_path;        /* write every stage to this safetensors file; NULL: do not */
     bool trace_modules;            /* also the output of every block, for finding a difference */
@@ -421,9 +422,10 @@ typedef struct ct_generate_params {
     uint64_t max_memory;
     /* Pictures that the new one is made from, in the order in which the prompt speaks of them,
      * where the model can do that (ct_model_info.max_references). They are copied. Without width or
-     * height the new picture has the size of the first, as the model sees it: pictures of more than
-     * 1024 x 1024 pixels are made smaller to that area, and their edges are cut to a multiple of
-     * size_multiple. */
+     * height the new picture has the size of the first (Qwen-Image Edit-Plus: the last), as the
+     * model sees it. FLUX.2-klein: pictures of more than 1024 x 1024 pixels are made smaller to
+     * that area, and their edges are cut to a multiple of size_multiple. Qwen-Image: pictures are
+     * made smaller or larger to about that area, with sides that are multiples of 32. */
     const struct ct_image *const *references;
     int reference_count;
     /* The most memory of the GPU, in bytes, that the job may take, with all that the model holds
