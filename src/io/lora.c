@@ -307,6 +307,7 @@ static ct_status add_pair(reading *r, const entry *down, const entry *up, const 
     if (status != CT_OK)
         return status;
     *p = (lora_pair){.name = down->module,
+                     .source = r->f->source,
                      .down = down->view,
                      .up = up->view,
                      .rank = down->view->shape[0],
@@ -517,10 +518,4 @@ void lora_close(lora_set *s)
     }
     mem_free(a, s->files);
     mem_free(a, s);
-}
-
-void lora_let_go(const lora_set *s)
-{
-    for (int i = 0; i < s->count; i++)
-        weights_let_go(s->files[i].source);
 }

@@ -19,6 +19,7 @@
 /* What a file has for one module. */
 typedef struct lora_pair {
     const char *name;             /* flattened, without a prefix */
+    const weights *source;        /* which holds the next two */
     const weight_view *down, *up; /* A and B */
     int64_t rank, rows, columns;
     double factor; /* alpha / rank */
@@ -80,10 +81,8 @@ ct_status lora_match(lora_set *s, const char *name, const weight_view *view, int
 const lora_target *lora_find(const lora_set *s, const weight_view *view);
 /* When all matrices were matched: fails for a file of which less than 90 % were. */
 ct_status lora_check(lora_set *s, const char *model, ct_error *error);
-/* Lets the pages of the files leave the process. */
-void lora_let_go(const lora_set *s);
-
-/* A and B of a target as float32. */
+/* A and B of a target as float32; the pages of the files that they were read from have left the
+ * process. */
 typedef struct lora_product {
     const ct_allocator *allocator;
     const lora_target *target;

@@ -234,6 +234,8 @@ ct_status lora_product_open(lora_product *p, const ct_allocator *a, const lora_t
         dtype_to_float(at, up->data + (size_t)k->up_first * rank * dtype_size(up->type), up->type,
                        b_count);
         at += b_count;
+        weights_drop(k->pair->source, k->pair->down->data, k->pair->down->bytes);
+        weights_drop(k->pair->source, up->data, up->bytes);
     }
     return CT_OK;
 }

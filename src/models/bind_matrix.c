@@ -193,8 +193,6 @@ ct_status bind_memory_fill(const bind_memory *memory, const load_options *option
                          (double)memory->bytes / 1073741824, (double)available / 1073741824);
     for (size_t i = 0; status == CT_OK && i < memory->count; i++)
         status = fill(&memory->list[i], options, error);
-    if (memory->lora)
-        lora_let_go(memory->lora);
     return status;
 }
 

@@ -119,6 +119,7 @@ static const recipe plain = {
     .guidance = 0,
     .cfg_scale = 1,
     .cfg_truncation = 1,
+    .guidance_end = 1,
     .shift = 3,
     .scheduler = "FlowMatchEulerDiscreteScheduler",
     .precision = "fp32",
@@ -168,6 +169,36 @@ static void writes_text(void **state)
     check_text(&r, "Steps: 8, Sampler: Euler, Schedule type: Simple, CFG scale: 1, Seed: 42, "
                    "Size: 256x192, Model hash: 0123456789, Shift: 3, RNG: CPU, Precision: fp32, "
                    "Version: calotype 0.1.0");
+}
+
+/* In the order given, without the endings of their names; what has no effect is left out. */
+static void writes_loras(void **state)
+{
+    (void)state;
+    const ct_lora_info loras[] = {
+        {.name = "one.v2.safetensors", .hash = "00112233445566778899aabbccddeeff", .scale = 0.1},
+        {.name = "none.safetensors", .hash = "ff112233445566778899aabbccddeeff", .scale = 0},
+        {.name = ".two, \"x\"", .hash = "99112233445566778899aabbccddeeff", .scale = -2}};
+    recipe r = plain;
+    r.lora = loras;
+    r.loras = 3;
+    check_text(&r, "a red apple\n"
+                   "Steps: 8, Sampler: Euler, Schedule type: Simple, CFG scale: 1, Seed: 42, "
+                   "Size: 256x192, Model hash: 0123456789, Model: emoji-256, "
+                   "Lora hashes: \"one.v2: 0011223344, .two, \\\"x\\\": 9911223344\", "
+                   "Lora scales: \"one.v2: 0.1, .two, \\\"x\\\": -2\", Shift: 3, "
+                   "RNG: CPU, Precision: fp32, Version: calotype 0.1.0");
+    char *text = recipe_json(&mem_default, &r);
+    assert_non_null(strstr(text, "\"loras\":[{\"name\":\"one.v2.safetensors\",\"hash\":"
+                                 "\"00112233445566778899aabbccddeeff\",\"scale\":0.1},{\"name\":"
+                                 "\".two, \\\"x\\\"\","));
+    assert_null(strstr(text, "none"));
+    mem_free(&mem_default, text);
+    r.lora = loras + 1;
+    r.loras = 1; /* as if there were none */
+    text = recipe_json(&mem_default, &r);
+    assert_null(strstr(text, "loras"));
+    mem_free(&mem_default, text);
 }
 
 /* Reads one field as stable-diffusion-webui does: its expression in POSIX form. */
@@ -367,7 +398,7 @@ int main(void)
         cmocka_unit_test(writes_json),
         cmocka_unit_test(writes_numbers),
         cmocka_unit_test(ignores_the_locale),
-        cmocka_unit_test(writes_text),
+        cmocka_unit_test(writes_text), cmocka_unit_test(writes_loras),
         cmocka_unit_test(text_can_be_read_back),
         cmocka_unit_test(writes_recipe_json),
         cmocka_unit_test(survives_short_memory),
