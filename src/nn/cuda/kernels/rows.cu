@@ -489,42 +489,65 @@ DEVICE float activated(int activation, float v)
     return activation == ACTIVATION_GELU_TANH ? gelu_tanh(v) : v;
 }
 
-/* Numbers first .. of the row as they are to be stored, before `add`. y_kind: that of y. */
-DEVICE void finished(float *v, const finish *f, int y_kind, int first)
+/* v *= by[at ..] */
+DEVICE void multiply4(float *v, const float *by, int at)
 {
-    const int n = f->n;
-    float up[HELD];
-    held_load(v, y_kind, f->y, first, n);
+    float factor[4];
+    load_floats4(factor, by + at);
+#pragma unroll
+    for (int i = 0; i < 4; i++)
+        v[i] *= factor[i];
+}
+
+/* Numbers at .. at+3 of the row as they are to be stored, before `add`. y_kind: that of y. Four at a
+ * time, so that there are registers for two blocks on a multiprocessor: the loads of one hide behind
+ * the other. */
+DEVICE void finished4(float *v, const finish *f, int y_kind, int at)
+{
+    float up[4];
+    load4(v, y_kind, f->y, at);
     if (f->has_up)
-        held_load(up, y_kind, number_at(y_kind, f->y, n), first, n);
+        load4(up, y_kind, f->y, f->n + at);
     if (y_kind == KIND_INT32) {
-        held_scale(v, f->x_scale);
-        held_multiply(v, f->w_scales, first, n);
+#pragma unroll
+        for (int i = 0; i < 4; i++)
+            v[i] *= f->x_scale;
+        multiply4(v, f->w_scales, at);
         if (f->has_up) {
-            held_scale(up, f->x_scale);
-            held_multiply(up, f->w_scales + n, first, n);
+#pragma unroll
+            for (int i = 0; i < 4; i++)
+                up[i] *= f->x_scale;
+            multiply4(up, f->w_scales, f->n + at);
         }
     }
-    if (f->bias)
-        held_add(v, KIND_FLOAT, f->bias, first, n);
+    if (f->bias) {
+        float bias[4];
+        load_floats4(bias, f->bias + at);
+#pragma unroll
+        for (int i = 0; i < 4; i++)
+            v[i] += bias[i];
+    }
     if (f->activation == ACTIVATION_SILU) {
 #pragma unroll
-        for (int i = 0; i < HELD; i++)
+        for (int i = 0; i < 4; i++)
             v[i] = silu(v[i]);
     } else if (f->activation == ACTIVATION_GELU_TANH) {
 #pragma unroll
-        for (int i = 0; i < HELD; i++)
+        for (int i = 0; i < 4; i++)
             v[i] = gelu_tanh(v[i]);
     }
     if (f->has_up) {
 #pragma unroll
-        for (int i = 0; i < HELD; i++)
+        for (int i = 0; i < 4; i++)
             v[i] *= up[i];
     }
     if (f->gate)
-        held_multiply(v, f->gate, first, n);
-    if (f->factor != 1.0f)
-        held_scale(v, f->factor);
+        multiply4(v, f->gate, at);
+    if (f->factor != 1.0f) {
+#pragma unroll
+        for (int i = 0; i < 4; i++)
+            v[i] *= f->factor;
+    }
 }
 
 /* Number i of the same. */
@@ -542,31 +565,60 @@ DEVICE float finished_any(const finish *f, int y_kind, int i)
     return v * factor_at(f->gate, i) * f->factor;
 }
 
+/* The part of a row that a block has, where blocks of grid.y share it. */
+DEVICE void epilogue_part(const row_target *to, const finish *f, int y_kind, bool add)
+{
+#pragma unroll 1
+    for (int first = blockIdx.y * held_span(); first < f->n; first += gridDim.y * held_span()) {
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            const int at = held_at(first, i);
+            float v[4], sum[4];
+            if (at >= f->n)
+                continue;
+            finished4(v, f, y_kind, at);
+            if (add) {
+                load4(sum, to->kind, to->row, at);
+#pragma unroll
+                for (int k = 0; k < 4; k++)
+                    v[k] += sum[k];
+            }
+            store4(to->kind, to->row, at, v);
+        }
+    }
+}
+
+/* Numbers first .. of the row, as a block holds them. */
+DEVICE void held_finished(float *v, const finish *f, int y_kind, int first)
+{
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        const int at = held_at(first, i);
+        set4(v + 4 * i, 0.0f, 0.0f, 0.0f, 0.0f);
+        if (at < f->n)
+            finished4(v + 4 * i, f, y_kind, at);
+    }
+}
+
 DEVICE void epilogue_row(const row_target *to, const finish *f, int y_kind, bool add)
 {
     const int span = held_span(), n = f->n;
     float v[HELD];
+    unsigned most = 0;
     if (to->kind == KIND_FLOAT || to->kind == KIND_WORK) {
-#pragma unroll 1
-        for (int first = blockIdx.y * span; first < n; first += gridDim.y * span) {
-            finished(v, f, y_kind, first);
-            if (add)
-                held_add(v, to->kind, to->row, first, n);
-            held_store(to->kind, to->row, first, n, v);
-        }
+        epilogue_part(to, f, y_kind, add);
         return;
     }
-    unsigned most = 0;
 #pragma unroll 1
     for (int first = 0; first < n; first += span) {
-        finished(v, f, y_kind, first);
+        held_finished(v, f, y_kind, first);
         most = max(most, held_most(v));
     }
     const row_codes r = row_codes_for(to->kind, block_max(most));
 #pragma unroll 1
     for (int first = 0; first < n; first += span) {
-        if (n > span)
-            finished(v, f, y_kind, first);
+        if (n > span) /* else it is still there */
+            held_finished(v, f, y_kind, first);
         held_store_codes(to->kind, to->row, first, n, v, r.inverse);
     }
     if (threadIdx.x == 0)
@@ -592,7 +644,7 @@ DEVICE void epilogue_row_any(const row_target *to, const finish *f, int y_kind, 
  * no `add`, a block of a row writes its factor to out_scales[row]; otherwise tiles of rows;
  * cuda_epilogue_grid knows both. out and y may be the same memory where they have the same kind and
  * stride, without has_up. */
-extern "C" __global__ void __launch_bounds__(EPILOGUE_THREADS)
+extern "C" __global__ void __launch_bounds__(EPILOGUE_THREADS, 2)
     epilogue(void *out, int out_kind, long long out_stride, float *out_scales, const void *y,
              int y_kind, long long y_stride, int has_up, const float *bias, int activation,
              const float *gate, int add, int rows, int columns, const float *x_scales,
@@ -629,9 +681,20 @@ DEVICE void epilogue_norm_row(float *x, const finish *f, int y_kind, const row_t
 {
     const int n = f->n;
     float v[HELD];
-    finished(v, f, y_kind, 0);
-    held_add(v, KIND_FLOAT, x, 0, n);
-    held_store(KIND_FLOAT, x, 0, n, v);
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        const int at = held_at(0, i);
+        float sum[4];
+        set4(v + 4 * i, 0.0f, 0.0f, 0.0f, 0.0f);
+        if (at >= n)
+            continue;
+        load_floats4(sum, x + at);
+        finished4(v + 4 * i, f, y_kind, at);
+#pragma unroll
+        for (int k = 0; k < 4; k++)
+            v[4 * i + k] += sum[k];
+        store4(KIND_FLOAT, x, at, v + 4 * i);
+    }
     if (by->layer) {
         held_layer_norm(v, by->scale, by->shift, by->eps, n);
     } else {
@@ -656,7 +719,7 @@ DEVICE void epilogue_norm_row_any(float *x, const finish *f, int y_kind, const r
 
 /* x += what the kernel epilogue makes of a product y (without up and factor); then next = the norm
  * of x. A block of a row, of at most EPILOGUE_THREADS. */
-extern "C" __global__ void __launch_bounds__(EPILOGUE_THREADS)
+extern "C" __global__ void __launch_bounds__(EPILOGUE_THREADS, 2)
     epilogue_norm(float *x, long long x_stride, const void *y, int y_kind, long long y_stride,
                   const float *bias, int activation, const float *gate, int columns,
                   const float *x_scales, const float *w_scales, void *next, int next_kind,
