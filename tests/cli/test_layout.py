@@ -41,6 +41,11 @@ class Layout(Folder):
     def test_text_to_image(self):
         self.check("qwen", False, None)
 
+    def test_lora(self):
+        """Whose keys are names of diffusers."""
+        self.check("qwen", False, None, "--size", "48x32", "--lora",
+                   os.path.join(FIXTURES, "lora", "qwen_lora.safetensors"))
+
     def test_quantized(self):
         for bits in ("4", "8"):
             with self.subTest(bits=bits):
