@@ -22,7 +22,7 @@ LAYERS = {
     "src/nn/cpu/x86": ["nn/cpu"],
     "src/nn/cuda": [PUBLIC, "core", "nn", "nn/cuda/kernels"],
     "src/models": [PUBLIC, "core", "io", "nn/nn.h", "models/batch.h",
-                   "models/bind.h", "models/vae.h"],
+                   "models/bind.h", "models/rope.h", "models/vae.h"],
     "src/families": [PUBLIC, "core", "io", "nn/nn.h", "models"],
     "src/sampling": [PUBLIC, "core", "io/json.h"],
     "src/pipeline": [PUBLIC, "core", "io", "text", "nn", "nn/cpu", "nn/cuda", "families",

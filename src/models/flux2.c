@@ -10,6 +10,7 @@
 #include "core/mem.h"
 #include "io/names.h"
 #include "models/batch.h"
+#include "models/rope.h"
 
 #include <math.h>
 
@@ -318,67 +319,26 @@ void flux2_set_step(nn *c, const flux2_schedule *schedule, int64_t step)
 
 /* Word j stands at (0, 0, 0, j), the image token of row y and column x at (0, y, x, 0), that of
  * reference k at (10 + 10k, y, x, 0). Angles, their cosines and sines are computed in double, as in
- * the reference; the axes follow one another in the features of a head. */
-static void fill_angles(const flux2 *m, const int64_t position[FLUX2_AXES], float *cosine,
-                        float *sine)
-{
-    int64_t at = 0;
-    for (int axis = 0; axis < FLUX2_AXES; axis++)
-        for (int64_t k = 0; k < m->axes_dims[axis]; k += 2, at++) {
-            double frequency = 1 / pow(m->theta, (double)k / (double)m->axes_dims[axis]);
-            double angle = (double)position[axis] * frequency;
-            cosine[at] = (float)cos(angle);
-            sine[at] = (float)sin(angle);
-        }
-}
-
-/* Where the next token's angles go. */
-typedef struct angles {
-    float *cosine, *sine;
-} angles;
-
-static void add_token(const flux2 *m, angles *to, const int64_t position[FLUX2_AXES])
-{
-    fill_angles(m, position, to->cosine, to->sine);
-    to->cosine += m->head_dim / 2;
-    to->sine += m->head_dim / 2;
-}
-
-static void add_words(const flux2 *m, angles *to, int64_t words)
+ * the reference. */
+static void add_words(rope_table *to, int64_t words)
 {
     for (int64_t j = 0; j < words; j++)
-        add_token(m, to, (const int64_t[]){0, 0, 0, j});
+        rope_add(to, (const int64_t[]){0, 0, 0, j});
 }
 
-static void add_picture(const flux2 *m, angles *to, int64_t picture, int64_t rows, int64_t columns)
+static void add_picture(rope_table *to, int64_t picture, int64_t rows, int64_t columns)
 {
-    for (int64_t y = 0; y < rows; y++)
-        for (int64_t x = 0; x < columns; x++)
-            add_token(m, to, (const int64_t[]){picture, y, x, 0});
+    rope_add_grid(to, (const int64_t[]){picture, 0, 0, 0}, 1, rows, columns);
 }
 
-static void add_references(const flux2 *m, angles *to, const vae_latents *references, int count)
+static void add_references(rope_table *to, const vae_latents *references, int count)
 {
     for (int i = 0; i < count; i++)
-        add_picture(m, to, 10 + 10 * (int64_t)i, references[i].height, references[i].width);
+        add_picture(to, 10 + 10 * (int64_t)i, references[i].height, references[i].width);
 }
 
-static void fill_table(const flux2 *m, const flux2_condition *p, int64_t words,
-                       const vae_latents *references, int count, angles to)
-{
-    if (p->pictures_first)
-        add_references(m, &to, references, count);
-    else
-        add_words(m, &to, words);
-    add_picture(m, &to, 0, p->rows, p->columns);
-    if (p->pictures_first)
-        add_words(m, &to, words);
-    else
-        add_references(m, &to, references, count);
-}
-
-static void rope_table(nn *c, const flux2 *m, flux2_condition *p, int64_t words,
-                       const vae_latents *references, int count)
+static void rope_angles(nn *c, const flux2 *m, flux2_condition *p, int64_t words,
+                        const vae_latents *references, int count)
 {
     const int64_t half = m->head_dim / 2;
     int64_t total = words + p->rows * p->columns;
@@ -386,9 +346,23 @@ static void rope_table(nn *c, const flux2 *m, flux2_condition *p, int64_t words,
         total += references[i].height * references[i].width;
     p->cosine = nn_new2(c, total, half);
     p->sine = nn_new2(c, total, half);
-    float *cosine = nn_begin_write(c, &p->cosine), *sine = nn_begin_write(c, &p->sine);
-    if (cosine && sine)
-        fill_table(m, p, words, references, count, (angles){cosine, sine});
+    rope_table to = {.axes = FLUX2_AXES,
+                     .dims = m->axes_dims,
+                     .theta = m->theta,
+                     .rounding = ROPE_RESULTS,
+                     .cosine = nn_begin_write(c, &p->cosine),
+                     .sine = nn_begin_write(c, &p->sine)};
+    if (to.cosine && to.sine) {
+        if (p->pictures_first)
+            add_references(&to, references, count);
+        else
+            add_words(&to, words);
+        add_picture(&to, 0, p->rows, p->columns);
+        if (p->pictures_first)
+            add_words(&to, words);
+        else
+            add_references(&to, references, count);
+    }
     nn_end_write(c, &p->cosine);
     nn_end_write(c, &p->sine);
 }
@@ -669,7 +643,7 @@ flux2_condition flux2_prepare_condition(nn *c, const flux2 *m, const float *feat
     /* Keys of references apart lie behind the others, as their angles do. */
     flux2_condition p = {
         .rows = height, .columns = width, .pictures_first = index % 2 == 1 && !m->references_apart};
-    rope_table(c, m, &p, length, references, count);
+    rope_angles(c, m, &p, length, references, count);
     const int64_t pictures = p.cosine.n[0] - length;
     trace_rope(c, &p, "text", p.pictures_first ? pictures : 0, length);
     trace_rope(c, &p, "image", p.pictures_first ? 0 : length, pictures);

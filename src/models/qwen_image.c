@@ -11,6 +11,7 @@
 #include "core/mem.h"
 #include "io/names.h"
 #include "models/batch.h"
+#include "models/rope.h"
 
 #include <inttypes.h>
 #include <math.h>
@@ -304,53 +305,23 @@ void qwen_image_set_step(nn *c, const qwen_image_schedule *s, int64_t step)
 
 /* ---- Once for a prompt ----------------------------------------------------------------------- */
 
-/* Angles in float32, as in the reference; the axes follow one another in the features of a head. */
-static void fill_angles(const qwen_image *m, const int64_t position[QWEN_IMAGE_AXES], float *cosine,
-                        float *sine)
-{
-    int64_t at = 0;
-    for (int axis = 0; axis < QWEN_IMAGE_AXES; axis++)
-        for (int64_t k = 0; k < m->axes_dims[axis]; k += 2, at++) {
-            const float frequency = 1.0f / powf(THETA, (float)k / (float)m->axes_dims[axis]);
-            const float angle = (float)position[axis] * frequency;
-            cosine[at] = cosf(angle);
-            sine[at] = sinf(angle);
-        }
-}
-
-/* Where the next token's angles go. */
-typedef struct angles {
-    float *cosine, *sine;
-} angles;
-
-static void add_token(const qwen_image *m, angles *to, const int64_t position[QWEN_IMAGE_AXES])
-{
-    fill_angles(m, position, to->cosine, to->sine);
-    to->cosine += m->head_dim / 2;
-    to->sine += m->head_dim / 2;
-}
-
-static void add_words(const qwen_image *m, angles *to, int64_t words, int64_t behind)
+static void add_words(rope_table *to, int64_t words, int64_t behind)
 {
     for (int64_t j = 0; j < words; j++)
-        add_token(m, to, (const int64_t[]){behind + j, behind + j, behind + j});
+        rope_add(to, (const int64_t[]){behind + j, behind + j, behind + j});
 }
 
 /* Rows and columns are counted from the middle; the half before it is the larger one. */
-static void add_picture(const qwen_image *m, angles *to, int64_t picture, int64_t rows,
-                        int64_t columns)
+static void add_picture(rope_table *to, int64_t picture, int64_t rows, int64_t columns)
 {
     const int64_t above = rows - rows / 2, left = columns - columns / 2;
-    for (int64_t y = 0; y < rows; y++)
-        for (int64_t x = 0; x < columns; x++)
-            add_token(m, to, (const int64_t[]){picture, y - above, x - left});
+    rope_add_grid(to, (const int64_t[]){picture, -above, -left}, 1, rows, columns);
 }
 
-static void add_references(const qwen_image *m, angles *to, const vae_latents *references,
-                           int count)
+static void add_references(rope_table *to, const vae_latents *references, int count)
 {
     for (int i = 0; i < count; i++)
-        add_picture(m, to, i + 1, references[i].height / PATCH, references[i].width / PATCH);
+        add_picture(to, i + 1, references[i].height / PATCH, references[i].width / PATCH);
 }
 
 static int64_t larger(int64_t a, int64_t b)
@@ -359,22 +330,22 @@ static int64_t larger(int64_t a, int64_t b)
 }
 
 /* Words come behind all pictures, on every axis. */
-static void fill_table(const qwen_image *m, const qwen_image_condition *p, int64_t words,
-                       const vae_latents *references, int count, angles to)
+static void fill_table(const qwen_image_condition *p, int64_t words, const vae_latents *references,
+                       int count, rope_table *to)
 {
     int64_t behind = larger(p->rows / 2, p->columns / 2);
     for (int i = 0; i < count; i++)
         behind = larger(behind,
                         larger(references[i].height / PATCH / 2, references[i].width / PATCH / 2));
     if (p->pictures_first)
-        add_references(m, &to, references, count);
+        add_references(to, references, count);
     else
-        add_words(m, &to, words, behind);
-    add_picture(m, &to, 0, p->rows, p->columns);
+        add_words(to, words, behind);
+    add_picture(to, 0, p->rows, p->columns);
     if (p->pictures_first)
-        add_words(m, &to, words, behind);
+        add_words(to, words, behind);
     else
-        add_references(m, &to, references, count);
+        add_references(to, references, count);
 }
 
 static int64_t reference_tokens(const vae_latents *references, int count)
@@ -385,16 +356,22 @@ static int64_t reference_tokens(const vae_latents *references, int count)
     return tokens;
 }
 
-static void rope_table(nn *c, const qwen_image *m, qwen_image_condition *p, int64_t words,
-                       const vae_latents *references, int count)
+/* Angles in float32, as in the reference. */
+static void rope_angles(nn *c, const qwen_image *m, qwen_image_condition *p, int64_t words,
+                        const vae_latents *references, int count)
 {
     const int64_t half = m->head_dim / 2;
     const int64_t total = words + p->rows * p->columns + reference_tokens(references, count);
     p->cosine = nn_new2(c, total, half);
     p->sine = nn_new2(c, total, half);
-    float *cosine = nn_begin_write(c, &p->cosine), *sine = nn_begin_write(c, &p->sine);
-    if (cosine && sine)
-        fill_table(m, p, words, references, count, (angles){cosine, sine});
+    rope_table to = {.axes = QWEN_IMAGE_AXES,
+                     .dims = m->axes_dims,
+                     .theta = THETA,
+                     .rounding = ROPE_FLOAT,
+                     .cosine = nn_begin_write(c, &p->cosine),
+                     .sine = nn_begin_write(c, &p->sine)};
+    if (to.cosine && to.sine)
+        fill_table(p, words, references, count, &to);
     nn_end_write(c, &p->cosine);
     nn_end_write(c, &p->sine);
 }
@@ -442,7 +419,7 @@ qwen_image_condition qwen_image_prepare_condition(nn *c, const qwen_image *m, co
     qwen_image_condition p = {
         .rows = height / PATCH, .columns = width / PATCH, .pictures_first = index % 2 == 1};
     const int64_t rest = reference_tokens(references, count);
-    rope_table(c, m, &p, length, references, count);
+    rope_angles(c, m, &p, length, references, count);
     const int64_t pictures = p.cosine.n[0] - length;
     trace_rope(c, &p, "text", p.pictures_first ? pictures : 0, length);
     trace_rope(c, &p, "image", p.pictures_first ? 0 : length, pictures);

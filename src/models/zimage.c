@@ -9,6 +9,7 @@
 #include "core/mem.h"
 #include "io/names.h"
 #include "models/batch.h"
+#include "models/rope.h"
 
 #include <math.h>
 
@@ -351,9 +352,9 @@ static void block(nn *c, const zimage *m, const zimage_block *k, const nn_tensor
     nn_release(c, inner);
     nn_tensor attended = nn_new_wide2(c, s, d);
     nn_linear(c, &attended, &h, &k->out, NULL);
-    nn_add_rms_norm(c, x, &attended, &k->attention_norm2, m->eps, gate_msa,
-                    &(nn_next_norm){
-                        .out = &input, .w = &k->ffn_norm1, .eps = m->eps, .scale = scale_mlp});
+    nn_add_rms_norm(
+        c, x, &attended, &k->attention_norm2, m->eps, gate_msa,
+        &(nn_next_norm){.out = &input, .w = &k->ffn_norm1, .eps = m->eps, .scale = scale_mlp});
     nn_release(c, behind);
     nn_tensor hidden = nn_new_input(c, s, &k->w2), y = nn_new_wide2(c, s, d);
     nn_linear(c, &hidden, &input, &k->w1, &(nn_epilogue){.activation = NN_SILU, .up = &k->w3});
@@ -377,30 +378,24 @@ static batch rows_alone(const zimage_caption *p, int64_t first, int64_t count)
 
 /* Caption token j (padding included) stands at (1 + j, 0, 0), the image token of row y and column x
  * at (Lc' + 1, y, x), image padding at (0, 0, 0). Angles are computed in double and rounded to
- * float, as the reference does; the axes follow one another in the features of a head. */
-static void rope_table(nn *c, const zimage *m, zimage_caption *p, int64_t caption_length)
+ * float, as the reference does. */
+static void rope_angles(nn *c, const zimage *m, zimage_caption *p, int64_t caption_length)
 {
     const int64_t half = m->head_dim / 2, total = p->image_length + caption_length;
     p->cosine = nn_new2(c, total, half);
     p->sine = nn_new2(c, total, half);
-    float *cosine = nn_begin_write(c, &p->cosine), *sine = nn_begin_write(c, &p->sine);
-    for (int64_t i = 0; cosine && sine && i < total; i++) {
-        int64_t position[ZIMAGE_AXES] = {0, 0, 0};
-        if (i >= p->image_length) {
-            position[0] = 1 + i - p->image_length;
-        } else if (i < p->rows * p->columns) {
-            position[0] = caption_length + 1;
-            position[1] = i / p->columns;
-            position[2] = i % p->columns;
-        }
-        int64_t at = i * half;
-        for (int axis = 0; axis < ZIMAGE_AXES; axis++)
-            for (int64_t k = 0; k < m->axes_dims[axis]; k += 2, at++) {
-                double frequency = 1 / pow(m->theta, (double)k / (double)m->axes_dims[axis]);
-                float angle = (float)((double)position[axis] * frequency);
-                cosine[at] = cosf(angle);
-                sine[at] = sinf(angle);
-            }
+    rope_table to = {.axes = ZIMAGE_AXES,
+                     .dims = m->axes_dims,
+                     .theta = m->theta,
+                     .rounding = ROPE_ANGLES,
+                     .cosine = nn_begin_write(c, &p->cosine),
+                     .sine = nn_begin_write(c, &p->sine)};
+    if (to.cosine && to.sine) {
+        rope_add_grid(&to, (const int64_t[]){caption_length + 1, 0, 0}, 1, p->rows, p->columns);
+        while (to.count < p->image_length)
+            rope_add(&to, (const int64_t[]){0, 0, 0});
+        for (int64_t j = 0; j < caption_length; j++)
+            rope_add(&to, (const int64_t[]){1 + j, 0, 0});
     }
     nn_end_write(c, &p->cosine);
     nn_end_write(c, &p->sine);
@@ -412,7 +407,7 @@ zimage_caption zimage_prepare_caption(nn *c, const zimage *m, const float *featu
     zimage_caption p = {.rows = height / PATCH, .columns = width / PATCH};
     const int64_t caption_length = padded(length);
     p.image_length = padded(p.rows * p.columns);
-    rope_table(c, m, &p, caption_length);
+    rope_angles(c, m, &p, caption_length);
     p.tokens = nn_new2(c, caption_length, m->dim);
     size_t mark = nn_mark(c);
     nn_tensor cosine = nn_rows(&p.cosine, p.image_length, caption_length);

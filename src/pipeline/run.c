@@ -230,7 +230,7 @@ static void draw_noise(ct_job *job, nn *c, uint64_t seed)
     } else {
         torch_generator g;
         torch_seed(&g, seed);
-        torch_randn(&g, job->latents, job->latent_count);
+        torch_randn(&g, job->latents, job->latent_count, job->model->context->threads);
     }
     trace_latents(job, "noise", job->latents);
     trace_floats(&job->trace, "sigmas", 1, (const int64_t[]){job->info.steps + 1}, job->sigmas);

@@ -85,7 +85,24 @@ static void transform_block(float *x)
     }
 }
 
-void torch_randn(torch_generator *g, float *out, int64_t n)
+/* What a task of the pool transforms. */
+#define TASK_BLOCKS 256
+
+typedef struct transform {
+    float *x;
+    int64_t blocks;
+} transform;
+
+static void transform_task(void *user, int64_t index, int worker)
+{
+    (void)worker;
+    const transform *t = user;
+    const int64_t first = index * TASK_BLOCKS;
+    for (int64_t i = first; i < t->blocks && i < first + TASK_BLOCKS; i++)
+        transform_block(t->x + i * BLOCK);
+}
+
+void torch_randn(torch_generator *g, float *out, int64_t n, pool *threads)
 {
     if (n < BLOCK) {
         for (int64_t i = 0; i < n; i++)
@@ -94,8 +111,12 @@ void torch_randn(torch_generator *g, float *out, int64_t n)
     }
     for (int64_t i = 0; i < n; i++)
         out[i] = uniform24(g);
-    for (int64_t i = 0; i + BLOCK <= n; i += BLOCK)
-        transform_block(out + i);
+    transform t = {out, n / BLOCK};
+    const int64_t tasks = (t.blocks + TASK_BLOCKS - 1) / TASK_BLOCKS;
+    if (threads)
+        pool_run(threads, tasks, transform_task, &t);
+    for (int64_t i = 0; !threads && i < tasks; i++)
+        transform_task(&t, i, 0);
     if (n % BLOCK) {
         /* The last 16 are drawn anew, over some that were done already. */
         for (int64_t i = n - BLOCK; i < n; i++)

@@ -2,6 +2,8 @@
 #ifndef SAMPLING_RNG_H
 #define SAMPLING_RNG_H
 
+#include "core/threads.h"
+
 #include <stdbool.h>
 #include <stdint.h>
 
@@ -15,7 +17,7 @@ typedef struct torch_generator {
 
 void torch_seed(torch_generator *g, uint64_t seed);
 /* torch.randn(n, dtype=float32, generator=g). Equal to torch up to the last digits of log, sin and
- * cos (about 1e-6; torch has vectorised ones). */
-void torch_randn(torch_generator *g, float *out, int64_t n);
+ * cos (about 1e-6; torch has vectorised ones). threads may be NULL. */
+void torch_randn(torch_generator *g, float *out, int64_t n, pool *threads);
 
 #endif

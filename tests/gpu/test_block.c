@@ -66,7 +66,7 @@ static void draw(float *out, uint64_t seed, int64_t count)
 {
     torch_generator g;
     torch_seed(&g, seed);
-    torch_randn(&g, out, count);
+    torch_randn(&g, out, count, NULL);
 }
 
 static void make_weight(void *user, int64_t index, int worker)

@@ -27,7 +27,7 @@ static void check_draws(const weight_view *v)
         at += strcspn(at, "0123456789");
         int64_t n = strtoll(at, &at, 10);
         assert_true(n > 0 && done + n <= all);
-        torch_randn(&g, ours + done, n);
+        torch_randn(&g, ours + done, n, NULL);
         done += n;
     }
     assert_int_equal(done, all);
@@ -49,6 +49,24 @@ static void test_torch_randn(void **state)
     for (size_t i = 0; i < weights_count(w); i++)
         check_draws(weights_at(w, i));
     weights_close(w);
+}
+
+static void test_randn_on_threads(void **state)
+{
+    (void)state;
+    enum { COUNT = 100003 };
+    float *alone = malloc(COUNT * sizeof *alone), *shared = malloc(COUNT * sizeof *shared);
+    pool *threads = NULL;
+    torch_generator a, b;
+    assert_true(alone && shared && pool_create(&threads, &mem_default, 3, NULL) == CT_OK);
+    torch_seed(&a, 7);
+    torch_seed(&b, 7);
+    torch_randn(&a, alone, COUNT, NULL);
+    torch_randn(&b, shared, COUNT, threads);
+    assert_memory_equal(alone, shared, COUNT * sizeof *alone);
+    pool_free(threads);
+    free(alone);
+    free(shared);
 }
 
 static float number_at(const json_value *array, size_t i)
@@ -148,8 +166,9 @@ static void test_scheduler_config(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_torch_randn),   cmocka_unit_test(test_sigmas),
-        cmocka_unit_test(test_dynamic_shift), cmocka_unit_test(test_scheduler_config),
+        cmocka_unit_test(test_torch_randn),      cmocka_unit_test(test_randn_on_threads),
+        cmocka_unit_test(test_sigmas),           cmocka_unit_test(test_dynamic_shift),
+        cmocka_unit_test(test_scheduler_config),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
