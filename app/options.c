@@ -232,6 +232,31 @@ const option_info option_table[OPTION_COUNT] = {
                      "offload-to-cpu cpu-offload",
     },
 
+    [OPTION_CACHE] = {
+        .name = "cache", .kind = OPTION_KIND_DIRECTORY, .metavar = "DIR",
+        .group = OPTION_GROUP_MACHINE, .commands = GENERATE | PLAN | OPTION_FOR_CACHE,
+        .help = "where results and compiled kernels are kept for the next run",
+        .fallback = "$CALOTYPE_CACHE, or ~/.cache/calotype",
+        .elsewhere = "cache-dir cache-folder",
+    },
+    [OPTION_CACHE_LIMIT] = {
+        .name = "cache-limit", .kind = OPTION_KIND_BYTES, .metavar = "SIZE",
+        .group = OPTION_GROUP_MACHINE, .commands = GENERATE | PLAN,
+        .min = 1 << 20, .max = 0x1p60,
+        .help = "the most that results may take there, such as 500M; those go that were not used "
+                "for longest",
+        .fallback = "2G",
+        .conflict = OPTION_NO_CACHE,
+        .elsewhere = "cache-size max-cache",
+    },
+    [OPTION_NO_CACHE] = {
+        .name = "no-cache", .kind = OPTION_KIND_FLAG,
+        .group = OPTION_GROUP_MACHINE, .commands = GENERATE | PLAN, .conflict = OPTION_CACHE_LIMIT,
+        .help = "compute everything: no result is kept, on disk or in memory, and none is used "
+                "that was",
+        .elsewhere = "disable-cache",
+    },
+
     [OPTION_RNG] = {
         .name = "rng", .kind = OPTION_KIND_CHOICE, .metavar = "R",
         .group = OPTION_GROUP_REFERENCE, .commands = GENERATE,
@@ -325,7 +350,8 @@ const option_info option_table[OPTION_COUNT] = {
     [OPTION_JSON] = {
         .name = "json", .kind = OPTION_KIND_FLAG,
         .group = OPTION_GROUP_REPORT,
-        .commands = GENERATE | QUANTIZE | PLAN | BENCH | OPTION_FOR_INFO | DEVICES,
+        .commands = GENERATE | QUANTIZE | PLAN | BENCH | OPTION_FOR_INFO | DEVICES |
+                    OPTION_FOR_CACHE,
         .help = "print JSON, one object on a line, and nothing else",
     },
     [OPTION_HELP] = {

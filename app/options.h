@@ -39,6 +39,9 @@ typedef enum option_id {
     OPTION_CPU,
     OPTION_MAX_MEMORY,
     OPTION_MAX_VRAM,
+    OPTION_CACHE,
+    OPTION_CACHE_LIMIT,
+    OPTION_NO_CACHE,
     OPTION_RNG,
     OPTION_NOISE,
     OPTION_TRACE,
@@ -93,7 +96,8 @@ typedef enum option_group {
 #define OPTION_FOR_BENCH 64u
 #define OPTION_FOR_DEVICES 128u
 #define OPTION_FOR_EDIT 256u
-#define OPTION_FOR_ALL 511u
+#define OPTION_FOR_CACHE 512u
+#define OPTION_FOR_ALL 1023u
 
 typedef struct option_info {
     const char *name; /* of the long form, without the dashes */

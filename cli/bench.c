@@ -393,6 +393,7 @@ int bench_run(const options *o, report *r)
     ct_context_params_init(&params);
     char cache[4096];
     params.cache = cache_folder(cache, sizeof cache);
+    params.cache_limit = params.cache_memory = 0; /* every picture computes everything */
     params.device = o->value[OPTION_MODEL].given ? o->value[OPTION_DEVICE].text : "cpu";
     params.threads = (int)o->value[OPTION_THREADS].integer;
     params.cpu = o->value[OPTION_CPU].text;

@@ -22,3 +22,9 @@ const char *cache_folder(char *out, size_t size)
         return join(out, size, folder, "/.cache/calotype");
     return NULL;
 }
+
+const char *cache_from_options(char *out, size_t size, const options *o)
+{
+    const option_value *given = &o->value[OPTION_CACHE];
+    return given->given ? join(out, size, given->text, "") : cache_folder(out, size);
+}

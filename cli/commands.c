@@ -67,6 +67,17 @@ static const char bench_details[] =
     "up.\n"
     "With --model the stages of a picture are measured instead, for a caption of 128 tokens.\n";
 
+static const char cache_details[] =
+    "Examples\n"
+    "  calotype cache                     what is kept, and where\n"
+    "  calotype cache clear               delete it\n"
+    "\n"
+    "What is kept can be made again. Prompts and pictures are not stored, but what a network made "
+    "of\n"
+    "them is; --no-cache of the other commands keeps nothing. Without --cache the folder is "
+    "that of\n"
+    "the environment variable CALOTYPE_CACHE, or calotype in $XDG_CACHE_HOME or ~/.cache.\n";
+
 static const char completions_details[] =
     "Examples\n"
     "  source <(calotype completions bash)\n"
@@ -112,6 +123,14 @@ const command command_table[] = {
      .summary = "measure the speed of this machine, or of a model on it",
      .details = bench_details,
      .run = bench_run},
+    {.name = "cache",
+     .bit = OPTION_FOR_CACHE,
+     .arguments = "[clear]",
+     .max_arguments = 1,
+     .words = "clear",
+     .summary = "tell what is kept from run to run, or delete it",
+     .details = cache_details,
+     .run = cache_run},
     {.name = "completions",
      .bit = OPTION_FOR_COMPLETIONS,
      .arguments = "bash|zsh|fish",
@@ -125,7 +144,7 @@ const command command_table[] = {
      .bit = OPTION_FOR_HELP,
      .arguments = "[COMMAND]",
      .max_arguments = 1,
-     .words = "generate edit plan quantize info devices bench completions help",
+     .words = "generate edit plan quantize info devices bench cache completions help",
      .summary = "show the help of a command",
      .run = help_run},
     {.name = NULL},

@@ -26,6 +26,7 @@ int quantize_run(const options *o, report *r);
 int plan_run(const options *o, report *r);
 int bench_run(const options *o, report *r);
 int info_run(const options *o, report *r);
+int cache_run(const options *o, report *r);
 int devices_run(const options *o, report *r);
 int completions_run(const options *o, report *r);
 int help_run(const options *o, report *r);

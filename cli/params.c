@@ -18,7 +18,11 @@ ct_status context_from_options(ct_context **out, const options *o, report *r, ct
     params.cpu = o->value[OPTION_CPU].text;
     params.device = o->value[OPTION_DEVICE].text;
     char cache[4096];
-    params.cache = cache_folder(cache, sizeof cache);
+    params.cache = cache_from_options(cache, sizeof cache, o);
+    if (o->value[OPTION_CACHE_LIMIT].given)
+        params.cache_limit = o->value[OPTION_CACHE_LIMIT].bytes;
+    if (o->value[OPTION_NO_CACHE].given)
+        params.cache_limit = params.cache_memory = 0;
     params.callbacks = report_callbacks(r);
     return ct_context_create(&params, out, error);
 }

@@ -159,11 +159,19 @@ typedef struct ct_context_params {
     const char *device;
     ct_callbacks callbacks; /* used by everything made from this context */
     ct_allocator allocator; /* all NULL: malloc and free */
-    /* A folder for what is worth keeping from run to run: kernels compiled for a GPU, and what was
-     * measured there. Made when it is needed; one that cannot be written to is no failure. NULL:
-     * nothing is kept. */
+    /* A folder for what is worth keeping from run to run: kernels compiled for a GPU, what was
+     * measured there, and results (see CACHE). Made when it is needed; one that cannot be written
+     * to is no failure. NULL: nothing is kept. */
     const char *cache;
+    /* The most bytes of results in the folder, and in the memory of each model. 0: none are kept
+     * there, and those that are there are not used. */
+    uint64_t cache_limit;
+    uint64_t cache_memory;
 } ct_context_params;
+
+/* What ct_context_params_init sets. */
+#define CT_CACHE_LIMIT ((uint64_t)2 << 30)
+#define CT_CACHE_MEMORY ((uint64_t)512 << 20)
 
 CT_API void ct_context_params_init(ct_context_params *params);
 
@@ -586,6 +594,36 @@ CT_API void ct_memory_plan_init(ct_memory_plan *plan);
  * ct_job_create does, but not for want of memory. */
 CT_API ct_status ct_model_plan(ct_model *model, const ct_generate_params *params,
                                ct_memory_plan *plan, ct_error *error);
+
+/* ---- Cache -----------------------------------------------------------------------------------
+ * What a job computes from its input alone is kept by a hash of all that it depends on, weights and
+ * machine included, and comes back bit for bit: the features of a prompt, so that the text encoder
+ * is not even read for one that was seen before; what the text encoder saw of a picture, and the
+ * latents of a picture; the modulation of a schedule, which is a third of Qwen-Image's weights. A
+ * model keeps results for its jobs in memory, unless a job has max_memory, and a folder keeps them
+ * from run to run; both let go of what was not used for longest where their limit is passed. A job
+ * with a trace neither looks there nor adds to it, and a plan is that of a job that finds nothing.
+ *
+ * Damaged files are found by their checksum, deleted and made again; several processes may use one
+ * folder. Neither prompts nor pictures are stored, but what a network made of them is, and tells
+ * much about them to who has the model: files are readable for their user alone. */
+
+typedef struct ct_cache_kind {
+    const char *name; /* "prompt", "vision", "latents", "schedule", "kernel" */
+    const char *summary;
+    int files;
+    uint64_t bytes;
+} ct_cache_kind;
+
+#define CT_CACHE_KINDS 5
+
+/* What is in a folder of ct_context_params.cache; other files do not count. Nothing where there is
+ * no such folder. Strings are constants. */
+CT_API ct_status ct_cache_usage(const char *folder, ct_cache_kind kinds[CT_CACHE_KINDS],
+                                ct_error *error);
+/* Deletes those files; *kinds, unless it is NULL, is what was deleted. */
+CT_API ct_status ct_cache_clear(const char *folder, ct_cache_kind kinds[CT_CACHE_KINDS],
+                                ct_error *error);
 
 /* ---- Images ---------------------------------------------------------------------------------- */
 

@@ -220,7 +220,8 @@ ct_status file_output_commit(file_output *out, ct_error *error)
     bool failed = fflush(stream) != 0 || ferror(stream);
     int reason = failed ? errno : 0;
     /* The data must be on disk before the name is: a crash leaves the old file or the new one. */
-    if (!failed && !direct && fsync(fileno(stream)) != 0 && errno != EINVAL && errno != EROFS) {
+    if (!failed && !direct && !out->unsynced && fsync(fileno(stream)) != 0 && errno != EINVAL &&
+        errno != EROFS) {
         failed = true;
         reason = errno;
     }
@@ -247,6 +248,18 @@ void file_output_abort(file_output *out)
     out->stream = NULL;
     if (out->temporary[0])
         unlink(out->temporary);
+}
+
+size_t file_output_stem(const char *name)
+{
+    static const char part[] = ".part";
+    const size_t length = strlen(name), end = sizeof part - 1;
+    if (length <= end || strcmp(name + length - end, part) != 0)
+        return length;
+    size_t at = length - end;
+    while (at > 0 && ((name[at - 1] >= '0' && name[at - 1] <= '9') || name[at - 1] == '-'))
+        at--;
+    return at > 1 && at < length - end && name[at - 1] == '.' ? at - 1 : length;
 }
 
 ct_status ct_output_check(const char *path, ct_error *error)

@@ -43,10 +43,16 @@ typedef struct file_output {
     FILE *stream; /* write here */
     char path[4096];
     char temporary[4128]; /* empty when path is written directly */
+    /* Set for what can be made again and is checked when it is read: commit does not wait for the
+     * disk. */
+    bool unsynced;
 } file_output;
 
 ct_status file_output_open(file_output *out, const char *path, ct_error *error);
 ct_status file_output_commit(file_output *out, ct_error *error);
 void file_output_abort(file_output *out);
+/* Characters of a name in front of what file_output_open adds to it; all of them where it is no
+ * temporary name. */
+size_t file_output_stem(const char *name);
 
 #endif

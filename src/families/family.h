@@ -147,10 +147,13 @@ struct family {
 
     /* The transformer: once for a schedule, for each step, once for a prompt, for each evaluation.
      * schedule and condition are memory of these sizes, kept from call to call. sigmas and times
-     * [steps]: 1 and 0 at pure noise. */
+     * [steps]: 1 and 0 at pure noise. begin_schedule makes what a schedule needs in the arena and
+     * returns its table: float32 without gaps, a function of sigmas, times and weights alone.
+     * fill_schedule computes it; the pipeline leaves that out where it has the numbers already. */
     size_t schedule_bytes, condition_bytes;
-    void (*prepare_schedule)(nn *c, const family_model *m, void *schedule, const float *sigmas,
-                             const float *times, int64_t steps);
+    nn_tensor (*begin_schedule)(nn *c, const family_model *m, void *schedule, int64_t steps);
+    void (*fill_schedule)(nn *c, const family_model *m, const void *schedule, const float *sigmas,
+                          const float *times);
     void (*set_step)(nn *c, const family_model *m, const void *schedule, int64_t step);
     void (*prepare_condition)(nn *c, const family_model *m, void *condition,
                               const family_input *input);

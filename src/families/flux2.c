@@ -139,12 +139,18 @@ static nn_tensor encode(nn *c, const family_model *m, const int32_t *ids, int64_
     return qwen3_forward(c, m->text_encoder, ids, count, words, unit_done, user);
 }
 
-static void prepare_schedule(nn *c, const family_model *m, void *schedule, const float *sigmas,
-                             const float *times, int64_t steps)
+static nn_tensor begin_schedule(nn *c, const family_model *m, void *schedule, int64_t steps)
+{
+    flux2_schedule *s = schedule;
+    *s = flux2_begin_schedule(c, m->transformer, steps);
+    return s->values;
+}
+
+static void fill_schedule(nn *c, const family_model *m, const void *schedule, const float *sigmas,
+                          const float *times)
 {
     (void)times;
-    flux2_schedule *s = schedule;
-    *s = flux2_prepare_schedule(c, m->transformer, sigmas, steps);
+    flux2_fill_schedule(c, m->transformer, schedule, sigmas);
 }
 
 static void set_step(nn *c, const family_model *m, const void *schedule, int64_t step)
@@ -222,7 +228,8 @@ const family family_flux2_klein = {
     .encode = encode,
     .schedule_bytes = sizeof(flux2_schedule),
     .condition_bytes = sizeof(flux2_condition),
-    .prepare_schedule = prepare_schedule,
+    .begin_schedule = begin_schedule,
+    .fill_schedule = fill_schedule,
     .set_step = set_step,
     .prepare_condition = prepare_condition,
     .forward = forward,

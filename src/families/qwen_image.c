@@ -191,12 +191,18 @@ static nn_tensor encode_sights(nn *c, const family_model *m, const family_words 
                             pictures, count, unit_done, user);
 }
 
-static void prepare_schedule(nn *c, const family_model *m, void *schedule, const float *sigmas,
-                             const float *times, int64_t steps)
+static nn_tensor begin_schedule(nn *c, const family_model *m, void *schedule, int64_t steps)
+{
+    qwen_image_schedule *s = schedule;
+    *s = qwen_image_begin_schedule(c, m->transformer, steps);
+    return s->values;
+}
+
+static void fill_schedule(nn *c, const family_model *m, const void *schedule, const float *sigmas,
+                          const float *times)
 {
     (void)times;
-    qwen_image_schedule *s = schedule;
-    *s = qwen_image_prepare_schedule(c, m->transformer, sigmas, steps);
+    qwen_image_fill_schedule(c, m->transformer, schedule, sigmas);
 }
 
 static void set_step(nn *c, const family_model *m, const void *schedule, int64_t step)
@@ -271,9 +277,9 @@ static const char *const edit_tokens[] = {"<|im_start|>", "<|im_end|>",     "<|v
     .most_tokens = 8192, .terminal = 0.02, .guidance_off = 1, .guides_tokens = true, .load = load, \
     .free = free_parts, .check = check, .describe = describe, .choose_defaults = choose_defaults,  \
     .schedule_bytes = sizeof(qwen_image_schedule),                                                 \
-    .condition_bytes = sizeof(qwen_image_condition), .prepare_schedule = prepare_schedule,         \
-    .set_step = set_step, .prepare_condition = prepare_condition, .forward = forward,              \
-    .decode = decode, .decode_units = decode_units, .decode_peak = decode_peak
+    .condition_bytes = sizeof(qwen_image_condition), .begin_schedule = begin_schedule,             \
+    .fill_schedule = fill_schedule, .set_step = set_step, .prepare_condition = prepare_condition,  \
+    .forward = forward, .decode = decode, .decode_units = decode_units, .decode_peak = decode_peak
 #define ALL_EDITORS                                                                                \
     .before = EDIT_BEFORE, .max_prompt_tokens = EDIT_DROPPED_TOKENS + PROMPT_TOKENS,               \
     .dropped_tokens = EDIT_DROPPED_TOKENS, .added_tokens = edit_tokens, .min_reference_side = 8,   \

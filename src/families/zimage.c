@@ -108,12 +108,18 @@ static nn_tensor encode(nn *c, const family_model *m, const int32_t *ids, int64_
     return qwen3_forward(c, m->text_encoder, ids, count, words, unit_done, user);
 }
 
-static void prepare_schedule(nn *c, const family_model *m, void *schedule, const float *sigmas,
-                             const float *times, int64_t steps)
+static nn_tensor begin_schedule(nn *c, const family_model *m, void *schedule, int64_t steps)
+{
+    zimage_schedule *s = schedule;
+    *s = zimage_begin_schedule(c, m->transformer, steps);
+    return s->values;
+}
+
+static void fill_schedule(nn *c, const family_model *m, const void *schedule, const float *sigmas,
+                          const float *times)
 {
     (void)sigmas;
-    zimage_schedule *s = schedule;
-    *s = zimage_prepare_schedule(c, m->transformer, times, steps);
+    zimage_fill_schedule(c, m->transformer, schedule, times);
 }
 
 static void set_step(nn *c, const family_model *m, const void *schedule, int64_t step)
@@ -176,7 +182,8 @@ const family family_zimage = {
     .encode = encode,
     .schedule_bytes = sizeof(zimage_schedule),
     .condition_bytes = sizeof(zimage_caption),
-    .prepare_schedule = prepare_schedule,
+    .begin_schedule = begin_schedule,
+    .fill_schedule = fill_schedule,
     .set_step = set_step,
     .prepare_condition = prepare_condition,
     .forward = forward,

@@ -279,35 +279,38 @@ static void modulate(nn *c, const flux2 *m, const flux2_schedule *s, const nn_te
         nn_add_scalar(c, &value, 1);
 }
 
-static flux2_schedule compute_schedule(nn *c, const flux2 *m, const float *sigmas, int64_t steps,
-                                       bool traced)
+flux2_schedule flux2_begin_schedule(nn *c, const flux2 *m, int64_t steps)
 {
-    flux2_schedule s = {steps, nn_new3(c, PARTS, steps, m->dim), nn_new2(c, PARTS, m->dim)};
+    return (flux2_schedule){steps, nn_new3(c, PARTS, steps, m->dim), nn_new2(c, PARTS, m->dim)};
+}
+
+static void fill_schedule(nn *c, const flux2 *m, const flux2_schedule *s, const float *sigmas,
+                          bool traced)
+{
     size_t mark = nn_mark(c);
-    nn_tensor embedding = embed_times(c, m, sigmas, steps);
-    for (int64_t i = 0; traced && i < steps; i++) {
+    nn_tensor embedding = embed_times(c, m, sigmas, s->steps);
+    for (int64_t i = 0; traced && i < s->steps; i++) {
         nn_tensor row = nn_rows(&embedding, i, 1);
         nn_trace_tensor(c, &row, "step.%02d.t_embedder", (int)i);
     }
     nn_silu(c, &embedding, &embedding);
     nn_block(c);
     for (int i = 0; i < 6; i++)
-        modulate(c, m, &s, &embedding, &m->image_modulation, IMAGE_ATTENTION + i - i % 3, i, i % 3);
+        modulate(c, m, s, &embedding, &m->image_modulation, IMAGE_ATTENTION + i - i % 3, i, i % 3);
     nn_block(c);
     for (int i = 0; i < 6; i++)
-        modulate(c, m, &s, &embedding, &m->text_modulation, TEXT_ATTENTION + i - i % 3, i, i % 3);
+        modulate(c, m, s, &embedding, &m->text_modulation, TEXT_ATTENTION + i - i % 3, i, i % 3);
     nn_block(c);
     for (int i = 0; i < 3; i++)
-        modulate(c, m, &s, &embedding, &m->single_modulation, SINGLE, i, i);
-    modulate(c, m, &s, &embedding, &m->final_modulation, FINAL, 0, SCALE);
-    modulate(c, m, &s, &embedding, &m->final_modulation, FINAL, 1, SHIFT);
+        modulate(c, m, s, &embedding, &m->single_modulation, SINGLE, i, i);
+    modulate(c, m, s, &embedding, &m->final_modulation, FINAL, 0, SCALE);
+    modulate(c, m, s, &embedding, &m->final_modulation, FINAL, 1, SHIFT);
     nn_release(c, mark);
-    return s;
 }
 
-flux2_schedule flux2_prepare_schedule(nn *c, const flux2 *m, const float *sigmas, int64_t steps)
+void flux2_fill_schedule(nn *c, const flux2 *m, const flux2_schedule *s, const float *sigmas)
 {
-    return compute_schedule(c, m, sigmas, steps, true);
+    fill_schedule(c, m, s, sigmas, true);
 }
 
 void flux2_set_step(nn *c, const flux2_schedule *schedule, int64_t step)
@@ -619,7 +622,8 @@ static void keep_references(nn *c, const flux2 *m, flux2_condition *p, int64_t t
     size_t mark = nn_mark(c);
     nn_tensor x = nn_new2(c, tokens, m->dim);
     embed_references(c, m, &x, references, count);
-    flux2_schedule schedule = compute_schedule(c, m, &now, 1, false);
+    flux2_schedule schedule = flux2_begin_schedule(c, m, 1);
+    fill_schedule(c, m, &schedule, &now, false);
     flux2_set_step(c, &schedule, 0);
     pass a = begin_pass(&schedule);
     const nn_tensor cosine = nn_rows(&p->cosine, position, tokens);

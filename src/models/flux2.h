@@ -59,8 +59,9 @@ typedef struct flux2_schedule {
     nn_tensor now;    /* [parts, dim]: of the present step */
 } flux2_schedule;
 
-/* sigmas [steps]: 1 at pure noise. */
-flux2_schedule flux2_prepare_schedule(nn *c, const flux2 *m, const float *sigmas, int64_t steps);
+/* Makes its tensors, and computes the values. sigmas [steps]: 1 at pure noise. */
+flux2_schedule flux2_begin_schedule(nn *c, const flux2 *m, int64_t steps);
+void flux2_fill_schedule(nn *c, const flux2 *m, const flux2_schedule *s, const float *sigmas);
 
 /* What follows is evaluated at this step. */
 void flux2_set_step(nn *c, const flux2_schedule *schedule, int64_t step);

@@ -259,48 +259,54 @@ static void modulate(nn *c, const nn_tensor *values, const nn_tensor *embedding,
 }
 
 /* The modulation of all levels; the weights of a block are read once and not needed again. */
-static nn_tensor modulation_table(nn *c, const qwen_image *m, const nn_tensor *embedding)
+static void fill_modulation(nn *c, const qwen_image *m, const nn_tensor *values,
+                            const nn_tensor *embedding)
 {
     const unsigned scales = 1u << SCALE | 1u << (3 + SCALE);
-    nn_tensor values = nn_new3(c, BLOCK_PARTS * m->blocks + FINAL_PARTS, embedding->n[0], m->dim);
     for (int i = 0; i < m->blocks && !nn_stopped(c); i++) {
         const qwen_image_stream *image = &m->block[i].image, *text = &m->block[i].text;
         const int64_t first = (int64_t)BLOCK_PARTS * i;
         nn_block(c);
-        modulate(c, &values, embedding, &image->modulation, &image->modulation_bias,
+        modulate(c, values, embedding, &image->modulation, &image->modulation_bias,
                  first + IMAGE_ATTENTION, 6, scales);
-        modulate(c, &values, embedding, &text->modulation, &text->modulation_bias,
+        modulate(c, values, embedding, &text->modulation, &text->modulation_bias,
                  first + TEXT_ATTENTION, 6, scales);
     }
     nn_block(c);
-    modulate(c, &values, embedding, &m->final_modulation, &m->final_modulation_bias,
+    modulate(c, values, embedding, &m->final_modulation, &m->final_modulation_bias,
              (int64_t)BLOCK_PARTS * m->blocks, FINAL_PARTS, 1u << FINAL_SCALE);
-    return values;
 }
 
-qwen_image_schedule qwen_image_prepare_schedule(nn *c, const qwen_image *m, const float *sigmas,
-                                                int64_t steps)
+qwen_image_schedule qwen_image_begin_schedule(nn *c, const qwen_image *m, int64_t steps)
 {
     qwen_image_schedule s = {.steps = steps};
     const int64_t parts = (int64_t)BLOCK_PARTS * m->blocks + FINAL_PARTS;
     s.now = nn_new2(c, parts, m->dim);
     if (m->zero_cond_t)
         s.zero = nn_new2(c, parts, m->dim);
-    nn_tensor embedding = embed_levels(c, m, sigmas, steps, steps + m->zero_cond_t);
-    for (int64_t i = 0; i < steps; i++) {
+    s.values = nn_new3(c, parts, steps + m->zero_cond_t, m->dim);
+    return s;
+}
+
+void qwen_image_fill_schedule(nn *c, const qwen_image *m, const qwen_image_schedule *s,
+                              const float *sigmas)
+{
+    size_t mark = nn_mark(c);
+    nn_tensor embedding = embed_levels(c, m, sigmas, s->steps, s->values.n[1]);
+    for (int64_t i = 0; i < s->steps; i++) {
         nn_tensor row = nn_rows(&embedding, i, 1);
         nn_trace_tensor(c, &row, "step.%02d.t_embedder", (int)i);
     }
     nn_silu(c, &embedding, &embedding);
-    s.values = modulation_table(c, m, &embedding);
-    if (m->zero_cond_t)
-        nn_take(c, &s.zero, &s.values, steps);
-    return s;
+    fill_modulation(c, m, &s->values, &embedding);
+    nn_release(c, mark);
 }
 
 void qwen_image_set_step(nn *c, const qwen_image_schedule *s, int64_t step)
 {
     nn_take(c, &s->now, &s->values, step);
+    if (s->zero.rank)
+        nn_take(c, &s->zero, &s->values, s->steps);
 }
 
 /* ---- Once for a prompt ----------------------------------------------------------------------- */

@@ -55,9 +55,10 @@ typedef struct qwen_image_schedule {
     nn_tensor zero;   /* [parts, dim]: of noise level 0, with zero_cond_t; else rank 0 */
 } qwen_image_schedule;
 
-/* sigmas [steps]: 1 at pure noise. */
-qwen_image_schedule qwen_image_prepare_schedule(nn *c, const qwen_image *m, const float *sigmas,
-                                                int64_t steps);
+/* Makes its tensors, and computes the values. sigmas [steps]: 1 at pure noise. */
+qwen_image_schedule qwen_image_begin_schedule(nn *c, const qwen_image *m, int64_t steps);
+void qwen_image_fill_schedule(nn *c, const qwen_image *m, const qwen_image_schedule *s,
+                              const float *sigmas);
 
 /* What follows is evaluated at this step. */
 void qwen_image_set_step(nn *c, const qwen_image_schedule *schedule, int64_t step);

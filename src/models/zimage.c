@@ -280,13 +280,18 @@ static nn_tensor embed_times(nn *c, const zimage *m, const float *times, int64_t
     return embedding;
 }
 
-zimage_schedule zimage_prepare_schedule(nn *c, const zimage *m, const float *times, int64_t steps)
+zimage_schedule zimage_begin_schedule(nn *c, const zimage *m, int64_t steps)
 {
     const int64_t entries = 4 * modulated_blocks(m) + 1;
-    zimage_schedule s = {steps, nn_new3(c, entries, steps, m->dim), nn_new2(c, entries, m->dim)};
+    return (zimage_schedule){steps, nn_new3(c, entries, steps, m->dim),
+                             nn_new2(c, entries, m->dim)};
+}
+
+void zimage_fill_schedule(nn *c, const zimage *m, const zimage_schedule *s, const float *times)
+{
     size_t mark = nn_mark(c);
-    nn_tensor embedding = embed_times(c, m, times, steps);
-    for (int64_t i = 0; i < steps; i++) {
+    nn_tensor embedding = embed_times(c, m, times, s->steps);
+    for (int64_t i = 0; i < s->steps; i++) {
         nn_tensor row = nn_rows(&embedding, i, 1);
         nn_trace_tensor(c, &row, "step.%02d.t_embedder", (int)i);
     }
@@ -296,7 +301,7 @@ zimage_schedule zimage_prepare_schedule(nn *c, const zimage *m, const float *tim
         for (int i = 0; i < 4; i++) {
             nn_weight w = nn_weight_rows(&k->modulation, i * m->dim, m->dim);
             nn_weight bias = nn_weight_rows(&k->modulation_bias, i * m->dim, m->dim);
-            nn_tensor value = schedule_entry(c, &s, 4 * b + i);
+            nn_tensor value = schedule_entry(c, s, 4 * b + i);
             nn_linear(c, &value, &embedding, &w, &(nn_epilogue){.bias = &bias});
             if (i == 0 || i == 2)
                 nn_add_scalar(c, &value, 1);
@@ -305,13 +310,12 @@ zimage_schedule zimage_prepare_schedule(nn *c, const zimage *m, const float *tim
         }
     }
     nn_block(c);
-    nn_tensor final = schedule_entry(c, &s, entries - 1);
+    nn_tensor final = schedule_entry(c, s, 4 * modulated_blocks(m));
     nn_silu(c, &embedding, &embedding);
     nn_linear(c, &final, &embedding, &m->final_modulation,
               &(nn_epilogue){.bias = &m->final_modulation_bias});
     nn_add_scalar(c, &final, 1);
     nn_release(c, mark);
-    return s;
 }
 
 void zimage_set_step(nn *c, const zimage_schedule *schedule, int64_t step)

@@ -49,8 +49,9 @@ typedef struct zimage_schedule {
     nn_tensor now;    /* [4 * modulated blocks + 1, dim]: of the present step */
 } zimage_schedule;
 
-/* times [steps]: 1 - sigma, 0 at pure noise. */
-zimage_schedule zimage_prepare_schedule(nn *c, const zimage *m, const float *times, int64_t steps);
+/* Makes its tensors, and computes the values. times [steps]: 1 - sigma, 0 at pure noise. */
+zimage_schedule zimage_begin_schedule(nn *c, const zimage *m, int64_t steps);
+void zimage_fill_schedule(nn *c, const zimage *m, const zimage_schedule *s, const float *times);
 
 /* What follows is evaluated at this step. */
 void zimage_set_step(nn *c, const zimage_schedule *schedule, int64_t step);

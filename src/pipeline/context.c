@@ -17,7 +17,9 @@ const char *ct_version(void)
 
 void ct_context_params_init(ct_context_params *params)
 {
-    *params = (ct_context_params){.struct_size = sizeof *params};
+    *params = (ct_context_params){.struct_size = sizeof *params,
+                                  .cache_limit = CT_CACHE_LIMIT,
+                                  .cache_memory = CT_CACHE_MEMORY};
 }
 
 /* "cuda" or "cuda:3". */
@@ -81,8 +83,10 @@ ct_status ct_context_create(const ct_context_params *params, ct_context **out, c
         return error_memory(error, sizeof *c, "the context");
     c->allocator = allocator;
     c->callbacks = p.callbacks;
+    c->cache_limit = p.cache_limit;
+    c->cache_memory = p.cache_memory;
     ct_status status = cpu_kernels_choose(&c->kernels, p.cpu, error);
-    if (status == CT_OK && p.cache && !(c->cache = mem_strdup(&c->allocator, p.cache)))
+    if (status == CT_OK && p.cache && *p.cache && !(c->cache = mem_strdup(&c->allocator, p.cache)))
         status = error_memory(error, strlen(p.cache), "the name of the cache");
     if (status == CT_OK)
         status = pool_create(&c->threads, &c->allocator, p.threads, error);

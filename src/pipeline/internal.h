@@ -5,6 +5,7 @@
 #include "core/error.h"
 #include "core/threads.h"
 #include "families/family.h"
+#include "io/blob.h"
 #include "io/fingerprint.h"
 #include "nn/cpu/kernels.h"
 #include "nn/cuda/gpu.h"
@@ -18,6 +19,7 @@ struct ct_context {
     cpu_kernels kernels;
     cuda_gpu *gpu; /* where networks run; NULL: on the CPU */
     char *cache;   /* a folder, or NULL */
+    uint64_t cache_limit, cache_memory;
 };
 
 struct ct_model {
@@ -36,6 +38,10 @@ struct ct_model {
     uint64_t merged_bytes; /* of matrices in memory of their own */
     bool plan_only;        /* that memory is not filled */
     char hash[FINGERPRINT_DIGITS + 1];
+    /* Whatever changes what a part computes must change its hash. */
+    char part_hash[PART_COUNT][FINGERPRINT_DIGITS + 1];
+    blob_memory *kept;         /* results of its jobs; NULL: they are not kept in memory */
+    _Atomic bool cache_failed; /* a person was told that nothing can be kept on disk */
 };
 
 struct ct_image {

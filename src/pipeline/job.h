@@ -43,6 +43,7 @@ struct ct_job {
     nn *network;                 /* with the memory that the dry run asked for */
     residency residency;         /* of the weights */
     size_t arena[3];             /* memory of the network in each ct_stage */
+    uint64_t table_bytes;        /* of the schedule's table */
     int strip_rows;              /* of latents, for the VAE; 0: the whole picture at once */
     uint64_t max_memory;         /* 0: none was given */
     uint64_t max_vram;           /* likewise */
@@ -96,7 +97,8 @@ void plan_gpu_apply(ct_job *job, const ct_memory_plan *plan);
 /* CT_ENOMEM with numbers and advice. */
 ct_status plan_gpu_refuse(ct_job *job, ct_memory_plan *plan, ct_error *error);
 
-/* How the VAE computes. */
+/* How the text encoder computes, and the VAE. */
+nn_precision job_encode_precision(const ct_job *job);
 nn_precision job_decode_precision(const ct_job *job);
 /* Tells the residency and the network. */
 void job_begin_section(ct_job *job, nn *c, residency_section section);

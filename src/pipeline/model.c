@@ -318,6 +318,40 @@ static ct_status hash_model(ct_model *m, ct_error *error)
     return status;
 }
 
+/* Of what a part computes with, for its results in the cache. */
+static ct_status hash_part(ct_model *m, int part, bool dequantized, ct_error *error)
+{
+    static const char *const configs[PART_COUNT] = {[PART_TEXT_ENCODER] =
+                                                        "text_encoder/config.json",
+                                                    [PART_TRANSFORMER] = "transformer/config.json",
+                                                    [PART_VAE] = "vae/config.json"};
+    fingerprint f;
+    char *path = join(m, configs[part]);
+    if (!path)
+        return error_memory(error, strlen(m->directory), "a path");
+    fingerprint_begin(&f);
+    ct_status status = file_exists(path) ? fingerprint_add_file(&f, path, error) : CT_OK;
+    mem_free(m->allocator, path);
+    fingerprint_add(&f, &dequantized, sizeof dequantized);
+    fingerprint_add_weights(&f, m->parts.weights[part]);
+    for (int i = 0; part == PART_TRANSFORMER && m->loras && i < m->loras->count; i++)
+        if (m->loras->files[i].scale != 0)
+            fingerprint_add_lora(&f, m->loras->files[i].hash, m->loras->files[i].scale);
+    fingerprint_hex(&f, m->part_hash[part]);
+    return status;
+}
+
+/* What its jobs share. */
+static ct_status open_cache(ct_model *m, bool dequantized, ct_error *error)
+{
+    ct_status status = CT_OK;
+    for (int i = 0; status == CT_OK && i < PART_COUNT; i++)
+        status = hash_part(m, i, dequantized, error);
+    if (status == CT_OK && m->context->cache_memory)
+        status = blob_memory_create(&m->kept, m->allocator, m->context->cache_memory, error);
+    return status;
+}
+
 /* ---- LoRAs ----------------------------------------------------------------------------------- */
 
 static ct_status check_loras(const ct_lora *list, int count, ct_error *error)
@@ -458,6 +492,8 @@ ct_status ct_model_load_with(ct_context *context, const char *directory,
         status = describe_parts(m, error);
     if (status == CT_OK)
         status = hash_model(m, error);
+    if (status == CT_OK)
+        status = open_cache(m, options.dequantize, error);
     if (status == CT_OK && context->gpu)
         status = cuda_store_create(&m->gpu_weights, context->gpu, error);
     if (status != CT_OK) {
@@ -487,6 +523,7 @@ void ct_model_free(ct_model **model)
         mem_free(a, m->components[i].paths);
     }
     nn_free(m->spare);
+    blob_memory_free(m->kept);
     cuda_store_free(m->gpu_weights);
     tokenizer_free(m->tokenizer);
     if (m->parts.family)

@@ -5,6 +5,7 @@
  * the others are known from a dry run. */
 #include "core/mem.h"
 #include "core/memory_info.h"
+#include "pipeline/cache.h"
 #include "pipeline/job.h"
 
 #include <math.h>
@@ -71,7 +72,7 @@ static void describe_stages(const ct_job *job, ct_memory_plan *plan)
     const uint64_t latents = 2 * (uint64_t)job->latent_count * sizeof(float);
     static const residency_section sections[3][2] = {
         [CT_STAGE_ENCODE] = {SECTION_ENCODE, SECTION_REFERENCES},
-        [CT_STAGE_DENOISE] = {SECTION_PREPARE, SECTION_EVALUATE},
+        [CT_STAGE_DENOISE] = {SECTION_SCHEDULE, SECTION_EVALUATE},
         [CT_STAGE_DECODE] = {SECTION_DECODE, SECTION_DECODE},
     };
     for (int i = 0; i < 3; i++) {
@@ -93,7 +94,7 @@ static void describe_stages(const ct_job *job, ct_memory_plan *plan)
                 s->block_bytes = list[k].largest;
         s->blocks = list[i == CT_STAGE_ENCODE ? SECTION_ENCODE : last].count;
         s->activation_bytes = job->arena[i];
-        s->buffer_bytes = features + references;
+        s->buffer_bytes = features + references + cache_stage_bytes(job, (ct_stage)i);
         if (i == CT_STAGE_ENCODE)
             s->buffer_bytes += references_encoding_bytes(job);
         if (i >= CT_STAGE_DENOISE)
@@ -178,6 +179,7 @@ static ct_memory_choice choose(planning *p, int streamed, int way)
     residency_stream(r, SECTION_EVALUATE, streamed);
     uint64_t held[3] = {residency_bytes(r, SECTION_ENCODE), residency_bytes(r, SECTION_EVALUATE),
                         residency_bytes(r, SECTION_DECODE)};
+    const uint64_t schedule = residency_bytes(r, SECTION_SCHEDULE);
     const uint64_t prepare = residency_bytes(r, SECTION_PREPARE);
     const uint64_t references = residency_bytes(r, SECTION_REFERENCES);
     const uint64_t see = residency_bytes(r, SECTION_SEE);
@@ -185,6 +187,8 @@ static ct_memory_choice choose(planning *p, int streamed, int way)
         held[CT_STAGE_ENCODE] = references;
     if (see > held[CT_STAGE_ENCODE])
         held[CT_STAGE_ENCODE] = see;
+    if (schedule > held[CT_STAGE_DENOISE])
+        held[CT_STAGE_DENOISE] = schedule;
     if (prepare > held[CT_STAGE_DENOISE])
         held[CT_STAGE_DENOISE] = prepare;
     for (int i = 0; i < 3; i++) {

@@ -18,9 +18,9 @@
 #define BIT(section) (1u << (section))
 
 static const ct_stage stage_of[SECTION_COUNT] = {
-    [SECTION_ENCODE] = CT_STAGE_ENCODE,   [SECTION_REFERENCES] = CT_STAGE_ENCODE,
-    [SECTION_PREPARE] = CT_STAGE_DENOISE, [SECTION_EVALUATE] = CT_STAGE_DENOISE,
-    [SECTION_DECODE] = CT_STAGE_DECODE,
+    [SECTION_ENCODE] = CT_STAGE_ENCODE,    [SECTION_REFERENCES] = CT_STAGE_ENCODE,
+    [SECTION_SCHEDULE] = CT_STAGE_DENOISE, [SECTION_PREPARE] = CT_STAGE_DENOISE,
+    [SECTION_EVALUATE] = CT_STAGE_DENOISE, [SECTION_DECODE] = CT_STAGE_DECODE,
 };
 
 /* Whose weights stay when a section begins. */
@@ -99,7 +99,8 @@ static ct_gpu_choice choose(planning *p, const choice *c)
 
 static bool is_streamed(int section)
 {
-    return section == SECTION_ENCODE || section == SECTION_PREPARE || section == SECTION_EVALUATE;
+    return section == SECTION_ENCODE || section == SECTION_SCHEDULE || section == SECTION_PREPARE ||
+           section == SECTION_EVALUATE;
 }
 
 /* The least memory. */
@@ -154,8 +155,8 @@ static ct_status find_limit(const ct_job *job, ct_gpu_plan *plan, ct_error *erro
     if (status != CT_OK)
         return status;
     plan->total_bytes = total;
-    plan->available_bytes = free_bytes + cuda_store_bytes(job->model->gpu_weights) +
-                            nn_arena_bytes(job->network);
+    plan->available_bytes =
+        free_bytes + cuda_store_bytes(job->model->gpu_weights) + nn_arena_bytes(job->network);
     plan->limit_bytes =
         plan->available_bytes > RESERVE_BYTES ? plan->available_bytes - RESERVE_BYTES : 0;
     if (job->max_vram && job->max_vram < plan->available_bytes)

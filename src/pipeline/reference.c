@@ -2,6 +2,7 @@
 
 #include "core/mem.h"
 #include "io/resample.h"
+#include "pipeline/cache.h"
 #include "pipeline/job.h"
 
 #include <math.h>
@@ -240,14 +241,21 @@ static size_t encoding_count(const ct_job *job, const reference *r)
     return 3 * (size_t)r->width * (size_t)r->height + 2 * latent_count(job, r);
 }
 
-uint64_t references_bytes(const ct_job *job)
+uint64_t references_kept_bytes(const ct_job *job, uint64_t most)
 {
     uint64_t bytes = 0;
     for (int i = 0; i < job->references; i++) {
         const reference *r = &job->reference[i];
-        bytes += (latent_count(job, r) + sight_count(job, r)) * sizeof(float);
+        const uint64_t latents = latent_count(job, r) * sizeof(float);
+        const uint64_t sight = sight_count(job, r) * sizeof(float);
+        bytes += (latents <= most ? latents : 0) + (sight <= most ? sight : 0);
     }
     return bytes;
+}
+
+uint64_t references_bytes(const ct_job *job)
+{
+    return references_kept_bytes(job, UINT64_MAX);
 }
 
 uint64_t references_encoding_bytes(const ct_job *job)
@@ -269,6 +277,21 @@ static void to_planes(float *planes, const reference *r)
             planes[c * pixels + i] = 2.0f * ((float)r->pixels[3 * i + c] / 255.0f) - 1.0f;
 }
 
+/* Numbers that another job has computed; NULL where there are none. */
+static float *recall(const ct_job *job, const blob_name *name, size_t count, const char *what)
+{
+    float *numbers = mem_array(job->allocator, count, sizeof *numbers);
+    const char *place = numbers ? cache_load_floats(job, name, numbers, count) : NULL;
+    if (!place) {
+        mem_free(job->allocator, numbers);
+        return NULL;
+    }
+    cache_keep_floats(job, name, numbers, count, place);
+    log_message(&job->callbacks, CT_LOG_INFO, "cache: %s of a reference picture are in %s", what,
+                place);
+    return numbers;
+}
+
 static void encode(ct_job *job, nn *c, reference *r)
 {
     const family_model *m = &job->model->parts;
@@ -287,10 +310,19 @@ static void encode(ct_job *job, nn *c, reference *r)
                                   planes + 3 * (size_t)r->width * (size_t)r->height, latents);
     }
     mem_free(job->allocator, planes);
-    if (nn_stopped(c))
+    if (nn_stopped(c)) {
         mem_free(job->allocator, latents);
-    else
-        r->latents = latents;
+        return;
+    }
+    r->latents = latents;
+    const blob_name name = cache_latents_name(job, r);
+    cache_keep_floats(job, &name, latents, latent_count(job, r), NULL);
+}
+
+static void recall_latents(const ct_job *job, reference *r)
+{
+    const blob_name name = cache_latents_name(job, r);
+    r->latents = recall(job, &name, latent_count(job, r), "latents");
 }
 
 void references_encode(ct_job *job, nn *c, void (*unit_done)(void *user, int unit), void *user)
@@ -299,8 +331,12 @@ void references_encode(ct_job *job, nn *c, void (*unit_done)(void *user, int uni
     for (int i = 0; i < job->references && !nn_stopped(c); i++) {
         reference *r = &job->reference[i];
         if (!r->latents) {
-            job_begin_section(job, c, SECTION_REFERENCES);
-            encode(job, c, r);
+            if (!nn_is_dry(c))
+                recall_latents(job, r);
+            if (!r->latents) {
+                job_begin_section(job, c, SECTION_REFERENCES);
+                encode(job, c, r);
+            }
             unit_done(user, i);
         }
         if (!r->latents)
@@ -328,10 +364,19 @@ static void see(ct_job *job, nn *c, reference *r)
         }
     }
     m->family->see(c, m, r->seen, r->seen_height, r->seen_width, sight);
-    if (nn_stopped(c))
+    if (nn_stopped(c) || !sight) {
         mem_free(job->allocator, sight);
-    else
-        r->sight = sight;
+        return;
+    }
+    r->sight = sight;
+    const blob_name name = cache_sight_name(job, r);
+    cache_keep_floats(job, &name, sight, sight_count(job, r), NULL);
+}
+
+static void recall_sight(const ct_job *job, reference *r)
+{
+    const blob_name name = cache_sight_name(job, r);
+    r->sight = recall(job, &name, sight_count(job, r), "features");
 }
 
 void references_see(ct_job *job, nn *c, void (*unit_done)(void *user, int unit), void *user)
@@ -340,10 +385,14 @@ void references_see(ct_job *job, nn *c, void (*unit_done)(void *user, int unit),
         reference *r = &job->reference[i];
         if (!r->seen || r->sight)
             continue;
-        job_begin_section(job, c, SECTION_SEE);
-        job->trace.active = i == 0;
-        see(job, c, r);
-        job->trace.active = false;
+        if (!nn_is_dry(c))
+            recall_sight(job, r);
+        if (!r->sight) {
+            job_begin_section(job, c, SECTION_SEE);
+            job->trace.active = i == 0;
+            see(job, c, r);
+            job->trace.active = false;
+        }
         unit_done(user, i);
     }
 }

@@ -34,6 +34,8 @@ void references_sights(const struct ct_job *job, family_sight sights[MAX_REFEREN
 /* Bytes of latents and of what was seen, which stay (the pixels are there already); and of what
  * encoding takes besides. */
 uint64_t references_bytes(const struct ct_job *job);
+/* The same of what has at most so many bytes in one. */
+uint64_t references_kept_bytes(const struct ct_job *job, uint64_t most);
 uint64_t references_encoding_bytes(const struct ct_job *job);
 
 #endif

@@ -17,7 +17,8 @@ typedef enum residency_section {
     SECTION_SEE,        /* a reference picture through the text encoder's vision */
     SECTION_ENCODE,     /* a prompt through the text encoder */
     SECTION_REFERENCES, /* the reference pictures through the VAE */
-    SECTION_PREPARE,    /* the transformer's work for the schedule and the captions */
+    SECTION_SCHEDULE,   /* the transformer's work for the schedule, unless that is known */
+    SECTION_PREPARE,    /* the transformer's work for the captions */
     SECTION_EVALUATE,   /* the transformer, once */
     SECTION_DECODE,     /* the VAE */
     SECTION_COUNT

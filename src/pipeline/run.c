@@ -1,6 +1,7 @@
 /* ct_job_run: the way of the data. prompt -> features -> noise -> steps -> latents -> picture */
 #include "core/clock.h"
 #include "core/mem.h"
+#include "pipeline/cache.h"
 #include "pipeline/job.h"
 #include "pipeline/recipe.h"
 #include "sampling/rng.h"
@@ -47,8 +48,9 @@ void job_begin_section(ct_job *job, nn *c, residency_section section)
 {
     static const ct_stage stages[SECTION_COUNT] = {
         [SECTION_SEE] = CT_STAGE_ENCODE,        [SECTION_ENCODE] = CT_STAGE_ENCODE,
-        [SECTION_REFERENCES] = CT_STAGE_ENCODE, [SECTION_PREPARE] = CT_STAGE_DENOISE,
-        [SECTION_EVALUATE] = CT_STAGE_DENOISE,  [SECTION_DECODE] = CT_STAGE_DECODE,
+        [SECTION_REFERENCES] = CT_STAGE_ENCODE, [SECTION_SCHEDULE] = CT_STAGE_DENOISE,
+        [SECTION_PREPARE] = CT_STAGE_DENOISE,   [SECTION_EVALUATE] = CT_STAGE_DENOISE,
+        [SECTION_DECODE] = CT_STAGE_DECODE,
     };
     residency_begin(&job->residency, section);
     nn_section(c, (int)section, job->arena[stages[section]]);
@@ -116,37 +118,100 @@ static void look_into_prompt(ct_job *job, nn *c, prompt *p)
     p->features = NULL;
 }
 
+static int64_t feature_size(const ct_job *job, const prompt *p)
+{
+    return job_feature_count(job, p) * job->model->parts.feature_width;
+}
+
+static float *new_features(const ct_job *job, nn *c, const prompt *p)
+{
+    const int64_t size = feature_size(job, p);
+    float *features = mem_array(job->allocator, (size_t)size, sizeof *features);
+    if (!features)
+        nn_fail(c, CT_ENOMEM, "out of memory: %" PRId64 " bytes for the prompt's features",
+                size * (int64_t)sizeof *features);
+    return features;
+}
+
+/* Features that another job has computed. */
+static void recall_prompt(ct_job *job, nn *c, prompt *p, const char *which)
+{
+    const size_t size = (size_t)feature_size(job, p);
+    const blob_name name = cache_prompt_name(job, p);
+    float *features = new_features(job, c, p);
+    const char *place = features ? cache_load_floats(job, &name, features, size) : NULL;
+    if (!place) {
+        mem_free(job->allocator, features);
+        return;
+    }
+    p->features = features;
+    cache_keep_floats(job, &name, features, size, place);
+    log_message(&job->callbacks, CT_LOG_INFO,
+                "cache: features of the %s are in %s; the text encoder does not run", which, place);
+}
+
 static void encode_prompt(ct_job *job, nn *c, prompt *p, unit_counter *units)
 {
     const family_model *m = &job->model->parts;
-    const int64_t size = job_feature_count(job, p) * m->feature_width;
+    const int64_t size = feature_size(job, p);
     size_t mark = nn_mark(c);
     job_begin_section(job, c, SECTION_ENCODE);
     /* Of a device that works later than it is told to, layers are done when the features are
      * here. */
     const bool later = nn_lag(c) > 0;
     nn_tensor features = encode(job, c, p, later ? NULL : unit_done, units);
-    if (!nn_is_dry(c) && !nn_stopped(c)) {
-        p->features = mem_array(job->allocator, (size_t)size, sizeof(float));
-        if (!p->features)
-            nn_fail(c, CT_ENOMEM, "out of memory: %" PRId64 " bytes for the prompt's features",
-                    size * (int64_t)sizeof(float));
-        else
-            nn_download(c, &features, p->features, size);
-    }
+    if (!nn_is_dry(c) && !nn_stopped(c) && (p->features = new_features(job, c, p)))
+        nn_download(c, &features, p->features, size);
     for (int i = 0; later && i < m->encode_units; i++)
         unit_done(units, i);
     nn_release(c, mark);
     if (p->features && !nn_stopped(c) && !all_finite(p->features, size))
         look_into_prompt(job, c, p);
+    if (p->features && !nn_stopped(c)) {
+        const blob_name name = cache_prompt_name(job, p);
+        cache_keep_floats(job, &name, p->features, (size_t)size, NULL);
+    }
 }
 
+/* The text encoder is small work, so 8 bits would gain little there. */
+nn_precision job_encode_precision(const ct_job *job)
+{
+    const ct_precision precision = job->info.precision;
+    return precision == CT_PRECISION_FP32   ? NN_F32
+           : precision == CT_PRECISION_FP16 ? NN_FP16
+                                            : NN_BF16;
+}
+
+/* On the CPU the VAE is computed in float32 (its convolutions gain more from fewer products than
+ * from shorter numbers), and where there is no bfloat16, because its pictures leave the range of
+ * fp16. */
 nn_precision job_decode_precision(const ct_job *job)
 {
     const cuda_gpu *gpu = job->model->context->gpu;
     const ct_precision precision = job->info.precision;
     const bool shorter = precision != CT_PRECISION_FP32 && precision != CT_PRECISION_FP16;
     return gpu && cuda_gpu_has_bf16(gpu) && shorter ? NN_BF16 : NN_F32;
+}
+
+/* Whether nothing is left to encode, nor to be seen of the references. */
+static bool recall_prompts(ct_job *job, nn *c, prompt *const *prompts, int count,
+                           unit_counter *units)
+{
+    const family_model *m = &job->model->parts;
+    bool all = true;
+    for (int i = 0; i < count && !nn_is_dry(c); i++) {
+        if (prompts[i]->features)
+            continue;
+        recall_prompt(job, c, prompts[i], i ? "negative prompt" : "prompt");
+        all &= prompts[i]->features != NULL;
+        units->done += prompts[i]->features ? m->encode_units : 0;
+    }
+    all &= !nn_is_dry(c);
+    if (all && units->done && m->family->see)
+        units->done += job->references;
+    if (units->done)
+        report(job, c, CT_STAGE_ENCODE, units->done, units->all, NULL);
+    return all;
 }
 
 /* The prompts through the text encoder, then the reference pictures through the VAE. */
@@ -162,7 +227,8 @@ static void encode_inputs(ct_job *job, nn *c)
         begin_stage(job, c, CT_STAGE_ENCODE);
         report(job, c, CT_STAGE_ENCODE, 0, units.all, NULL);
     }
-    references_see(job, c, unit_done, &units);
+    if (!recall_prompts(job, c, prompts, count, &units))
+        references_see(job, c, unit_done, &units);
     for (int i = 0; i < count && !nn_stopped(c); i++) {
         prompt *p = prompts[i];
         job->trace.active = i == 0;
@@ -334,12 +400,39 @@ static void prepare_prompt(ct_job *job, nn *c, prompt *p, int index)
     m->family->prepare_condition(c, m, p->condition, &input);
 }
 
+/* Whether the schedule's table is known is asked before a section begins, because that may bring
+ * the section's weights. What turns out to be damaged is computed after all. */
+static void prepare_schedule(ct_job *job, nn *c)
+{
+    const family_model *m = &job->model->parts;
+    const blob_name name = cache_schedule_name(job);
+    const bool known = !nn_is_dry(c) && job->table_bytes && cache_has(job, &name, job->table_bytes);
+    job_begin_section(job, c, known ? SECTION_PREPARE : SECTION_SCHEDULE);
+    const nn_tensor table = m->family->begin_schedule(c, m, job->schedule, job->info.steps);
+    const char *place = known ? cache_load_tensor(job, c, &name, &table) : NULL;
+    if (nn_is_dry(c))
+        job->table_bytes = (uint64_t)nn_count(&table) * sizeof(float);
+    if (place) {
+        log_message(&job->callbacks, CT_LOG_INFO,
+                    "cache: the modulation of the schedule is in %s; its weights are not read",
+                    place);
+    } else {
+        if (known)
+            job_begin_section(job, c, SECTION_SCHEDULE);
+        m->family->fill_schedule(c, m, job->schedule, job->sigmas, job->times);
+    }
+    if (!nn_is_dry(c))
+        cache_keep_tensor(job, c, &name, &table, place);
+    if (!place)
+        job_begin_section(job, c, SECTION_PREPARE);
+}
+
 static denoising prepare(ct_job *job, nn *c)
 {
     const family_model *m = &job->model->parts;
     const int64_t height = job->latent_height, width = job->latent_width;
     denoising d;
-    m->family->prepare_schedule(c, m, job->schedule, job->sigmas, job->times, job->info.steps);
+    prepare_schedule(job, c);
     prepare_prompt(job, c, &job->positive, 0);
     job->trace.active = false;
     d.latents = nn_new3(c, m->channels, height, width);
@@ -359,7 +452,6 @@ static void look_into_step(ct_job *job, nn *c, int step, size_t mark)
     snprintf(when, sizeof when, "step %d of %d", step + 1, job->info.steps);
     nn_release(c, mark);
     nn_check_numbers(c, when);
-    job_begin_section(job, c, SECTION_PREPARE);
     const denoising d = prepare(job, c);
     run_step(job, c, &d, step);
     not_again(c, when);
@@ -391,7 +483,6 @@ static void denoise(ct_job *job, nn *c)
     size_t mark = nn_mark(c);
     report(job, c, CT_STAGE_DENOISE, 0, steps, NULL);
     begin_stage(job, c, CT_STAGE_DENOISE);
-    job_begin_section(job, c, SECTION_PREPARE);
     job->trace.active = true;
     denoising d = prepare(job, c);
     for (int step = 0; step < steps + lag && !nn_stopped(c); step++) {
@@ -433,14 +524,10 @@ static void decode(ct_job *job, nn *c)
     end_stage(job, c, CT_STAGE_DECODE, m->weights[PART_VAE]);
 }
 
-/* The text encoder is small work, so 8 bits would gain little there. On the CPU the VAE is computed
- * in float32 (its convolutions gain more from fewer products than from shorter numbers), and where
- * there is no bfloat16, because its pictures leave the range of fp16. */
 void job_execute(ct_job *job, nn *c, uint64_t seed)
 {
     const ct_precision precision = job->info.precision;
-    const bool half = precision == CT_PRECISION_FP16;
-    nn_set_precision(c, precision == CT_PRECISION_FP32 ? NN_F32 : half ? NN_FP16 : NN_BF16);
+    nn_set_precision(c, job_encode_precision(job));
     residency_start(&job->residency, nn_is_dry(c));
     encode_inputs(job, c);
     draw_noise(job, c, seed);

@@ -29,6 +29,7 @@ ESCAPES = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 def environment(**changes):
     env = {k: v for k, v in os.environ.items()
            if k not in ("CALOTYPE_CPU", "NO_COLOR", "LC_ALL", "LC_CTYPE", "LANG")}
+    env["CALOTYPE_CACHE"] = ""
     env.update(changes)
     return env
 
@@ -108,8 +109,8 @@ class Folder(unittest.TestCase):
 
 
 class Help(unittest.TestCase):
-    COMMANDS = ("generate", "edit", "plan", "quantize", "info", "devices", "bench", "completions",
-                "help")
+    COMMANDS = ("generate", "edit", "plan", "quantize", "info", "devices", "bench", "cache",
+                "completions", "help")
 
     def test_nothing(self):
         result = run()
@@ -514,6 +515,77 @@ class Devices(unittest.TestCase):
             result = self.devices(*args)
             self.assertEqual(result.returncode, 2, args)
             self.assertEqual(result.stdout, "")
+
+
+class Cache(Folder):
+    def setUp(self):
+        super().setUp()
+        self.cache = self.path("cache")
+
+    def picture(self, *args, **more):
+        """What -v says of the cache, and the picture."""
+        result = self.generate("--seed", "7", "-v", *args, **more)
+        self.assertEqual(result.returncode, 0, result.stderr)
+        with open(self.path("out.png"), "rb") as file:
+            return re.findall("cache: .*", result.stderr), file.read()
+
+    def kinds(self, *args):
+        result = run("cache", *args, "--cache", self.cache, "--json")
+        self.assertEqual((result.returncode, result.stderr), (0, ""))
+        said = json.loads(result.stdout)
+        self.assertEqual(said["folder"], self.cache)
+        return {k["kind"]: k["files"] for k in said["kinds"] if k["files"]}
+
+    def test_second_run(self):
+        self.assertEqual(self.kinds(), {})
+        said, first = self.picture("--cache", self.cache)
+        self.assertEqual(said, [])
+        self.assertEqual(self.kinds(), {"prompt": 1, "schedule": 1})
+        said, second = self.picture(env=environment(CALOTYPE_CACHE=self.cache))
+        self.assertEqual(len(said), 2)
+        self.assertIn("the text encoder does not run", said[0])
+        self.assertIn(self.cache, said[1])
+        self.assertEqual(first, second)
+        # Without it nothing is read or written, also for two pictures of one job.
+        for kept in ("another fox", "a red fox"):
+            said, third = self.picture("--cache", self.cache, "--no-cache", "-b", "2", prompt=kept)
+            self.assertEqual(said, [])
+        self.assertEqual(first, third)
+        self.assertEqual(self.kinds(), {"prompt": 1, "schedule": 1})
+
+    def test_one_process(self):
+        said, _ = self.picture("-b", "2")
+        self.assertEqual(len(said), 1)
+        self.assertIn("modulation of the schedule is in memory", said[0])
+
+    def test_limit(self):
+        self.refused(self.generate("--cache-limit", "1M", "--no-cache"), 2, "--no-cache")
+        self.refused(self.generate("--cache-limit", "none"), 2, "--cache-limit")
+        self.picture("--cache", self.cache, "--cache-limit", "1M")
+        self.assertEqual(self.kinds(), {"prompt": 1, "schedule": 1})
+
+    def test_clear(self):
+        self.picture("--cache", self.cache)
+        with open(os.path.join(self.cache, "notes.txt"), "w", encoding="utf-8") as file:
+            file.write("not ours")
+        human = run("cache", "--cache", self.cache)
+        self.assertIn("in 2 files", human.stdout)
+        self.assertIn("features of prompts", human.stdout)
+        self.assertEqual(self.kinds("clear"), {"prompt": 1, "schedule": 1})
+        self.assertEqual(self.kinds(), {})
+        self.assertEqual(os.listdir(self.cache), ["notes.txt"])
+
+    def test_mistakes(self):
+        self.refused(run("cache", "clean", "--cache", self.cache), 2, '"clear"')
+        self.refused(run("cache"), 2, "CALOTYPE_CACHE")
+        self.refused(run("cache", "clear", "--cache", PROGRAM), 1, PROGRAM)
+
+    def test_no_folder(self):
+        with open(self.cache, "w", encoding="utf-8") as file:
+            file.write("a file")
+        result = self.generate("--seed", "7", "--cache", self.cache)
+        self.assertEqual(result.returncode, 0)
+        self.assertEqual(result.stderr.count("nothing is kept on disk"), 1)
 
 
 class Info(Folder):

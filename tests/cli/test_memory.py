@@ -61,10 +61,13 @@ class Folder(unittest.TestCase):
     def generate(self, model, *args, out="out.png", report="-q"):
         """The result and the peak of memory."""
         path = os.path.join(self.folder, out)
+        # An empty cache each time: what is found there is not computed.
+        cache = tempfile.mkdtemp(prefix="cache-", dir=self.folder)
         result = subprocess.run(
             [sys.executable, "-S", "-E", "-c", MEASURE, PROGRAM, "generate", report, "-m", model,
              "-p", PROMPT, "-o", path, "--seed", "1", *THREADS, *args],
-            capture_output=True, text=True, timeout=280, env=ENVIRONMENT)
+            capture_output=True, text=True, timeout=280,
+            env={**ENVIRONMENT, "CALOTYPE_CACHE": cache})
         peak = int(result.stdout.split()[-1])
         return result, peak, path
 

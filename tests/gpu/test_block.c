@@ -182,7 +182,8 @@ static void forward(nn *c, const network *n, int64_t side, int64_t caption, resu
         latents[i] = to_bf16(latents[i]);
     for (int64_t i = 0; i < features; i++)
         words[i] = to_bf16(words[i]);
-    zimage_schedule schedule = zimage_prepare_schedule(c, &n->m, &time, 1);
+    zimage_schedule schedule = zimage_begin_schedule(c, &n->m, 1);
+    zimage_fill_schedule(c, &n->m, &schedule, &time);
     zimage_set_step(c, &schedule, 0);
     zimage_caption text = zimage_prepare_caption(c, &n->m, words, caption, side, side);
     nn_tensor x = nn_new3(c, CHANNELS, side, side), y = nn_new3(c, CHANNELS, side, side);

@@ -407,6 +407,7 @@ static made open_model(const char *name)
     ct_context_params_init(&params);
     params.threads = 2;
     params.device = "cpu";
+    params.cache_memory = 0;
     test_ok(ct_context_create(&params, &m.context, &error), &error);
     g.gpu.threads = m.context->threads;
     m.context->gpu = &g.gpu;
@@ -481,6 +482,51 @@ static ct_gpu_choice check_limit(const char *name, ct_precision precision, uint6
     assert_true(g.fake->peak <= c.peak_bytes && g.fake->peak + besides >= c.peak_bytes);
     close_model(&m);
     return c;
+}
+
+/* One job of a model that is opened anew, with results in a folder; the weights that are on the GPU
+ * behind it. */
+static size_t run_with_cache(const char *name, const char *folder, int way, ct_gpu_stage stage[3])
+{
+    start_counting();
+    made m = open_model(name);
+    ct_generate_params p = small_picture(&m, CT_PRECISION_BF16);
+    ct_memory_plan plan;
+    ct_image *image;
+    ct_error error;
+    m.context->cache = mem_strdup(&m.context->allocator, folder);
+    ct_memory_plan_init(&plan);
+    test_ok(ct_model_plan(m.model, &p, &plan, &error), &error);
+    p.max_vram = plan.gpu.way[way].peak_bytes;
+    memcpy(stage, plan.gpu.stage, sizeof plan.gpu.stage);
+    test_ok(ct_generate(m.model, &p, &image, &error), &error);
+    ct_image_free(&image);
+    assert_true(g.fake->peak <= plan.gpu.way[way].peak_bytes);
+    const size_t bytes = cuda_store_bytes(m.model->gpu_weights);
+    close_model(&m);
+    return bytes;
+}
+
+/* What is known is not computed, so its weights are not copied to the GPU. */
+static void leaves_out_what_is_known(void **state)
+{
+    (void)state;
+    static const char *const names[] = {"turbo/model", "klein/model", "../../models/emoji-256"};
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++)
+        for (int way = 0; way <= CT_GPU_STREAMED; way++) {
+            test_folder folder;
+            ct_gpu_stage stage[3];
+            test_folder_create(&folder);
+            const size_t all = run_with_cache(names[i], folder.path, way, stage);
+            assert_int_equal(test_folder_count(&folder), i == 1 ? 3 : 2);
+            const size_t rest = run_with_cache(names[i], folder.path, way, stage);
+            assert_int_equal(test_folder_count(&folder), i == 1 ? 3 : 2);
+            print_message("%s, way %d: %zu bytes, then %zu of weights there; text encoder %llu\n",
+                          names[i], way, all, rest, (unsigned long long)stage[0].weight_bytes);
+            if (way == CT_GPU_ALL)
+                assert_true(rest + stage[CT_STAGE_ENCODE].weight_bytes <= all);
+            test_folder_remove(&folder);
+        }
 }
 
 static void plans_as_it_takes(void **state)
@@ -707,6 +753,7 @@ int main(void)
         cmocka_unit_test(drops),
         cmocka_unit_test(plans_as_it_takes),
         cmocka_unit_test(plans_small_parts),
+        cmocka_unit_test(leaves_out_what_is_known),
         cmocka_unit_test(model_survives_a_lack_of_memory),
         cmocka_unit_test(records),
     };

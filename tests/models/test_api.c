@@ -19,6 +19,7 @@ static int set_up(void **state)
     ct_context_params_init(&p);
     p.device = "cpu";
     p.threads = 2;
+    p.cache_memory = 0; /* every job computes everything */
     return ct_context_create(&p, &context, NULL) == CT_OK ? 0 : 1;
 }
 
@@ -578,6 +579,7 @@ static ct_status whole_life(const ct_allocator *a, ct_error *error)
     cp.device = "cpu";
     cp.allocator = *a;
     cp.threads = 1;
+    cp.cache_memory = 0; /* test_cache.c has the same with it */
     ct_generate_params p = small();
     p.steps = 1;
     p.width = 16;

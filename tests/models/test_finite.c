@@ -203,6 +203,7 @@ int main(int argc, char **argv)
     params.device = argc > 1 ? argv[1] : "cpu";
     params.cache = getenv("CALOTYPE_CACHE");
     params.threads = 2;
+    params.cache_limit = params.cache_memory = 0; /* every job computes everything */
     if (ct_context_create(&params, &context, &error) != CT_OK) {
         printf("skipped: %s\n", error.message);
         return 77;

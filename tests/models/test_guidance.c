@@ -18,6 +18,7 @@ static ct_context *open_context(int threads)
     ct_context *c = NULL;
     ct_context_params_init(&p);
     p.threads = threads;
+    p.cache_memory = 0; /* every job computes everything */
     p.device = "cpu";
     return ct_context_create(&p, &c, NULL) == CT_OK ? c : NULL;
 }

@@ -17,6 +17,7 @@ static int set_up(void **state)
     ct_context_params_init(&p);
     p.threads = 2;
     p.device = "cpu";
+    p.cache_memory = 0; /* every job computes everything */
     return ct_context_create(&p, &context, NULL) == CT_OK ? 0 : 1;
 }
 
@@ -259,6 +260,7 @@ static ct_status whole_life(const ct_allocator *a, bool edits, ct_error *error)
     cp.device = "cpu";
     cp.allocator = *a;
     cp.threads = 1;
+    cp.cache_memory = 0;
     ct_generate_params p = small();
     p.steps = 1;
     ct_context *c = NULL;

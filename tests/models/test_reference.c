@@ -56,6 +56,7 @@ static ct_context *cpu_context(const char *cpu, int threads)
     cp.device = "cpu";
     cp.cpu = cpu;
     cp.threads = threads;
+    cp.cache_memory = 0; /* every job computes everything */
     ct_context *context = NULL;
     ct_error error;
     test_ok(ct_context_create(&cp, &context, &error), &error);

@@ -43,6 +43,14 @@ char *cuda_cache_path(const ct_allocator *a, const char *folder, const char *nam
     return strbuf_take(&s);
 }
 
+bool cuda_cache_is_file(const char *name)
+{
+    const size_t length = file_output_stem(name);
+    const bool measured = !strncmp(name, "blas-", 5) || !strncmp(name, "dnn-", 4);
+    return (length > 6 && !strncmp(name + length - 6, ".cubin", 6)) ||
+           (measured && !strncmp(name + length - 4, ".bin", 4));
+}
+
 ct_status cuda_cache_read(const ct_allocator *a, const char *path, const hash128 *key, void **code,
                           size_t *bytes, ct_error *error)
 {

@@ -10,6 +10,9 @@
 char *cuda_cache_path(const ct_allocator *a, const char *folder, const char *name,
                       const hash128 *key);
 
+/* Whether a file of the folder is one of these, or holds what was measured on a GPU. */
+bool cuda_cache_is_file(const char *name);
+
 /* The code, with a zero byte behind; to be freed with mem_free. CT_ENOTFOUND where there is no such
  * file, CT_EFORMAT where it is damaged or has another key. */
 ct_status cuda_cache_read(const ct_allocator *a, const char *path, const hash128 *key, void **code,
