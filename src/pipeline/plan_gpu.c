@@ -32,8 +32,10 @@ static unsigned keeps(ct_gpu_way way, residency_section section)
         bool stays = i == (int)section || way == CT_GPU_ALL;
         if (way == CT_GPU_TWO)
             stays = (stage == CT_STAGE_ENCODE) == (stage_of[i] == CT_STAGE_ENCODE);
+        /* Modulation, a third of Qwen-Image, has a turn of its own: the steps need its table. */
         if (way == CT_GPU_TURNS && stage == CT_STAGE_DENOISE)
-            stays = stage_of[i] == CT_STAGE_DENOISE;
+            stays = stage_of[i] == CT_STAGE_DENOISE &&
+                    (i == SECTION_SCHEDULE) == (section == SECTION_SCHEDULE);
         bits |= stays ? BIT(i) : 0;
     }
     return bits;
