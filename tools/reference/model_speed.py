@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Time a model on a GPU in diffusers and in calotype, in turn, on the same files.
+"""Time a model in diffusers and in calotype, in turn, on the same files, on a GPU or the processor.
 
-usage: gpu_speed.py MODEL --calotype PROGRAM [--sizes 512,1024,2048] [--precisions bf16,fp8] [--compile]
-                    [--rounds N] [--json FILE]
+usage: model_speed.py MODEL --calotype PROGRAM [--sizes 512,1024,2048] [--precisions bf16,fp8] [--compile]
+                    [--rounds N] [--encoder] [--device cuda|cpu] [--threads N] [--json FILE]
 
 MODEL is what full_size_model.py writes, or a published one, of any family. Times one
 forward pass of the transformer with 128 caption tokens (FLUX.2-klein: 512, which all its
-prompts have), the VAE's decoder and (Qwen3) the text encoder for 128 tokens.
+prompts have), the VAE's decoder and (--encoder, Qwen3) the text encoder for as many tokens.
 diffusers runs in bf16: eager, with cuDNN's attention,
 and (--compile) with its repeated blocks compiled. calotype's times are those of
 `calotype bench`, which makes whole pictures: warm ones count, the first is
@@ -27,11 +27,17 @@ from safetensors.torch import load_file
 
 CAPTION = 128
 CALLS = 16
+DEVICE = "cuda"
 
 
 def read_json(*path):
     with open(os.path.join(*path), encoding="utf-8") as file:
         return json.load(file)
+
+
+def synchronize():
+    if DEVICE == "cuda":
+        torch.cuda.synchronize()
 
 
 def load(folder):
@@ -41,7 +47,7 @@ def load(folder):
     weights = {}
     for file in sorted(os.listdir(folder)):
         if file.endswith(".safetensors"):
-            weights.update(load_file(os.path.join(folder, file), device="cuda"))
+            weights.update(load_file(os.path.join(folder, file), device=DEVICE))
     weights = {name: tensor.to(torch.bfloat16) for name, tensor in weights.items()}
     model.load_state_dict(weights, strict=True, assign=True)
     if "axes_dims_rope" in config and hasattr(model.pos_embed, "pos_freqs"):  # a table that is no weight
@@ -51,6 +57,13 @@ def load(folder):
 
 def times_of(call, calls=CALLS):
     """Seconds of the fastest and of the median of calls one after the other, by events on the GPU."""
+    if DEVICE == "cpu":
+        times = []
+        for _ in range(2):
+            begin = time.perf_counter()
+            call()
+            times.append(time.perf_counter() - begin)
+        return min(times), times[-1]
     call()
     torch.cuda.synchronize()
     marks = [torch.cuda.Event(enable_timing=True) for _ in range(calls + 1)]
@@ -74,7 +87,7 @@ def flux2_forward(model, size):
     caption = numbers(1, 512, model.config.joint_attention_dim)
     places = torch.cartesian_prod(torch.arange(1), torch.arange(side), torch.arange(side), torch.arange(1))
     words = torch.cartesian_prod(torch.arange(1), torch.arange(1), torch.arange(1), torch.arange(512))
-    ids = {"img_ids": places[None].cuda(), "txt_ids": words[None].cuda()}
+    ids = {"img_ids": places[None].to(DEVICE), "txt_ids": words[None].to(DEVICE)}
     return lambda: model(tokens, caption, numbers(1), **ids, return_dict=False)
 
 
@@ -99,7 +112,11 @@ LATENTS = {  # of a decoder, for a side of so many latent pixels
 
 
 def numbers(*shape):
-    return torch.randn(shape, device="cuda", dtype=torch.bfloat16)
+    return torch.randn(shape, device=DEVICE, dtype=torch.bfloat16)
+
+
+def name_of_pipeline(args):
+    return read_json(args.model, "model_index.json")["_class_name"]
 
 
 def torch_times(args, sizes):
@@ -120,6 +137,8 @@ def torch_times(args, sizes):
 
         measure("eager", sizes)
         try:
+            if DEVICE == "cpu":
+                raise RuntimeError("not on the processor")
             model.set_attention_backend("_native_cudnn")
             measure("cudnn", [size for size in sizes if size <= 1024])
             model.reset_attention_backend()
@@ -130,7 +149,8 @@ def torch_times(args, sizes):
                 for block in module if isinstance(module, torch.nn.ModuleList) else ():
                     block.compile()
             measure("compiled", [size for size in sizes if size <= 1024])
-        print(f"transformer: {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB at most", flush=True)
+        if DEVICE == "cuda":
+            print(f"transformer: {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB at most", flush=True)
         del model
         vae = load(os.path.join(args.model, "vae"))
         for size in sizes:
@@ -144,8 +164,9 @@ def torch_times(args, sizes):
             from transformers import Qwen3Config, Qwen3Model
 
             config = read_json(args.model, "text_encoder", "config.json")
-            encoder = Qwen3Model(Qwen3Config(**config)).to(device="cuda", dtype=torch.bfloat16).eval()
-            ids = torch.randint(0, 1000, (1, CAPTION), device="cuda")
+            encoder = Qwen3Model(Qwen3Config(**config)).to(device=DEVICE, dtype=torch.bfloat16).eval()
+            tokens = 512 if name_of_pipeline(args).startswith("Flux2") else CAPTION
+            ids = torch.randint(0, 1000, (1, tokens), device=DEVICE)
             results["eager encode"] = times_of(lambda: encoder(ids, output_hidden_states=True))[1]
             print(f"eager encode: {results['eager encode'] * 1e3:.1f} ms", flush=True)
     return results
@@ -153,8 +174,8 @@ def torch_times(args, sizes):
 
 def calotype_times(args, size, precision):
     command = [args.calotype, "bench", "-m", args.model, "--size", f"{size}x{size}", "--precision", precision,
-               "--device", "cuda", "--steps", str(args.steps), "-b", str(args.pictures), "--json",
-               *args.options.split()]
+               "--device", args.device, *(["-t", str(args.threads)] if args.threads else []), "--steps",
+               str(args.steps), "-b", str(args.pictures), "--json", *args.options.split()]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         print(" ".join(command), done.stdout, done.stderr)
@@ -174,11 +195,18 @@ def main():
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--pictures", type=int, default=3)
+    parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
+    parser.add_argument("--threads", type=int, help="of the processor, for both")
     parser.add_argument("--options", default="", help="further options of calotype bench")
     parser.add_argument("--json", metavar="FILE")
     args = parser.parse_args()
     sizes = [int(size) for size in args.sizes.split(",")]
-    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}")
+    global DEVICE  # pylint: disable=global-statement
+    DEVICE = args.device
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    name = torch.cuda.get_device_name() if DEVICE == "cuda" else f"{torch.get_num_threads()} threads"
+    print(f"{name}, torch {torch.__version__}")
     results = {}
 
     def keep(name, seconds):
@@ -191,7 +219,7 @@ def main():
                 m = calotype_times(args, size, precision)
                 if m is None:
                     continue
-                steps = sorted(m["step_seconds"][2:])
+                steps = sorted(m["step_seconds"][min(2, len(m["step_seconds"]) - 1):])
                 median = steps[len(steps) // 2]
                 print(f"calotype {precision} {size}: step median {median * 1e3:.2f}, best "
                       f"{m['best_step_seconds'] * 1e3:.2f} ms of "
