@@ -80,7 +80,8 @@ class Folder(unittest.TestCase):
         self.made = made
         promised = said["chosen"]["peak_bytes"]
         if not SANITIZED:
-            self.assertLess(abs(promised / peak - 1), 0.05,
+            # Of a model of a few megabytes the program itself is the larger part.
+            self.assertLess(abs(promised - peak), max(0.05 * peak, 5 * MIB),
                             f"{args}: promised {promised / MIB:.2f}, took {peak / MIB:.2f} MiB")
             if "--max-memory" in args:
                 self.assertLessEqual(peak, said["limit_bytes"])
