@@ -50,6 +50,7 @@ struct cuda_private {
     } write[WRITES];
     slot slots[SLOTS];
     slot fetched; /* of cuda_fetch */
+    slot sent;    /* of cuda_upload */
     recording recordings[RECORDINGS];
     int64_t uses;
     recording *current; /* being recorded */
@@ -92,6 +93,9 @@ static ct_status open_stream(cuda_state *s, const nn_params *params, ct_error *e
             cuda_gpu_alloc(s->gpu, &s->workspace, CUDA_WORKSPACE, "cuBLASLt's workspace", error);
     for (int i = 0; i < SLOTS && status == CT_OK; i++)
         status = cuda_check(d, d->event_create(&s->private->slots[i].done, CU_EVENT_DISABLE_TIMING),
+                            "an event", error);
+    if (status == CT_OK)
+        status = cuda_check(d, d->event_create(&s->private->sent.done, CU_EVENT_DISABLE_TIMING),
                             "an event", error);
     const dnn_params for_dnn = {.allocator = params->allocator,
                                 .driver = d,
@@ -139,6 +143,10 @@ static void cuda_close(nn *c)
         }
         if (p->fetched.pinned)
             d->host_free(p->fetched.pinned);
+        if (p->sent.pinned)
+            d->host_free(p->sent.pinned);
+        if (p->sent.done)
+            d->event_destroy(p->sent.done);
         for (int i = 0; i < WRITES; i++)
             mem_free(a, p->write[i].host);
         cuda_ring_free(c);
@@ -267,15 +275,6 @@ void cuda_launch(nn *c, cuda_kernel kernel, dtype type, cuda_grid grid, void **p
 /* ---- Movement -------------------------------------------------------------------------------- */
 
 /* The driver has taken a copy of pageable memory when this returns. */
-void cuda_upload(nn *c, const nn_tensor *t, const float *data)
-{
-    if (!cuda_idle(c))
-        check(c,
-              cuda_of(c)->driver->copy_to_device(cuda_at(t), data, (size_t)nn_count(t) * 4,
-                                                 cuda_of(c)->stream),
-              "an upload");
-}
-
 cu_address cuda_upload_ints(nn *c, const int32_t *values, int64_t count)
 {
     cu_address at = cuda_scratch(c, (size_t)count * 4);
@@ -284,24 +283,6 @@ cu_address cuda_upload_ints(nn *c, const int32_t *values, int64_t count)
               cuda_of(c)->driver->copy_to_device(at, values, (size_t)count * 4, cuda_of(c)->stream),
               "an upload");
     return at;
-}
-
-/* 16-bit numbers come as they are, into the second half of data, and are widened from the front. */
-void cuda_download(nn *c, const nn_tensor *t, float *data)
-{
-    const cuda_state *s = cuda_of(c);
-    const size_t count = (size_t)nn_count(t);
-    void *to = t->type == DTYPE_F32 ? data : (void *)((uint16_t *)(void *)data + count);
-    if (cuda_idle(c) ||
-        !check(c, s->driver->copy_to_host(to, cuda_at(t), count * nn_element(t), s->stream),
-               "a download") ||
-        !check(c, s->driver->stream_wait(s->stream), "the GPU"))
-        return;
-    const uint16_t *half = to;
-    for (size_t i = 0; t->type != DTYPE_F32 && i < count; i++) {
-        uint16_t h = half[i];
-        data[i] = t->type == DTYPE_BF16 ? bf16_to_float(h) : f16_to_float(h);
-    }
 }
 
 static float *cuda_begin_write(nn *c, const nn_tensor *t)
@@ -359,6 +340,58 @@ const void *cuda_fetch(nn *c, cu_address from, size_t bytes)
         !check(c, s->driver->stream_wait(s->stream), "the GPU"))
         return NULL;
     return to->pinned;
+}
+
+/* Numbers between pinned memory and that of others, which all threads copy: one of them alone takes
+ * as long as the GPU's bus does several times. */
+#define PIECE ((int64_t)64 << 10)
+
+typedef struct copying {
+    float *to;
+    const void *from;
+    int64_t count;
+    dtype type; /* of from */
+} copying;
+
+static void copy_task(void *user, int64_t index, int worker)
+{
+    (void)worker;
+    const copying *k = user;
+    const int64_t at = index * PIECE, rest = k->count - at, count = rest < PIECE ? rest : PIECE;
+    const char *from = (const char *)k->from + (size_t)at * dtype_size(k->type);
+    if (k->type == DTYPE_F32)
+        memcpy(k->to + at, from, (size_t)count * sizeof(float));
+    else
+        dtype_to_float(k->to + at, from, k->type, (size_t)count);
+}
+
+static void copy_numbers(nn *c, float *to, const void *from, int64_t count, dtype type)
+{
+    copying k = {to, from, count, type};
+    pool_run(cuda_of(c)->gpu->threads, (count + PIECE - 1) / PIECE, copy_task, &k);
+}
+
+void cuda_upload(nn *c, const nn_tensor *t, const float *data)
+{
+    const cuda_state *s = cuda_of(c);
+    slot *by = &s->private->sent;
+    const size_t bytes = (size_t)nn_count(t) * sizeof(float);
+    if (cuda_idle(c))
+        return;
+    if (by->bytes && !check(c, s->driver->event_wait(by->done), "the GPU"))
+        return;
+    if (!pin_memory(c, by, bytes))
+        return;
+    copy_numbers(c, by->pinned, data, nn_count(t), DTYPE_F32);
+    if (check(c, s->driver->copy_to_device(cuda_at(t), by->pinned, bytes, s->stream), "an upload"))
+        check(c, s->driver->event_record(by->done, s->stream), "an event");
+}
+
+void cuda_download(nn *c, const nn_tensor *t, float *data)
+{
+    const void *from = cuda_fetch(c, cuda_at(t), (size_t)nn_count(t) * nn_element(t));
+    if (from)
+        copy_numbers(c, data, from, nn_count(t), t->type);
 }
 
 static void cuda_download_begin(nn *c, int index, const nn_tensor *t)
