@@ -20,24 +20,13 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 import model_files
 import recording
 import tokenizer_files
+from qwen_shapes import SCHEDULER
 
 DROPPED = 34  # tokens of the frame whose features are not used
 TEXT = 1024  # features of a prompt at the most
 
 PROMPT = "A red fox."
 LONG_PROMPT = "A photograph of a mountain lake at sunset, " * 80  # more than 1024 tokens
-
-SCHEDULER = {
-    "num_train_timesteps": 1000,
-    "shift": 1.0,
-    "use_dynamic_shifting": True,
-    "base_shift": 0.5,
-    "max_shift": 0.9,
-    "base_image_seq_len": 256,
-    "max_image_seq_len": 8192,
-    "shift_terminal": 0.02,
-    "time_shift_type": "exponential",
-}
 
 VISION = {
     "depth": 1,

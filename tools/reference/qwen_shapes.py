@@ -5,7 +5,6 @@ IMAGE_TOKENS = {"image_token_id": 151655, "video_token_id": 151656, "vision_star
                 "vision_end_token_id": 151653}
 
 SCHEDULER = {
-    "_class_name": "FlowMatchEulerDiscreteScheduler",
     "num_train_timesteps": 1000,
     "shift": 1.0,
     "use_dynamic_shifting": True,
@@ -244,4 +243,4 @@ def parts(model, layers, encoder_layers):
         "transformer": (transformer, transformer_tensors(transformer)),
         "text_encoder": (encoder, text_encoder_tensors(encoder)),
         "vae": (VAE, vae_tensors(VAE)),
-    }, SCHEDULER, index
+    }, dict(SCHEDULER, _class_name="FlowMatchEulerDiscreteScheduler"), index
