@@ -39,12 +39,15 @@ void batch_head_norm_rope(nn *c, const batch *b, const nn_tensor *x, int heads,
     for (int i = 0; i < b->sequences; i++) {
         const batch_sequence *s = &b->sequence[i];
         for (int k = 0; k < s->runs; k++) {
-            const batch_rows *r = &s->run[k];
-            nn_tensor rows = nn_rows(x, r->first, r->count);
-            nn_tensor cosine = nn_rows(&s->cosine, r->first - s->first, r->count);
-            nn_tensor sine = nn_rows(&s->sine, r->first - s->first, r->count);
-            nn_head_norm_rope(c, &rows, heads, norm[r->stream], eps, &cosine, &sine,
-                              NN_ROPE_INTERLEAVED);
+            const nn_weight *w = norm[s->run[k].stream];
+            const int64_t first = s->run[k].first;
+            int64_t count = s->run[k].count;
+            for (; k + 1 < s->runs && norm[s->run[k + 1].stream] == w; k++) /* streams may share */
+                count += s->run[k + 1].count;
+            nn_tensor rows = nn_rows(x, first, count);
+            nn_tensor cosine = nn_rows(&s->cosine, first - s->first, count);
+            nn_tensor sine = nn_rows(&s->sine, first - s->first, count);
+            nn_head_norm_rope(c, &rows, heads, w, eps, &cosine, &sine, NN_ROPE_INTERLEAVED);
         }
     }
 }

@@ -80,10 +80,15 @@ static void end_stage(ct_job *job, const nn *c, ct_stage stage, const weights *p
 
 static bool all_finite(const float *x, int64_t count)
 {
-    bool finite = true;
-    for (int64_t i = 0; i < count; i++)
-        finite &= fabsf(x[i]) <= FLT_MAX;
-    return finite;
+    /* x - x is 0, or not a number; compilers make vectors of this. */
+    uint32_t bad = 0;
+    for (int64_t i = 0; i < count; i++) {
+        const float none = x[i] - x[i];
+        uint32_t bits;
+        memcpy(&bits, &none, sizeof bits);
+        bad |= bits;
+    }
+    return bad == 0;
 }
 
 static void not_again(nn *c, const char *what)

@@ -25,30 +25,49 @@ static uint32_t twist(uint32_t high, uint32_t low)
     return (mixed >> 1) ^ (low & 1u ? 0x9908b0dfu : 0u);
 }
 
+/* number i = number (i + M) % N ^ twist(number i, number (i + 1) % N), in loops for vectors */
 static void next_state(torch_generator *g)
 {
-    for (int i = 0; i < N; i++)
-        g->state[i] = g->state[(i + M) % N] ^ twist(g->state[i], g->state[(i + 1) % N]);
+    uint32_t *x = g->state;
+    for (int i = 0; i < N - M; i++)
+        x[i] = x[i + M] ^ twist(x[i], x[i + 1]);
+    for (int i = N - M; i < N - 1; i++)
+        x[i] = x[i + M - N] ^ twist(x[i], x[i + 1]);
+    x[N - 1] = x[M - 1] ^ twist(x[N - 1], x[0]);
     g->used = 0;
 }
 
-static uint32_t random32(torch_generator *g)
+static uint32_t temper(uint32_t y)
 {
-    if (g->used == N)
-        next_state(g);
-    uint32_t y = g->state[g->used++];
     y ^= y >> 11;
     y ^= (y << 7) & 0x9d2c5680u;
     y ^= (y << 15) & 0xefc60000u;
     return y ^ (y >> 18);
 }
 
+static uint32_t random32(torch_generator *g)
+{
+    if (g->used == N)
+        next_state(g);
+    return temper(g->state[g->used++]);
+}
+
 /* ---- Normal numbers -------------------------------------------------------------------------- */
 
-/* 24 random bits in [0, 1). */
-static float uniform24(torch_generator *g)
+/* 24 random bits each in [0, 1). */
+static void uniforms24(torch_generator *g, float *out, int64_t n)
 {
-    return (float)(random32(g) & 0xffffffu) * 0x1p-24f;
+    while (n > 0) {
+        if (g->used == N)
+            next_state(g);
+        const uint32_t *x = g->state + g->used;
+        const int left = N - g->used, count = n < left ? (int)n : left;
+        for (int i = 0; i < count; i++)
+            out[i] = (float)(int32_t)(temper(x[i]) & 0xffffffu) * 0x1p-24f;
+        g->used += count;
+        out += count;
+        n -= count;
+    }
 }
 
 /* 53 random bits in [0, 1); the first draw is the upper half. */
@@ -109,8 +128,7 @@ void torch_randn(torch_generator *g, float *out, int64_t n, pool *threads)
             out[i] = (float)small_normal(g);
         return;
     }
-    for (int64_t i = 0; i < n; i++)
-        out[i] = uniform24(g);
+    uniforms24(g, out, n);
     transform t = {out, n / BLOCK};
     const int64_t tasks = (t.blocks + TASK_BLOCKS - 1) / TASK_BLOCKS;
     if (threads)
@@ -119,8 +137,7 @@ void torch_randn(torch_generator *g, float *out, int64_t n, pool *threads)
         transform_task(&t, i, 0);
     if (n % BLOCK) {
         /* The last 16 are drawn anew, over some that were done already. */
-        for (int64_t i = n - BLOCK; i < n; i++)
-            out[i] = uniform24(g);
+        uniforms24(g, out + n - BLOCK, BLOCK);
         transform_block(out + n - BLOCK);
     }
 }
