@@ -119,6 +119,14 @@ const option_info option_table[OPTION_COUNT] = {
         .fallback = "the model's own",
         .elsewhere = "flow-shift time-shift timestep-shift",
     },
+    [OPTION_SHIFT_TERMINAL] = {
+        .name = "shift-terminal", .kind = OPTION_KIND_NUMBER, .metavar = "S",
+        .group = OPTION_GROUP_PICTURE, .commands = GENERATE,
+        .min = 0, .max = 0.999,
+        .help = "stretch the schedule so that the last step begins at this noise level; 0: do not "
+                "(Qwen-Image-Lightning)",
+        .fallback = "the model's own",
+    },
 
     [OPTION_GUIDANCE] = {
         .name = "guidance", .kind = OPTION_KIND_NUMBER, .metavar = "G",

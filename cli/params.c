@@ -64,6 +64,9 @@ void params_from_options(ct_generate_params *p, const options *o)
     p->cfg_batch = parse_cfg_batch(&value[OPTION_CFG_BATCH]);
     p->cfg_normalization = value[OPTION_CFG_NORMALIZATION].given;
     p->shift = value[OPTION_SHIFT].number;
+    if (value[OPTION_SHIFT_TERMINAL].given) /* 0 means "the model's own" to the library */
+        p->shift_terminal =
+            value[OPTION_SHIFT_TERMINAL].number > 0 ? value[OPTION_SHIFT_TERMINAL].number : -1;
     p->precision = parse_precision(&value[OPTION_PRECISION]);
     p->max_memory = value[OPTION_MAX_MEMORY].bytes;
     p->max_vram = value[OPTION_MAX_VRAM].bytes;

@@ -413,6 +413,9 @@ typedef struct ct_generate_params {
     double guidance_start, guidance_end;
     ct_cfg_batch cfg_batch;
     double shift; /* time shift of the schedule; 0: the model's own */
+    /* The noise level to which the schedule is stretched so that the last step begins there, below
+     * 1; 0: the model's own (0.02 for Qwen-Image); negative: it is not stretched. */
+    double shift_terminal;
     ct_precision precision;
     ct_rng rng;
     /* A safetensors file whose tensor "noise" replaces the draw: [channels, height, width] of the
@@ -471,6 +474,7 @@ typedef struct ct_job_info {
     double guidance;  /* the model's own convention */
     double cfg_scale; /* the usual one; 1: off */
     double shift;
+    double shift_terminal; /* 0: the schedule is not stretched */
     int evaluations;     /* of the transformer, for one picture */
     int prompt_tokens;   /* with the chat template, after truncation */
     int negative_tokens; /* 0 where guidance is off */

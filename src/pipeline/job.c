@@ -187,6 +187,10 @@ static ct_status resolve_numbers(ct_job *job, const ct_generate_params *p, ct_er
                          "shift is %g; it must be 0.01 to 100, or 0 for the model's "
                          "own",
                          p->shift);
+    if (!(p->shift_terminal < 1))
+        return error_set(error, CT_EINVAL,
+                         "shift_terminal is %g; it must be less than 1, or 0 for the model's own",
+                         p->shift_terminal);
     if (p->precision < CT_PRECISION_AUTO || p->precision > CT_PRECISION_FP16)
         return error_set(error, CT_EINVAL, "precision has the unknown value %d", (int)p->precision);
     if (check_precision(job->model->context, p->precision, error) != CT_OK)
@@ -195,6 +199,9 @@ static ct_status resolve_numbers(ct_job *job, const ct_generate_params *p, ct_er
         return error_set(error, CT_EINVAL, "rng has the unknown value %d", (int)p->rng);
     j->steps = p->steps ? p->steps : info->default_steps;
     j->shift = p->shift != 0 ? p->shift : info->default_shift;
+    j->shift_terminal = p->shift_terminal > 0    ? p->shift_terminal
+                        : p->shift_terminal == 0 ? job->model->scheduler.shift_terminal
+                                                 : 0;
     j->scheduler = "FlowMatchEulerDiscreteScheduler";
     j->precision = p->precision == CT_PRECISION_AUTO ? natural_precision(job->model) : p->precision;
     job->trace_modules = p->trace_modules;
@@ -402,6 +409,7 @@ static ct_status prepare_schedule(ct_job *job, ct_error *error)
         f.power = job->info.shift;
     }
     f.shift = job->info.shift;
+    f.shift_terminal = job->info.shift_terminal;
     flow_match_sigmas(&f, steps, (double)tokens, job->sigmas);
     const float scale = (float)f.train_timesteps;
     for (int i = 0; i < steps; i++)

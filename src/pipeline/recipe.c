@@ -106,6 +106,8 @@ char *recipe_json(const ct_allocator *a, const recipe *r)
         json_write_array_end(&w);
     }
     member_number(&w, "shift", r->shift);
+    if (r->shift_terminal > 0)
+        member_number(&w, "shift_terminal", r->shift_terminal);
     member_string(&w, "scheduler", r->scheduler);
     member_string(&w, "precision", r->precision);
     member_string(&w, "rng", r->rng);
@@ -217,6 +219,8 @@ static void add_fields(strbuf *s, const recipe *r)
     add_field(s, "Model", r->model_name);
     add_loras(s, r);
     add_number(s, "Shift", r->shift);
+    if (r->shift_terminal > 0)
+        add_number(s, "Shift terminal", r->shift_terminal);
     if (r->cfg_normalization)
         add_field(s, "CFG normalization", "True");
     if (r->cfg_truncation < 1)

@@ -21,6 +21,7 @@ typedef struct recipe {
     double cfg_truncation;               /* 1: none */
     double guidance_start, guidance_end; /* shares of the steps; 0 and 1: all */
     double shift;
+    double shift_terminal; /* 0: none */
     const char *scheduler; /* class: "FlowMatchEulerDiscreteScheduler" */
     const char *precision; /* "fp32", "bf16", "int8" */
     const char *rng;       /* "torch" */

@@ -618,6 +618,7 @@ static ct_status add_recipe(const ct_job *job, ct_image *image, ct_error *error)
         .guidance_start = job->guidance_start,
         .guidance_end = job->guidance_end,
         .shift = j->shift,
+        .shift_terminal = j->shift_terminal,
         .scheduler = j->scheduler,
         .precision = ct_precision_name(j->precision),
         .rng = job->noise_path ? "file" : "torch",

@@ -2,6 +2,9 @@
  * test_reference.c compares. */
 #include "recorded.h"
 
+#include "pipeline/job.h"
+
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -117,6 +120,37 @@ static void test_negative_prompt(void **state)
     ct_image_free(&blank);
     ct_image_free(&empty);
     ct_image_free(&unguided);
+    ct_model_free(&model);
+}
+
+/* The schedule of Qwen-Image-Lightning, whose scheduler has base_shift = max_shift = log 3 and no
+ * shift_terminal: sigma = 3 / (3 + 1 / s - 1). */
+static void test_shift_terminal(void **state)
+{
+    (void)state;
+    ct_model *model = recorded_model(context, "qwen");
+    static const float lightning[] = {1, 0.9f, 0.75f, 0.5f, 0};
+    ct_generate_params p = small();
+    ct_error error;
+    ct_job *job = NULL;
+    p.steps = 4;
+    p.shift = 3;
+    p.shift_terminal = -1;
+    test_ok(ct_job_create(model, &p, &job, &error), &error);
+    assert_true(ct_job_get_info(job)->shift_terminal == 0);
+    for (int i = 0; i < 5; i++)
+        assert_true(fabsf(job->sigmas[i] - lightning[i]) <= 1e-6f);
+    ct_job_free(&job);
+    p.shift_terminal = 0.125;
+    test_ok(ct_job_create(model, &p, &job, &error), &error);
+    assert_true(job->sigmas[0] == 1 && fabsf(job->sigmas[3] - 0.125f) <= 1e-6f);
+    ct_job_free(&job);
+    p.shift_terminal = 0; /* the model's own */
+    test_ok(ct_job_create(model, &p, &job, &error), &error);
+    assert_true(fabsf(job->sigmas[3] - 0.02f) <= 1e-6f);
+    ct_job_free(&job);
+    p.shift_terminal = 1;
+    test_error(ct_job_create(model, &p, &job, &error), CT_EINVAL, &error, "shift_terminal");
     ct_model_free(&model);
 }
 
@@ -265,15 +299,15 @@ static ct_status whole_life(const ct_allocator *a, bool edits, ct_error *error)
     p.steps = 1;
     ct_context *c = NULL;
     ct_model *model = NULL;
-    ct_image *image = NULL, *reference = NULL;
+    ct_image *image = NULL, *seen = NULL;
     ct_job *job = NULL;
     ct_status status = ct_context_create(&cp, &c, error);
     if (status == CT_OK)
         status =
             ct_model_load(c, test_fixture(edits ? "qwen_edit/model" : "qwen/model"), &model, error);
     if (status == CT_OK && edits)
-        status = ct_image_load(c, test_fixture("qwen_edit/guided.0.png"), &reference, error);
-    const ct_image *references[] = {reference};
+        status = ct_image_load(c, test_fixture("qwen_edit/guided.0.png"), &seen, error);
+    const ct_image *references[] = {seen};
     p.references = edits ? references : NULL;
     p.reference_count = edits;
     if (status == CT_OK)
@@ -281,7 +315,7 @@ static ct_status whole_life(const ct_allocator *a, bool edits, ct_error *error)
     if (status == CT_OK && !edits)
         status = ct_job_run(job, 1, &image, error);
     ct_job_free(&job);
-    ct_image_free(&reference);
+    ct_image_free(&seen);
     ct_image_free(&image);
     ct_model_free(&model);
     ct_context_free(&c);
@@ -313,10 +347,15 @@ static void test_every_allocation_fails(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_defaults), cmocka_unit_test(test_negative_prompt),
-        cmocka_unit_test(test_shift),    cmocka_unit_test(test_bad_references),
-        cmocka_unit_test(test_sizes),    cmocka_unit_test(test_memory),
-        cmocka_unit_test(test_seeds),    cmocka_unit_test(test_every_allocation_fails),
+        cmocka_unit_test(test_defaults),
+        cmocka_unit_test(test_negative_prompt),
+        cmocka_unit_test(test_shift),
+        cmocka_unit_test(test_shift_terminal),
+        cmocka_unit_test(test_bad_references),
+        cmocka_unit_test(test_sizes),
+        cmocka_unit_test(test_memory),
+        cmocka_unit_test(test_seeds),
+        cmocka_unit_test(test_every_allocation_fails),
     };
     return cmocka_run_group_tests(tests, set_up, tear_down);
 }
