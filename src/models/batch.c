@@ -33,6 +33,26 @@ void batch_add(batch *b, const batch_tokens *tokens)
     s->sine = nn_rows(tokens->sine, 0, s->count);
 }
 
+nn_tensor batch_part(const nn_tensor *x, const batch_sequence *s, int kind)
+{
+    return nn_rows(x, s->part[kind].first, s->part[kind].count);
+}
+
+void batch_fill(nn *c, const batch_sequence *s, const nn_tensor *x, int kind, const nn_tensor *from)
+{
+    if (s->part[kind].count == 0)
+        return;
+    nn_tensor rows = batch_part(x, s, kind);
+    nn_copy(c, &rows, from);
+}
+
+void batch_share(nn *c, const batch *b, const nn_tensor *x, int kind, int first)
+{
+    const nn_tensor from = batch_part(x, &b->sequence[0], kind);
+    for (int i = first; i < b->sequences; i++)
+        batch_fill(c, &b->sequence[i], x, kind, &from);
+}
+
 void batch_head_norm_rope(nn *c, const batch *b, const nn_tensor *x, int heads,
                           const nn_weight *const *norm, double eps)
 {

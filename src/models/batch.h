@@ -50,6 +50,14 @@ typedef struct batch_tokens {
 /* Adds a sequence behind those that are there; b begins as zeros. */
 void batch_add(batch *b, const batch_tokens *tokens);
 
+/* The rows of a sequence that are of a kind. x has the rows of all. */
+nn_tensor batch_part(const nn_tensor *x, const batch_sequence *s, int kind);
+/* Fills them; where the sequence has none, from may be anything. */
+void batch_fill(nn *c, const batch_sequence *s, const nn_tensor *x, int kind,
+                const nn_tensor *from);
+/* Copies those of the first sequence to sequences first .. of b. */
+void batch_share(nn *c, const batch *b, const nn_tensor *x, int kind, int first);
+
 /* nn_head_norm_rope on x [rows of all, heads * D]; norm: by stream; entries may be NULL. */
 void batch_head_norm_rope(nn *c, const batch *b, const nn_tensor *x, int heads,
                           const nn_weight *const *norm, double eps);

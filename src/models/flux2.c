@@ -685,19 +685,6 @@ static void final_layer(nn *c, const flux2 *m, const flux2_schedule *schedule,
     nn_release(c, mark);
 }
 
-/* The tokens of a sequence, before the first block. */
-static void fill_sequence(nn *c, const flux2_condition *p, const batch_sequence *s,
-                          const nn_tensor *x)
-{
-    const batch_rows *text = &s->part[BATCH_TEXT], *rest = &s->part[BATCH_REFERENCES];
-    nn_tensor rows = nn_rows(x, text->first, text->count);
-    nn_copy(c, &rows, &p->text);
-    if (rest->count) {
-        rows = nn_rows(x, rest->first, rest->count);
-        nn_copy(c, &rows, &p->references);
-    }
-}
-
 static void add_sequence(pass *a, const flux2_condition *p)
 {
     batch_add(&a->rows, &(batch_tokens){.count = {[BATCH_TEXT] = p->text.n[0],
@@ -726,20 +713,16 @@ void flux2_forward(nn *c, const flux2 *m, const flux2_schedule *schedule,
     for (int i = 0; i < count; i++)
         add_sequence(&a, conditions[i]);
     const batch_sequence *s = a.rows.sequence;
-    const batch_rows *text_rows = &s->part[BATCH_TEXT], *target_rows = &s->part[BATCH_TARGET];
     size_t mark = nn_mark(c);
     nn_tensor x = nn_new2(c, a.rows.count, m->dim), first = nn_rows(&x, 0, s->count);
-    nn_tensor text = nn_rows(&x, text_rows->first, text_rows->count);
-    nn_tensor target = nn_rows(&x, target_rows->first, target_rows->count);
+    nn_tensor text = batch_part(&x, s, BATCH_TEXT), target = batch_part(&x, s, BATCH_TARGET);
     nn_tensor image = nn_rows(&x, p->pictures_first ? 0 : text.n[0], s->count - text.n[0]);
 
     embed_latents(c, m, &target, latents);
+    batch_share(c, &a.rows, &x, BATCH_TARGET, 1);
     for (int i = 0; i < count; i++) {
-        const batch_rows *r = &a.rows.sequence[i].part[BATCH_TARGET];
-        nn_tensor copy = nn_rows(&x, r->first, r->count);
-        fill_sequence(c, conditions[i], &a.rows.sequence[i], &x);
-        if (i > 0)
-            nn_copy(c, &copy, &target);
+        batch_fill(c, &s[i], &x, BATCH_TEXT, &conditions[i]->text);
+        batch_fill(c, &s[i], &x, BATCH_REFERENCES, &conditions[i]->references);
     }
     nn_trace_tensor(c, &image, "transformer.x_embedder");
     for (int i = 0; i < m->doubles + m->singles; i++) {
@@ -754,8 +737,7 @@ void flux2_forward(nn *c, const flux2 *m, const flux2_schedule *schedule,
     }
     nn_block(c);
     for (int i = 0; i < count; i++) {
-        const batch_rows *r = &a.rows.sequence[i].part[BATCH_TARGET];
-        target = nn_rows(&x, r->first, r->count);
+        target = batch_part(&x, &s[i], BATCH_TARGET);
         final_layer(c, m, schedule, &target, &outputs[i]);
     }
     nn_release(c, mark);

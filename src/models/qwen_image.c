@@ -605,19 +605,6 @@ static void add_sequence(pass *a, const qwen_image *m, const qwen_image_conditio
                   .sine = &p->sine});
 }
 
-/* The tokens of a sequence, before the first block. */
-static void fill_sequence(nn *c, const qwen_image_condition *p, const batch_sequence *s,
-                          const nn_tensor *x)
-{
-    const batch_rows *text = &s->part[BATCH_TEXT], *rest = &s->part[BATCH_REFERENCES];
-    nn_tensor rows = nn_rows(x, text->first, text->count);
-    nn_copy(c, &rows, &p->text);
-    if (rest->count) {
-        rows = nn_rows(x, rest->first, rest->count);
-        nn_copy(c, &rows, &p->references);
-    }
-}
-
 /* Only the tokens of the picture are needed. */
 static void final_layer(nn *c, const qwen_image *m, const qwen_image_schedule *schedule,
                         const nn_tensor *image, const nn_tensor *output)
@@ -642,20 +629,16 @@ void qwen_image_forward(nn *c, const qwen_image *m, const qwen_image_schedule *s
     for (int i = 0; i < count; i++)
         add_sequence(&a, m, conditions[i]);
     const batch_sequence *s = a.rows.sequence;
-    const batch_rows *text_rows = &s->part[BATCH_TEXT], *target_rows = &s->part[BATCH_TARGET];
     size_t mark = nn_mark(c);
     nn_tensor x = nn_new2(c, a.rows.count, m->dim);
-    nn_tensor text = nn_rows(&x, text_rows->first, text_rows->count);
-    nn_tensor target = nn_rows(&x, target_rows->first, target_rows->count);
+    nn_tensor text = batch_part(&x, s, BATCH_TEXT), target = batch_part(&x, s, BATCH_TARGET);
     nn_tensor image =
         nn_rows(&x, conditions[0]->pictures_first ? 0 : text.n[0], s->count - text.n[0]);
     embed_latents(c, m, &target, latents);
+    batch_share(c, &a.rows, &x, BATCH_TARGET, 1);
     for (int i = 0; i < count; i++) {
-        const batch_rows *r = &a.rows.sequence[i].part[BATCH_TARGET];
-        nn_tensor copy = nn_rows(&x, r->first, r->count);
-        fill_sequence(c, conditions[i], &a.rows.sequence[i], &x);
-        if (i > 0)
-            nn_copy(c, &copy, &target);
+        batch_fill(c, &s[i], &x, BATCH_TEXT, &conditions[i]->text);
+        batch_fill(c, &s[i], &x, BATCH_REFERENCES, &conditions[i]->references);
     }
     nn_trace_tensor(c, &image, "transformer.img_in");
     for (int i = 0; i < m->blocks; i++) {
@@ -669,8 +652,7 @@ void qwen_image_forward(nn *c, const qwen_image *m, const qwen_image_schedule *s
     }
     nn_block(c);
     for (int i = 0; i < count; i++) {
-        const batch_rows *r = &a.rows.sequence[i].part[BATCH_TARGET];
-        target = nn_rows(&x, r->first, r->count);
+        target = batch_part(&x, &s[i], BATCH_TARGET);
         final_layer(c, m, schedule, &target, &outputs[i]);
     }
     nn_release(c, mark);

@@ -459,12 +459,6 @@ static void embed_image(nn *c, const zimage *m, const zimage_caption *p, const n
     nn_release(c, mark);
 }
 
-/* Rows of one sequence: its image tokens, which come first, or its caption. */
-static nn_tensor part_of(const nn_tensor *x, const batch_sequence *s, int kind)
-{
-    return nn_rows(x, s->part[kind].first, s->part[kind].count);
-}
-
 static void take_modulation(nn_tensor out[4], const zimage_schedule *schedule, int block)
 {
     for (int i = 0; i < 4; i++)
@@ -479,16 +473,6 @@ static int refined_apart(const zimage_caption *const *captions, int count)
         if (captions[i]->tokens.n[0] != captions[0]->tokens.n[0])
             return count;
     return 1;
-}
-
-/* The image tokens of the first sequence, to sequences first .. count-1. */
-static void share_image(nn *c, const nn_tensor *x, const batch *b, int first)
-{
-    const nn_tensor image = part_of(x, &b->sequence[0], BATCH_TARGET);
-    for (int i = first; i < b->sequences; i++) {
-        nn_tensor copy = part_of(x, &b->sequence[i], BATCH_TARGET);
-        nn_copy(c, &copy, &image);
-    }
 }
 
 /* Only the image tokens are needed behind the last layer. */
@@ -528,29 +512,27 @@ void zimage_forward(nn *c, const zimage *m, const zimage_schedule *schedule,
     }
     size_t mark = nn_mark(c);
     nn_tensor x = nn_new2(c, b.count, m->dim), first = nn_rows(&x, 0, b.sequence[0].count);
-    nn_tensor image = part_of(&x, &b.sequence[0], BATCH_TARGET);
+    nn_tensor image = batch_part(&x, &b.sequence[0], BATCH_TARGET);
     nn_trace_tensor(c, &alone[0].sequence[0].cosine, "transformer.rope.image.cos");
     nn_trace_tensor(c, &alone[0].sequence[0].sine, "transformer.rope.image.sin");
 
     embed_image(c, m, p, &image, latents);
     nn_trace_tensor(c, &image, "transformer.x_embedder");
     if (apart > 1)
-        share_image(c, &x, &b, 1);
+        batch_share(c, &b, &x, BATCH_TARGET, 1);
     nn_tensor modulation[4];
     for (int k = 0; k < m->refiners; k++) {
         take_modulation(modulation, schedule, k);
         nn_block(c);
         for (int i = 0; i < apart; i++) {
-            nn_tensor rows = part_of(&x, &b.sequence[i], BATCH_TARGET);
+            nn_tensor rows = batch_part(&x, &b.sequence[i], BATCH_TARGET);
             block(c, m, &m->noise_refiner[k], &rows, &alone[i], modulation);
         }
         nn_trace_tensor(c, &image, "transformer.noise_refiner.%d", k);
     }
-    share_image(c, &x, &b, apart);
-    for (int i = 0; i < count; i++) {
-        nn_tensor caption = part_of(&x, &b.sequence[i], BATCH_TEXT);
-        nn_copy(c, &caption, &captions[i]->tokens);
-    }
+    batch_share(c, &b, &x, BATCH_TARGET, apart);
+    for (int i = 0; i < count; i++)
+        batch_fill(c, &b.sequence[i], &x, BATCH_TEXT, &captions[i]->tokens);
     for (int k = 0; k < m->layers; k++) {
         take_modulation(modulation, schedule, m->refiners + k);
         nn_block(c);
@@ -559,7 +541,7 @@ void zimage_forward(nn *c, const zimage *m, const zimage_schedule *schedule,
     }
     nn_block(c);
     for (int i = 0; i < count; i++) {
-        image = part_of(&x, &b.sequence[i], BATCH_TARGET);
+        image = batch_part(&x, &b.sequence[i], BATCH_TARGET);
         final_layer(c, m, schedule, p->rows * p->columns, &image, &outputs[i], i == 0);
     }
     nn_release(c, mark);
