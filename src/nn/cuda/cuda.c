@@ -342,35 +342,6 @@ const void *cuda_fetch(nn *c, cu_address from, size_t bytes)
     return to->pinned;
 }
 
-/* Numbers between pinned memory and that of others, which all threads copy: one of them alone takes
- * as long as the GPU's bus does several times. */
-#define PIECE ((int64_t)64 << 10)
-
-typedef struct copying {
-    float *to;
-    const void *from;
-    int64_t count;
-    dtype type; /* of from */
-} copying;
-
-static void copy_task(void *user, int64_t index, int worker)
-{
-    (void)worker;
-    const copying *k = user;
-    const int64_t at = index * PIECE, rest = k->count - at, count = rest < PIECE ? rest : PIECE;
-    const char *from = (const char *)k->from + (size_t)at * dtype_size(k->type);
-    if (k->type == DTYPE_F32)
-        memcpy(k->to + at, from, (size_t)count * sizeof(float));
-    else
-        dtype_to_float(k->to + at, from, k->type, (size_t)count);
-}
-
-static void copy_numbers(nn *c, float *to, const void *from, int64_t count, dtype type)
-{
-    copying k = {to, from, count, type};
-    pool_run(cuda_of(c)->gpu->threads, (count + PIECE - 1) / PIECE, copy_task, &k);
-}
-
 void cuda_upload(nn *c, const nn_tensor *t, const float *data)
 {
     const cuda_state *s = cuda_of(c);
@@ -382,16 +353,19 @@ void cuda_upload(nn *c, const nn_tensor *t, const float *data)
         return;
     if (!pin_memory(c, by, bytes))
         return;
-    copy_numbers(c, by->pinned, data, nn_count(t), DTYPE_F32);
+    cuda_copy_bytes(s->gpu, by->pinned, data, bytes);
     if (check(c, s->driver->copy_to_device(cuda_at(t), by->pinned, bytes, s->stream), "an upload"))
         check(c, s->driver->event_record(by->done, s->stream), "an event");
 }
 
 void cuda_download(nn *c, const nn_tensor *t, float *data)
 {
-    const void *from = cuda_fetch(c, cuda_at(t), (size_t)nn_count(t) * nn_element(t));
-    if (from)
-        copy_numbers(c, data, from, nn_count(t), t->type);
+    const size_t count = (size_t)nn_count(t);
+    const void *from = cuda_fetch(c, cuda_at(t), count * nn_element(t));
+    if (from && t->type == DTYPE_F32)
+        cuda_copy_bytes(cuda_of(c)->gpu, data, from, count * sizeof(float));
+    else if (from)
+        dtype_to_float(data, from, t->type, count);
 }
 
 static void cuda_download_begin(nn *c, int index, const nn_tensor *t)
@@ -576,6 +550,13 @@ cu_address cuda_floats(nn *c, const nn_weight *w)
     const cuda_request request = {&w, 1, STORE_FLOATS, DTYPE_F32};
     cuda_weight at;
     return get_weight(c, w, &request, &at);
+}
+
+cu_address cuda_vectors(nn *c, const nn_weight *const *w, int count, dtype type)
+{
+    const cuda_request request = {w, count, STORE_FLOATS, type};
+    cuda_weight at;
+    return get_weight(c, w[0], &request, &at);
 }
 
 cu_address cuda_table(nn *c, const nn_weight *w, dtype *type)

@@ -44,6 +44,10 @@ const cuda_kernels *cuda_gpu_kernels(cuda_gpu *g, dtype type, ct_error *error);
 ct_status cuda_gpu_alloc(cuda_gpu *g, cu_address *out, size_t bytes, const char *what,
                          ct_error *error);
 
+/* To pinned memory or from there, by all threads: one of them alone takes as long as the GPU's bus
+ * does several times. */
+void cuda_copy_bytes(const cuda_gpu *g, void *to, const void *from, size_t bytes);
+
 /* How attention is computed, and for tests: how alone, as far as that can do a case. */
 typedef enum cuda_attention_path {
     ATTENTION_ANY,
@@ -122,6 +126,8 @@ cu_address cuda_scratch(nn *c, size_t bytes);
 
 /* As float32, a vector or a matrix row. */
 cu_address cuda_floats(nn *c, const nn_weight *w);
+/* Vectors one behind the other, as F32, F16 or BF16. */
+cu_address cuda_vectors(nn *c, const nn_weight *const *w, int count, dtype type);
 /* A table whose rows are looked up, as the file has it where it is F32, F16 or BF16 (*type says);
  * otherwise as BF16. */
 cu_address cuda_table(nn *c, const nn_weight *w, dtype *type);

@@ -269,17 +269,6 @@ static bool blas_finishes(nn *c, const product *p, const nn_tensor *out, bool bi
     return blas_can(cuda_of(c)->gpu->blas, &b);
 }
 
-/* Biases of layers side by side, one behind the other. */
-static cu_address biases(nn *c, const nn_weight *const *bias, int count, dtype type)
-{
-    const cuda_request request = {bias, count, STORE_FLOATS, type};
-    cuda_weight at = {0};
-    ct_error error;
-    if (c->error.code == CT_OK && cuda_store_get(c, &request, &at, &error) != CT_OK)
-        cuda_fail(c, &error);
-    return at.data;
-}
-
 /* bias: as many as w, or NULL. */
 static void linear(nn *c, const nn_tensor *out, const nn_tensor *x, const nn_weight *const *w,
                    const nn_weight *const *bias, int count, const nn_epilogue *e)
@@ -304,7 +293,7 @@ static void linear(nn *c, const nn_tensor *out, const nn_tensor *x, const nn_wei
     const bool alone = plain && (!bias || has_type(bias, count, out->type)) &&
                        ((!bias && !gelu) || blas_finishes(c, &p, out, bias != NULL, gelu));
     if (bias)
-        f.bias = biases(c, bias, count, alone ? out->type : DTYPE_F32);
+        f.bias = cuda_vectors(c, bias, count, alone ? out->type : DTYPE_F32);
     if (alone) {
         const results to = {cuda_at(out), out->type, out->stride, f.bias, gelu, e->add};
         multiply(c, &p, 0, out->n[0], &to);

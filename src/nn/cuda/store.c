@@ -271,6 +271,12 @@ static void copy_task(void *user, int64_t index, int worker)
     memcpy(k->to + at, k->from + at, k->bytes - at < PIECE ? k->bytes - at : PIECE);
 }
 
+void cuda_copy_bytes(const cuda_gpu *g, void *to, const void *from, size_t bytes)
+{
+    copying k = {to, from, bytes};
+    pool_run(g->threads, (int64_t)((bytes + PIECE - 1) / PIECE), copy_task, &k);
+}
+
 static ct_status open_stages(cuda_store *s, ct_error *error)
 {
     const cuda_driver *d = &s->gpu->driver;
@@ -309,8 +315,7 @@ static ct_status send(cuda_store *s, cu_stream stream, const void *from, size_t 
     g->used = false;
     if (status != CT_OK)
         return status;
-    copying k = {g->host, from, bytes};
-    pool_run(s->gpu->threads, (int64_t)((bytes + PIECE - 1) / PIECE), copy_task, &k);
+    cuda_copy_bytes(s->gpu, g->host, from, bytes);
     *out = g;
     return cuda_check(d, d->copy_to_device(to ? to : g->device, g->host, bytes, stream),
                       "uploading weights", error);
