@@ -99,6 +99,31 @@ ct_status recorded_generate(ct_model *model, const char *run, const ct_generate_
     return status;
 }
 
+ct_image *picture_of(ct_model *model, const ct_generate_params *p)
+{
+    ct_image *image = NULL;
+    ct_error error;
+    test_ok(ct_generate(model, p, &image, &error), &error);
+    return image;
+}
+
+void expect_refusal(ct_model *model, const ct_generate_params *p, ct_status status,
+                    const char *part)
+{
+    ct_job *job = (ct_job *)1;
+    ct_error error;
+    test_error(ct_job_create(model, p, &job, &error), status, &error, part);
+    assert_null(job);
+}
+
+bool same_pixels(const ct_image *a, const ct_image *b)
+{
+    const int width = ct_image_width(a), height = ct_image_height(a);
+    assert_int_equal(width, ct_image_width(b));
+    assert_int_equal(height, ct_image_height(b));
+    return !memcmp(ct_image_pixels(a), ct_image_pixels(b), (size_t)(3 * width * height));
+}
+
 double recorded_difference(const float *x, const float *truth, size_t n)
 {
     double error = 0, norm = 0;

@@ -17,6 +17,14 @@ ct_model *recorded_model(ct_context *context, const char *run);
 ct_status recorded_generate(ct_model *model, const char *run, const ct_generate_params *params,
                             ct_image **out, ct_error *error);
 
+/* The picture of these parameters; fails the test where there is none. */
+ct_image *picture_of(ct_model *model, const ct_generate_params *p);
+/* Fails the test unless a job is refused like this; part: of the message. */
+void expect_refusal(ct_model *model, const ct_generate_params *p, ct_status status,
+                    const char *part);
+/* Whether two pictures, which must be of one size, have the same pixels. */
+bool same_pixels(const ct_image *a, const ct_image *b);
+
 /* Relative L2 of x; NaN where x has one. */
 double recorded_difference(const float *x, const float *truth, size_t n);
 

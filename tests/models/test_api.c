@@ -1,6 +1,6 @@
 /* The library as its users meet it: bad input, cancel, memory that runs out, several seeds. */
 #define _XOPEN_SOURCE 700
-#include "test_support.h"
+#include "recorded.h"
 
 #include <ftw.h>
 #include <math.h>
@@ -214,71 +214,62 @@ static void test_truncated_weights(void **state)
 
 /* ---- Parameters ------------------------------------------------------------------------------ */
 
-static void expect_job(ct_model *model, const ct_generate_params *p, ct_status status,
-                       const char *part)
-{
-    ct_job *job = (ct_job *)1;
-    ct_error error;
-    test_error(ct_job_create(model, p, &job, &error), status, &error, part);
-    assert_null(job);
-}
-
 static void test_bad_parameters(void **state)
 {
     (void)state;
     ct_model *model = load_turbo();
     ct_generate_params p = small();
     p.width = 50;
-    expect_job(model, &p, CT_EINVAL, "48 and 64");
+    expect_refusal(model, &p, CT_EINVAL, "48 and 64");
     p = small();
     p.height = -16;
-    expect_job(model, &p, CT_EINVAL, "height");
+    expect_refusal(model, &p, CT_EINVAL, "height");
     p = small();
     p.width = 1 << 30;
-    expect_job(model, &p, CT_EINVAL, "width");
+    expect_refusal(model, &p, CT_EINVAL, "width");
     p = small();
     p.steps = -1;
-    expect_job(model, &p, CT_EINVAL, "steps");
+    expect_refusal(model, &p, CT_EINVAL, "steps");
     p = small();
     p.steps = 1001;
-    expect_job(model, &p, CT_EINVAL, "steps");
+    expect_refusal(model, &p, CT_EINVAL, "steps");
     p = small();
     p.guidance = -0.5;
-    expect_job(model, &p, CT_EINVAL, "guidance");
+    expect_refusal(model, &p, CT_EINVAL, "guidance");
     p = small();
     p.guidance = NAN;
-    expect_job(model, &p, CT_EINVAL, "guidance");
+    expect_refusal(model, &p, CT_EINVAL, "guidance");
     p = small();
     p.cfg_scale = 0.5;
-    expect_job(model, &p, CT_EINVAL, "cfg_scale");
+    expect_refusal(model, &p, CT_EINVAL, "cfg_scale");
     p = small();
     p.cfg_scale = 4;
     p.guidance = 3;
-    expect_job(model, &p, CT_EINVAL, "give one of them");
+    expect_refusal(model, &p, CT_EINVAL, "give one of them");
     p = small();
     p.shift = -3;
-    expect_job(model, &p, CT_EINVAL, "shift");
+    expect_refusal(model, &p, CT_EINVAL, "shift");
     p = small();
     p.cfg_truncation = 2;
-    expect_job(model, &p, CT_EINVAL, "cfg_truncation");
+    expect_refusal(model, &p, CT_EINVAL, "cfg_truncation");
     p = small();
     p.precision = (ct_precision)77;
-    expect_job(model, &p, CT_EINVAL, "precision");
+    expect_refusal(model, &p, CT_EINVAL, "precision");
     p = small();
     p.rng = (ct_rng)77;
-    expect_job(model, &p, CT_EINVAL, "rng");
+    expect_refusal(model, &p, CT_EINVAL, "rng");
     p = small();
     p.prompt = NULL;
-    expect_job(model, &p, CT_EINVAL, "prompt");
+    expect_refusal(model, &p, CT_EINVAL, "prompt");
     p = small();
     p.prompt = "bad \xff\xfe bytes";
-    expect_job(model, &p, CT_EINVAL, "byte 4");
+    expect_refusal(model, &p, CT_EINVAL, "byte 4");
     p = small();
     p.trace_path = "/no/such/folder/trace.safetensors";
-    expect_job(model, &p, CT_EIO, "/no/such/folder/trace.safetensors");
+    expect_refusal(model, &p, CT_EIO, "/no/such/folder/trace.safetensors");
     p = small();
     p.struct_size = 3;
-    expect_job(model, &p, CT_EINVAL, "ct_generate_params_init");
+    expect_refusal(model, &p, CT_EINVAL, "ct_generate_params_init");
     ct_error error;
     ct_image *image;
     assert_int_equal(ct_generate(NULL, &p, &image, &error), CT_EINVAL);
@@ -544,7 +535,7 @@ static void test_plan(void **state)
     test_ok(ct_model_plan(model, &p, &plan, &error), &error);
     assert_false(plan.chosen.fits);
     assert_int_equal(plan.chosen.streamed_blocks, plan.stage[CT_STAGE_DENOISE].blocks);
-    expect_job(model, &p, CT_ENOMEM, "of the limit");
+    expect_refusal(model, &p, CT_ENOMEM, "of the limit");
 
     /* The VAE decides: strips, as high as they can be, and nothing of the transformer is streamed;
      * the job does what the plan says. */

@@ -172,23 +172,11 @@ static ct_generate_params params_of(const world *w)
     return p;
 }
 
-static ct_image *generate(ct_model *model, const ct_generate_params *p)
-{
-    ct_image *image = NULL;
-    ct_error error;
-    test_ok(ct_generate(model, p, &image, &error), &error);
-    return image;
-}
-
 /* Generates, and the picture must be that. */
 static void expect_picture(ct_model *model, const ct_generate_params *p, const ct_image *picture)
 {
-    ct_image *image = generate(model, p);
-    const int width = ct_image_width(picture), height = ct_image_height(picture);
-    assert_int_equal(ct_image_width(image), width);
-    assert_int_equal(ct_image_height(image), height);
-    assert_memory_equal(ct_image_pixels(image), ct_image_pixels(picture),
-                        (size_t)(3 * width * height));
+    ct_image *image = picture_of(model, p);
+    assert_true(same_pixels(image, picture));
     ct_image_free(&image);
 }
 
@@ -224,7 +212,7 @@ static int count_files(const char *folder, const char *prefix)
 static ct_image *truth(const world *w, const ct_generate_params *p)
 {
     ct_model *model = open_model(w->plain, w->model);
-    ct_image *image = generate(model, p);
+    ct_image *image = picture_of(model, p);
     ct_model_free(&model);
     return image;
 }
@@ -348,22 +336,22 @@ static void test_misses(void **state)
     ct_generate_params p = params_of(&w);
     ct_context *context = open_context(w.cache, false, &log);
     ct_model *model = open_model(context, w.model);
-    ct_image *image = generate(model, &p);
+    ct_image *image = picture_of(model, &p);
     ct_image_free(&image);
     p.seed = 8; /* and what they do not depend on */
     p.width = 64;
-    image = generate(model, &p);
+    image = picture_of(model, &p);
     ct_image_free(&image);
     assert_int_equal(log.encoder, 1);
     assert_int_equal(log.schedule, 1);
     assert_int_equal(count_files(w.cache, ""), 2);
     p.precision = CT_PRECISION_BF16;
-    image = generate(model, &p);
+    image = picture_of(model, &p);
     ct_image_free(&image);
     assert_int_equal(log.encoder + log.schedule, 2);
     assert_int_equal(count_files(w.cache, ""), 4);
     p.precision = CT_PRECISION_INT8; /* the text encoder computes as in bf16 */
-    image = generate(model, &p);
+    image = picture_of(model, &p);
     ct_image_free(&image);
     assert_int_equal(log.encoder, 2);
     assert_int_equal(log.schedule, 1);
@@ -378,7 +366,7 @@ static void test_misses(void **state)
     log = (seen){0};
     p.precision = CT_PRECISION_FP32;
     test_ok(ct_model_load_with(context, w.model, &with, &model, &error), &error);
-    image = generate(model, &p);
+    image = picture_of(model, &p);
     ct_image_free(&image);
     assert_int_equal(log.encoder, 1);
     assert_int_equal(log.schedule, 0);
@@ -394,7 +382,7 @@ static void test_misses(void **state)
     log = (seen){0};
     test_ok(ct_context_create(&params, &context, &error), &error);
     model = open_model(context, w.model);
-    image = generate(model, &p);
+    image = picture_of(model, &p);
     ct_image_free(&image);
     const bool same = !strcmp(ct_context_cpu(context), ct_context_cpu(w.plain));
     assert_int_equal(log.encoder + log.schedule, same ? 2 : 0);
@@ -673,7 +661,7 @@ static void test_usage(void **state)
     const ct_generate_params p = params_of(&w);
     ct_context *context = open_context(w.cache, true, NULL);
     ct_model *model = open_model(context, w.model);
-    ct_image *picture = generate(model, &p);
+    ct_image *picture = picture_of(model, &p);
     ct_model_free(&model);
     ct_context_free(&context);
     test_write_file(test_path(&w.folder, "cache/rows-0.cubin"), "x", 1);

@@ -80,22 +80,6 @@ static ct_generate_params small(void)
     return p;
 }
 
-static ct_image *generate(ct_model *model, const ct_generate_params *p)
-{
-    ct_image *image = NULL;
-    ct_error error;
-    test_ok(ct_generate(model, p, &image, &error), &error);
-    return image;
-}
-
-static void assert_same(const ct_image *a, const ct_image *b)
-{
-    assert_int_equal(ct_image_width(a), ct_image_width(b));
-    assert_int_equal(ct_image_height(a), ct_image_height(b));
-    assert_memory_equal(ct_image_pixels(a), ct_image_pixels(b),
-                        (size_t)ct_image_width(a) * (size_t)ct_image_height(a) * 3);
-}
-
 static void test_defaults(void **state)
 {
     (void)state;
@@ -131,25 +115,25 @@ static void test_guidance(void **state)
     ct_model *distilled = recorded_model(context, "klein"),
              *base = recorded_model(context, "klein_base");
     ct_generate_params p = small();
-    ct_image *plain = generate(distilled, &p);
+    ct_image *plain = picture_of(distilled, &p);
     log_seen = (seen){0};
     p.guidance = 3;
-    ct_image *same = generate(distilled, &p);
+    ct_image *same = picture_of(distilled, &p);
     assert_int_equal(log_seen.warnings, 1);
     assert_non_null(strstr(log_seen.last, "without guidance"));
-    assert_same(plain, same);
+    assert_true(same_pixels(plain, same));
     ct_image_free(&plain);
     ct_image_free(&same);
 
-    ct_image *guided = generate(base, &p);
+    ct_image *guided = picture_of(base, &p);
     p.negative_prompt = "";
-    same = generate(base, &p);
-    assert_same(guided, same);
+    same = picture_of(base, &p);
+    assert_true(same_pixels(guided, same));
     ct_image_free(&same);
     p.guidance = CT_GUIDANCE_DEFAULT;
     p.cfg_scale = 3;
-    same = generate(base, &p);
-    assert_same(guided, same);
+    same = picture_of(base, &p);
+    assert_true(same_pixels(guided, same));
     ct_image_free(&same);
     ct_image_free(&guided);
 
@@ -180,10 +164,10 @@ static void test_shift(void **state)
     const double shift = ct_job_get_info(job)->shift;
     ct_job_free(&job);
     assert_true(shift > 1);
-    ct_image *own = generate(model, &p);
+    ct_image *own = picture_of(model, &p);
     p.shift = shift;
-    ct_image *given = generate(model, &p);
-    assert_same(own, given);
+    ct_image *given = picture_of(model, &p);
+    assert_true(same_pixels(own, given));
     ct_image_free(&own);
     ct_image_free(&given);
     ct_model_free(&model);
@@ -202,7 +186,7 @@ static void test_references(void **state)
     static const int counts[] = {1, 2, 10};
     for (int i = 0; i < 3; i++) {
         p.reference_count = counts[i];
-        ct_image *image = generate(model, &p);
+        ct_image *image = picture_of(model, &p);
         if (last)
             assert_true(memcmp(ct_image_pixels(image), ct_image_pixels(last), 3 * 48 * 32) != 0);
         ct_image_free(&last);
@@ -213,7 +197,7 @@ static void test_references(void **state)
     /* A job keeps what it encoded, and the caller's pictures may go. */
     p.reference_count = 2;
     p.seed = 8;
-    ct_image *eight = generate(model, &p), *again = NULL, *seven = NULL;
+    ct_image *eight = picture_of(model, &p), *again = NULL, *seven = NULL;
     ct_job *job = NULL;
     ct_error error;
     test_ok(ct_job_create(model, &p, &job, &error), &error);
@@ -224,7 +208,7 @@ static void test_references(void **state)
     assert_int_equal(log_seen.encoded, 27 + 2);
     test_ok(ct_job_run(job, 8, &again, &error), &error);
     assert_int_equal(log_seen.encoded, 27 + 2);
-    assert_same(eight, again);
+    assert_true(same_pixels(eight, again));
     assert_non_null(strstr(ct_image_recipe_json(again), "\"references\""));
     ct_job_free(&job);
     ct_image_free(&eight);
@@ -264,14 +248,6 @@ static void test_sizes(void **state)
     ct_model_free(&model);
 }
 
-static void expect(ct_model *model, const ct_generate_params *p, ct_status status, const char *part)
-{
-    ct_job *job = (ct_job *)1;
-    ct_error error;
-    test_error(ct_job_create(model, p, &job, &error), status, &error, part);
-    assert_null(job);
-}
-
 static void test_bad_references(void **state)
 {
     (void)state;
@@ -288,7 +264,7 @@ static void test_bad_references(void **state)
     for (int i = 0; i < 4; i++) {
         ct_image *reference = make_picture(sizes[i].width, sizes[i].height);
         p.references = (const ct_image *const *)&reference;
-        expect(model, &p, CT_EINVAL, sizes[i].part);
+        expect_refusal(model, &p, CT_EINVAL, sizes[i].part);
         ct_image_free(&reference);
     }
     ct_image *reference = make_picture(64, 64), *many[11];
@@ -296,21 +272,21 @@ static void test_bad_references(void **state)
         many[i] = reference;
     p.references = (const ct_image *const *)many;
     p.reference_count = 11;
-    expect(model, &p, CT_EINVAL, "11 reference pictures");
+    expect_refusal(model, &p, CT_EINVAL, "11 reference pictures");
     p.reference_count = -1;
-    expect(model, &p, CT_EINVAL, "1 to 10");
+    expect_refusal(model, &p, CT_EINVAL, "1 to 10");
     p.reference_count = 1;
-    expect(other, &p, CT_EUNSUPPORTED, "text alone");
+    expect_refusal(other, &p, CT_EUNSUPPORTED, "text alone");
     p.keep_size = true;
-    expect(model, &p, CT_EINVAL, "leave out width");
+    expect_refusal(model, &p, CT_EINVAL, "leave out width");
     p.reference_count = 0;
-    expect(model, &p, CT_EINVAL, "needs a reference");
+    expect_refusal(model, &p, CT_EINVAL, "needs a reference");
     p.reference_count = 2;
     p.keep_size = false;
     many[1] = NULL;
-    expect(model, &p, CT_EINVAL, "reference 2 is NULL");
+    expect_refusal(model, &p, CT_EINVAL, "reference 2 is NULL");
     p.references = NULL;
-    expect(model, &p, CT_EINVAL, "reference pictures");
+    expect_refusal(model, &p, CT_EINVAL, "reference pictures");
     ct_error error;
     ct_image *none = (ct_image *)1;
     test_error(ct_image_from_pixels(context, 0, 5, (const uint8_t *)"", &none, &error), CT_EINVAL,
@@ -340,7 +316,7 @@ static void check_memory_and_precision(const char *name)
     ct_generate_params p = small();
     p.references = (const ct_image *const *)&reference;
     p.reference_count = 1;
-    ct_image *whole = generate(model, &p);
+    ct_image *whole = picture_of(model, &p);
     ct_memory_plan plan;
     ct_memory_plan_init(&plan);
     ct_error error;
@@ -356,12 +332,12 @@ static void check_memory_and_precision(const char *name)
             test_error(status, CT_ENOMEM, &error, "of the limit");
     }
     assert_non_null(streamed);
-    assert_same(whole, streamed);
+    assert_true(same_pixels(whole, streamed));
     p.max_memory = 0;
     static const ct_precision precisions[] = {CT_PRECISION_BF16, CT_PRECISION_INT8};
     for (int i = 0; i < 2; i++) {
         p.precision = precisions[i];
-        ct_image *rounded = generate(model, &p);
+        ct_image *rounded = picture_of(model, &p);
         assert_true(psnr(whole, rounded) > 35);
         ct_image_free(&rounded);
     }
@@ -389,15 +365,15 @@ static void test_kv(void **state)
     assert_string_equal(info->class_name, "Flux2KleinKVPipeline");
     assert_int_equal(info->default_steps, 4);
     ct_generate_params p = small();
-    ct_image *a = generate(plain, &p), *b = generate(kv, &p);
-    assert_same(a, b);
+    ct_image *a = picture_of(plain, &p), *b = picture_of(kv, &p);
+    assert_true(same_pixels(a, b));
     ct_image_free(&a);
     ct_image_free(&b);
     ct_image *reference = make_picture(80, 64);
     p.references = (const ct_image *const *)&reference;
     p.reference_count = 1;
-    a = generate(plain, &p);
-    b = generate(kv, &p);
+    a = picture_of(plain, &p);
+    b = picture_of(kv, &p);
     assert_true(memcmp(ct_image_pixels(a), ct_image_pixels(b), 3 * 48 * 32) != 0);
     ct_image_free(&a);
     ct_image_free(&b);
@@ -426,7 +402,7 @@ static void test_quantized(void **state)
         {8, 64, "transformer/0.safetensors", "\"time_guidance_embed.linear_1.weight"}};
     ct_model *model = recorded_model(context, "klein_base");
     ct_generate_params p = small();
-    ct_image *exact = generate(model, &p);
+    ct_image *exact = picture_of(model, &p);
     ct_model_free(&model);
     for (int i = 0; i < 2; i++) {
         test_folder folder;
@@ -446,7 +422,7 @@ static void test_quantized(void **state)
         assert_non_null(strstr(bytes + 8, kinds[i].name));
         free(bytes);
         test_ok(ct_model_load(context, q.output, &model, &error), &error);
-        ct_image *rounded = generate(model, &p);
+        ct_image *rounded = picture_of(model, &p);
         assert_true(psnr(exact, rounded) > 45);
         ct_image_free(&rounded);
         ct_model_free(&model);

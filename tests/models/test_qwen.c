@@ -51,30 +51,6 @@ static ct_generate_params small(void)
     return p;
 }
 
-static ct_image *generate(ct_model *model, const ct_generate_params *p)
-{
-    ct_image *image = NULL;
-    ct_error error;
-    test_ok(ct_generate(model, p, &image, &error), &error);
-    return image;
-}
-
-static void expect(ct_model *model, const ct_generate_params *p, ct_status status, const char *part)
-{
-    ct_job *job = (ct_job *)1;
-    ct_error error;
-    test_error(ct_job_create(model, p, &job, &error), status, &error, part);
-    assert_null(job);
-}
-
-static bool same(const ct_image *a, const ct_image *b)
-{
-    const int width = ct_image_width(a), height = ct_image_height(a);
-    assert_int_equal(width, ct_image_width(b));
-    assert_int_equal(height, ct_image_height(b));
-    return !memcmp(ct_image_pixels(a), ct_image_pixels(b), (size_t)(3 * width * height));
-}
-
 static void test_defaults(void **state)
 {
     (void)state;
@@ -105,17 +81,17 @@ static void test_negative_prompt(void **state)
     (void)state;
     ct_model *model = recorded_model(context, "qwen");
     ct_generate_params p = small();
-    ct_image *usual = generate(model, &p);
+    ct_image *usual = picture_of(model, &p);
     p.negative_prompt = " ";
-    ct_image *blank = generate(model, &p);
+    ct_image *blank = picture_of(model, &p);
     p.negative_prompt = "";
-    ct_image *empty = generate(model, &p);
+    ct_image *empty = picture_of(model, &p);
     p.negative_prompt = NULL;
     p.cfg_scale = 1;
-    ct_image *unguided = generate(model, &p);
-    assert_true(same(usual, blank));
-    assert_false(same(usual, empty));
-    assert_false(same(usual, unguided));
+    ct_image *unguided = picture_of(model, &p);
+    assert_true(same_pixels(usual, blank));
+    assert_false(same_pixels(usual, empty));
+    assert_false(same_pixels(usual, unguided));
     ct_image_free(&usual);
     ct_image_free(&blank);
     ct_image_free(&empty);
@@ -169,10 +145,10 @@ static void test_shift(void **state)
     ct_job_free(&job);
     p = small();
     p.steps = 3; /* the first and the last level are the same for all shifts */
-    ct_image *usual = generate(model, &p);
+    ct_image *usual = picture_of(model, &p);
     p.shift = 3;
-    ct_image *shifted = generate(model, &p);
-    assert_false(same(usual, shifted));
+    ct_image *shifted = picture_of(model, &p);
+    assert_false(same_pixels(usual, shifted));
     ct_image_free(&usual);
     ct_image_free(&shifted);
     ct_model_free(&model);
@@ -186,17 +162,17 @@ static void test_bad_references(void **state)
     ct_image *b = picture("qwen_plus/two_references.1.png");
     const ct_image *both[] = {a, b};
     ct_generate_params p = small();
-    expect(edit, &p, CT_EINVAL, "give it a reference picture");
+    expect_refusal(edit, &p, CT_EINVAL, "give it a reference picture");
     p.references = both;
     p.reference_count = 2;
-    expect(edit, &p, CT_EINVAL, "takes only 1");
+    expect_refusal(edit, &p, CT_EINVAL, "takes only 1");
     p.reference_count = 1;
-    expect(text, &p, CT_EUNSUPPORTED, "from text alone");
+    expect_refusal(text, &p, CT_EUNSUPPORTED, "from text alone");
     p.prompt = "a fox beside <|image_pad|>";
-    expect(edit, &p, CT_EINVAL, "stands for a picture");
+    expect_refusal(edit, &p, CT_EINVAL, "stands for a picture");
     p.prompt = "A fox.";
     p.negative_prompt = "<|image_pad|>";
-    expect(edit, &p, CT_EINVAL, "negative prompt contains");
+    expect_refusal(edit, &p, CT_EINVAL, "negative prompt contains");
     ct_image_free(&a);
     ct_image_free(&b);
     ct_model_free(&text);
@@ -236,7 +212,7 @@ static void test_memory(void **state)
     ct_model *model = recorded_model(context, "qwen");
     ct_generate_params p = small();
     p.width = p.height = 128;
-    ct_image *whole = generate(model, &p), *streamed = NULL;
+    ct_image *whole = picture_of(model, &p), *streamed = NULL;
     ct_memory_plan plan;
     ct_memory_plan_init(&plan);
     ct_error error;
@@ -250,7 +226,7 @@ static void test_memory(void **state)
             test_error(status, CT_ENOMEM, &error, "of the limit");
     }
     assert_non_null(streamed);
-    assert_true(same(whole, streamed));
+    assert_true(same_pixels(whole, streamed));
     ct_image_free(&whole);
     ct_image_free(&streamed);
     ct_model_free(&model);
@@ -275,8 +251,8 @@ static void test_seeds(void **state)
         test_ok(ct_job_run(job, seed, &image, &error), &error);
     }
     p.seed = 1;
-    again = generate(model, &p);
-    assert_true(same(image, again));
+    again = picture_of(model, &p);
+    assert_true(same_pixels(image, again));
     ct_job_free(&job);
     ct_image_free(&a);
     ct_image_free(&image);
