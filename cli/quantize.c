@@ -1,6 +1,6 @@
 /* calotype quantize: a model with fewer bits, and what it costs in accuracy. */
 #include "cli/commands.h"
-#include "cli/format.h"
+#include "app/format.h"
 #include "cli/interrupt.h"
 #include "cli/members.h"
 #include "cli/params.h"
