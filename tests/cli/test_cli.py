@@ -819,12 +819,13 @@ class Quantize(Folder):
         self.assertEqual(sorted(os.listdir(self.folder)), ["out", left])
 
     def test_interrupt(self):
-        process, events = self.begin()
-        process.send_signal(signal.SIGINT)
-        last = [json.loads(line) for line in events][-1]
-        self.assertEqual(process.wait(), 130)
-        self.assertEqual((last["event"], last["code"]), ("error", -7))
-        self.assertEqual(os.listdir(self.folder), [])
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            process, events = self.begin()
+            process.send_signal(number)
+            last = [json.loads(line) for line in events][-1]
+            self.assertEqual(process.wait(), 128 + number)
+            self.assertEqual((last["event"], last["code"]), ("error", -7))
+            self.assertEqual(os.listdir(self.folder), [])
 
 
 class Completions(Folder):
