@@ -20,7 +20,7 @@ const option_info option_table[OPTION_COUNT] = {
     [OPTION_MODEL] = {
         .name = "model", .letter = 'm', .kind = OPTION_KIND_DIRECTORY, .metavar = "DIR",
         .group = OPTION_GROUP_MAIN, .commands = GENERATE | QUANTIZE | PLAN | BENCH,
-        .required = GENERATE | QUANTIZE | PLAN,
+        .required = GENERATE | PLAN,
         .help = "the model: a directory in the layout of diffusers, mflux or MLX-z-image",
         .elsewhere = "diffusion-model model-path pretrained-model-name-or-path",
     },

@@ -2,6 +2,7 @@
 #define _POSIX_C_SOURCE 200809L
 #include "cli/bench.h"
 #include "cli/cache.h"
+#include "cli/params.h"
 #include "core/file.h"
 #include "core/processor.h"
 
@@ -106,19 +107,6 @@ static ct_status check_options(const options *o, int which, ct_error *error)
     return CT_OK;
 }
 
-/* The directory stands behind the word, or behind --model. */
-static ct_status find_model(const char **directory, const options *o, ct_error *error)
-{
-    const option_value *given = &o->value[OPTION_MODEL];
-    *directory = o->arguments > 1 ? o->argument[1] : given->text;
-    if (o->arguments > 2 || (o->arguments > 1 && given->given))
-        return error_set(error, CT_EINVAL, "one model at a time: \"%.200s\" is another one",
-                         o->arguments > 2 ? o->argument[2] : given->text);
-    if (!*directory)
-        return error_set(error, CT_EINVAL, "\"bench model\" needs a model: a directory");
-    return CT_OK;
-}
-
 void measuring_print_machine(const measuring *m)
 {
     const terminal *t = &m->report->out;
@@ -166,7 +154,7 @@ static ct_status measure(report *r, const options *o, int which, ct_error *error
     params.threads = (int)o->value[OPTION_THREADS].integer;
     params.cpu = o->value[OPTION_CPU].text;
     params.callbacks = report_callbacks(r);
-    ct_status status = kernels ? CT_OK : find_model(&directory, o, error);
+    ct_status status = kernels ? CT_OK : model_argument(&directory, o, 1, "bench model", error);
     if (status == CT_OK)
         status = ct_context_create(&params, &m.context, error);
     if (status != CT_OK)

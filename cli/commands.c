@@ -31,7 +31,7 @@ static const char edit_details[] =
 
 static const char quantize_details[] =
     "Examples\n"
-    "  calotype quantize -m models/Z-Image-Turbo --bits 4 -o models/Z-Image-Turbo-4bit\n"
+    "  calotype quantize models/Z-Image-Turbo --bits 4 -o models/Z-Image-Turbo-4bit\n"
     "  calotype quantize -m models/emoji-256 --bits 8 -o emoji-8bit --json > errors.jsonl\n"
     "\n"
     "Each matrix is printed with the relative L2 error of its new numbers, which is also stored "
@@ -105,6 +105,8 @@ const command command_table[] = {
      .run = generate_run},
     {.name = "quantize",
      .bit = OPTION_FOR_QUANTIZE,
+     .arguments = "MODEL",
+     .max_arguments = 1,
      .summary = "write a copy of a model with fewer bits",
      .details = quantize_details,
      .run = quantize_run},

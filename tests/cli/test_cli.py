@@ -741,7 +741,7 @@ class Quantize(Folder):
         return run("quantize", "-m", model, "-o", self.path("out"), *args, **more)
 
     def test_human(self):
-        result = self.quantize("--bits", "4", "--group-size", "32")
+        result = run("quantize", MODEL, "--bits", "4", "--group-size", "32", "-o", self.path("out"))
         self.assertEqual(result.returncode, 0, result.stderr)
         lines = result.stdout.splitlines()
         matrices = [line for line in lines if re.fullmatch(
@@ -790,6 +790,8 @@ class Quantize(Folder):
         self.refused(self.quantize("--bits", "4", "-g", "48"), 2, "32 64 128")
         self.refused(self.quantize("--bits", "4", model=self.path("none")), 1, "none")
         self.refused(run("quantize", "-m", MODEL, "--bits", "4"), 2, "--output")
+        self.refused(run("quantize", "--bits", "4", "-o", self.path("x")), 2, "needs a model")
+        self.refused(self.quantize(MODEL, "--bits", "4"), 2, "one model at a time")
         result = run("quantize", "-m", MODEL, "--bits", "4", "-o", self.folder)
         self.refused(result, 1, "exists already")
 
