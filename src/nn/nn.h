@@ -147,6 +147,13 @@ void nn_section(nn *c, int section, size_t arena_bytes);
 /* Between blocks: before each turn of the loop over a network's layers, and behind the last. */
 void nn_block(nn *c);
 
+/* What stands between nn_fork and nn_meanwhile may run at the same time as what stands between
+ * nn_meanwhile and nn_join; neither reads what the other writes. The former is the smaller, and
+ * knows no attention. All three are called, in this order, whatever fails in between. */
+void nn_fork(nn *c);
+void nn_meanwhile(nn *c);
+void nn_join(nn *c);
+
 /* Memory for activations: a stack. What was made after a mark goes with its release. */
 size_t nn_mark(const nn *c);
 void nn_release(nn *c, size_t mark);

@@ -6,6 +6,7 @@
 
 #define WRITES 4 /* nn_begin_write at once */
 #define SLOTS 2
+#define EVENTS (SLOTS + 3)
 #define RECORDINGS 8
 
 /* fp16 ends at 65504. What of a transformer is larger, or may be:
@@ -54,6 +55,13 @@ struct cuda_private {
     recording recordings[RECORDINGS];
     int64_t uses;
     recording *current; /* being recorded */
+    struct {
+        cu_stream stream;
+        cu_event begun, done;
+        bool under_way;
+        cu_stream main; /* of the state, when it has this one */
+        cu_address workspace;
+    } beside; /* cuda_fork */
 };
 
 /* ---- Failures -------------------------------------------------------------------------------- */
@@ -91,12 +99,15 @@ static ct_status open_stream(cuda_state *s, const nn_params *params, ct_error *e
     if (status == CT_OK)
         status =
             cuda_gpu_alloc(s->gpu, &s->workspace, CUDA_WORKSPACE, "cuBLASLt's workspace", error);
-    for (int i = 0; i < SLOTS && status == CT_OK; i++)
-        status = cuda_check(d, d->event_create(&s->private->slots[i].done, CU_EVENT_DISABLE_TIMING),
-                            "an event", error);
+    struct cuda_private *p = s->private;
     if (status == CT_OK)
-        status = cuda_check(d, d->event_create(&s->private->sent.done, CU_EVENT_DISABLE_TIMING),
-                            "an event", error);
+        status = cuda_check(d, d->stream_create(&p->beside.stream, CU_STREAM_NON_BLOCKING),
+                            "a stream", error);
+    cu_event *const events[] = {&p->slots[0].done, &p->slots[1].done, &p->sent.done,
+                                &p->beside.begun, &p->beside.done};
+    for (int i = 0; i < EVENTS && status == CT_OK; i++)
+        status =
+            cuda_check(d, d->event_create(events[i], CU_EVENT_DISABLE_TIMING), "an event", error);
     const dnn_params for_dnn = {.allocator = params->allocator,
                                 .driver = d,
                                 .device = &s->gpu->info,
@@ -147,6 +158,12 @@ static void cuda_close(nn *c)
             d->host_free(p->sent.pinned);
         if (p->sent.done)
             d->event_destroy(p->sent.done);
+        if (p->beside.begun)
+            d->event_destroy(p->beside.begun);
+        if (p->beside.done)
+            d->event_destroy(p->beside.done);
+        if (p->beside.stream)
+            d->stream_destroy(p->beside.stream);
         for (int i = 0; i < WRITES; i++)
             mem_free(a, p->write[i].host);
         cuda_ring_free(c);
@@ -531,6 +548,47 @@ static void cuda_repeat_end(nn *c)
         s->driver->graph_destroy(graph);
 }
 
+/* ---- Work beside other work --------------------------------------------------------------------
+ * A branch of what is recorded, in a stream and with a workspace of its own. What is not recorded
+ * stays in line: the first runs choose algorithms by time. */
+
+static void cuda_fork(nn *c)
+{
+    cuda_state *s = cuda_of(c);
+    const cu_address workspace = cuda_scratch(c, CUDA_WORKSPACE);
+    if (cuda_idle(c) || !s->capturing)
+        return;
+    struct cuda_private *p = s->private;
+    if (!check(c, s->driver->event_record(p->beside.begun, s->stream), "an event") ||
+        !check(c, s->driver->stream_wait_event(p->beside.stream, p->beside.begun, 0), "a stream"))
+        return;
+    p->beside.under_way = true;
+    p->beside.main = s->stream;
+    p->beside.workspace = s->workspace;
+    s->stream = p->beside.stream;
+    s->workspace = workspace;
+}
+
+static void cuda_meanwhile(nn *c)
+{
+    cuda_state *s = cuda_of(c);
+    struct cuda_private *p = s->private;
+    if (!p->beside.under_way)
+        return;
+    check(c, s->driver->event_record(p->beside.done, s->stream), "an event");
+    s->stream = p->beside.main;
+    s->workspace = p->beside.workspace;
+}
+
+static void cuda_join(nn *c)
+{
+    cuda_state *s = cuda_of(c);
+    struct cuda_private *p = s->private;
+    if (p->beside.under_way)
+        check(c, s->driver->stream_wait_event(s->stream, p->beside.done, 0), "a stream");
+    p->beside.under_way = false;
+}
+
 /* ---- Weights --------------------------------------------------------------------------------- */
 
 static cu_address get_weight(nn *c, const nn_weight *w, const cuda_request *request,
@@ -604,6 +662,9 @@ const nn_device nn_cuda_device = {
     .download_end = cuda_download_end,
     .repeat_begin = cuda_repeat_begin,
     .repeat_end = cuda_repeat_end,
+    .fork = cuda_fork,
+    .meanwhile = cuda_meanwhile,
+    .join = cuda_join,
     .count_broken = cuda_count_broken,
     .section = cuda_section,
     .block = cuda_block,
