@@ -198,7 +198,8 @@ void nn_end_write(nn *c, const nn_tensor *t);
  * as it will be when the device gets there, end waits for that. Two may be under way: slot 0 or 1.
  * */
 void nn_download_begin(nn *c, int slot, const nn_tensor *t);
-void nn_download_end(nn *c, int slot, float *data, int64_t count);
+/* Returns how many seconds ago the device was there. */
+double nn_download_end(nn *c, int slot, float *data, int64_t count);
 /* How many downloads should be begun before the first is ended, so that the device always has work:
  * 0 on the CPU, which works at once; else 1. */
 int nn_lag(const nn *c);

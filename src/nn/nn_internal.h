@@ -26,7 +26,7 @@ typedef struct nn_device {
     float *(*begin_write)(nn *c, const nn_tensor *t);
     void (*end_write)(nn *c, const nn_tensor *t);
     void (*download_begin)(nn *c, int slot, const nn_tensor *t);
-    void (*download_end)(nn *c, int slot, float *data, int64_t count);
+    double (*download_end)(nn *c, int slot, float *data, int64_t count);
     bool (*repeat_begin)(nn *c, uint64_t key);
     void (*repeat_end)(nn *c);
     void (*fork)(nn *c); /* these three may be NULL; fork in a dry run, too */

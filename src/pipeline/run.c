@@ -15,16 +15,23 @@
 
 /* ---- Progress -------------------------------------------------------------------------------- */
 
-static void report(ct_job *job, const nn *c, ct_stage stage, int step, int steps,
-                   const ct_latents *preview)
+/* ago: seconds since it happened, where that is only seen now. */
+static void report_late(ct_job *job, const nn *c, ct_stage stage, int step, int steps,
+                        const ct_latents *preview, double ago)
 {
     if (nn_is_dry(c) || !job->callbacks.progress)
         return;
-    double now = clock_seconds();
+    double now = clock_seconds() - ago;
     if (step == 0)
         job->stage_began = now;
     ct_progress p = {stage, step, steps, now - job->stage_began, now - job->began, preview};
     job->callbacks.progress(job->callbacks.user, &p);
+}
+
+static void report(ct_job *job, const nn *c, ct_stage stage, int step, int steps,
+                   const ct_latents *preview)
+{
+    report_late(job, c, stage, step, steps, preview, 0);
 }
 
 typedef struct unit_counter {
@@ -465,7 +472,7 @@ static void look_into_step(ct_job *job, nn *c, int step, size_t mark)
 /* mark: of the memory of all steps. */
 static void end_step(ct_job *job, nn *c, int step, size_t mark)
 {
-    nn_download_end(c, step & 1, job->scratch, job->latent_count);
+    const double ago = nn_download_end(c, step & 1, job->scratch, job->latent_count);
     if (nn_is_dry(c) || nn_stopped(c))
         return;
     if (!all_finite(job->scratch, job->latent_count)) {
@@ -478,7 +485,7 @@ static void end_step(ct_job *job, nn *c, int step, size_t mark)
     trace_latents(job, name, job->latents);
     const ct_latents preview = {job->latents, (int)job->model->parts.channels,
                                 (int)job->latent_height, (int)job->latent_width};
-    report(job, c, CT_STAGE_DENOISE, step + 1, job->info.steps, &preview);
+    report_late(job, c, CT_STAGE_DENOISE, step + 1, job->info.steps, &preview, ago);
 }
 
 /* The end of a step is waited for when the next one is already with the device. */
