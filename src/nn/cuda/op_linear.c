@@ -186,7 +186,8 @@ static void run_epilogue(nn *c, const nn_tensor *out, const product *p, const fi
     cu_address to = cuda_at(out) + (uint64_t)(first * out->stride) * dtype_size(out_type);
     cu_address out_scales = cuda_scales_of(c, out), x_scales = 0, w_scales = 0, bias = f->bias,
                gate = f->gate;
-    int kind = (int)cuda_kind_of(c, out), in = (int)y_kind, up = f->up;
+    const cuda_kind out_kind = cuda_kind_of(c, out);
+    int kind = (int)out_kind, in = (int)y_kind, up = f->up;
     int activation = (int)f->activation;
     int add = f->add, m = (int)rows, columns = (int)out->n[1];
     long long out_stride = out->stride, stride = y_stride;
@@ -197,9 +198,10 @@ static void run_epilogue(nn *c, const nn_tensor *out, const product *p, const fi
         x_scales = p->x.scales + (uint64_t)first * 4;
         w_scales = p->w_scales;
     }
-    CUDA_LAUNCH(c, epilogue, cuda_work_type(c), cuda_epilogue_grid(kind, rows, columns), &to, &kind,
-                &out_stride, &out_scales, &y, &in, &stride, &up, &bias, &activation, &gate, &add,
-                &m, &columns, &x_scales, &w_scales, &factor);
+    const cuda_grid grid = cuda_epilogue_grid(out_kind, y_kind, rows, columns);
+    CUDA_LAUNCH(c, epilogue, cuda_work_type(c), grid, &to, &kind, &out_stride, &out_scales, &y, &in,
+                &stride, &up, &bias, &activation, &gate, &add, &m, &columns, &x_scales, &w_scales,
+                &factor);
 }
 
 /* x += finish(y), and the norm that follows, rows first .. first+rows-1. */
