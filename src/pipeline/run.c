@@ -589,12 +589,15 @@ static ct_status add_recipe(const ct_job *job, ct_image *image, ct_error *error)
         .model_class = info->class_name,
         .lora = info->lora,
         .loras = info->loras,
+        .dequantized = job->model->dequantized,
         .version = ct_version(),
         .cpu = job->model->context->gpu ? cuda_gpu_name(job->model->context->gpu)
                                         : job->model->context->kernels.name,
     };
-    for (int i = 0; i < j->references; i++)
-        r.reference_hash[i] = job->reference[i].hash;
+    for (int i = 0; i < j->references; i++) {
+        r.reference[i].name = job->reference[i].name;
+        r.reference[i].hash = job->reference[i].hash;
+    }
     image->recipe_json = recipe_json(job->allocator, &r);
     image->recipe_text = recipe_text(job->allocator, &r);
     if (!image->recipe_json || !image->recipe_text)
