@@ -173,6 +173,7 @@ static void print_model(const terminal *t, const ct_model_info *m)
 static ct_status model_info(report *r, ct_context *context, const options *o, ct_error *error)
 {
     ct_model *model = NULL;
+    r->silent = true; /* what of a LoRA matches nothing is listed */
     ct_status status = model_from_options(&model, context, o->argument[0], o, true, error);
     if (status != CT_OK)
         return status;

@@ -291,10 +291,15 @@ static char *last_part(const ct_allocator *a, const char *path)
 static ct_status hash_model(ct_model *m, ct_error *error)
 {
     static const char *const files[] = {
-        "model_index.json",         "scheduler/scheduler_config.json",
-        "tokenizer/tokenizer.json", "tokenizer/vocab.json",
-        "tokenizer/merges.txt",     "text_encoder/config.json",
-        "transformer/config.json",  "vae/config.json",
+        "model_index.json",
+        "scheduler/scheduler_config.json",
+        "tokenizer/tokenizer.json",
+        "tokenizer/vocab.json",
+        "tokenizer/merges.txt",
+        "text_encoder/config.json",
+        "transformer/config.json",
+        "vae/config.json",
+        "processor/preprocessor_config.json",
     };
     fingerprint f;
     fingerprint_begin(&f);
@@ -388,7 +393,7 @@ static ct_status describe_loras(ct_model *m, ct_error *error)
                     f->count, f->scale, f->ignored ? "; those of a text encoder are ignored" : "");
         for (size_t k = 0; k < f->unknown_count; k++)
             log_message(c, CT_LOG_INFO, "%s: %s matches nothing", f->name, f->unknown[k]);
-        if (f->unknown_count && !m->plan_only)
+        if (f->unknown_count)
             log_message(c, CT_LOG_WARNING,
                         "%s: %zu of its keys match nothing in the model and change nothing, such "
                         "as %s; \"calotype info MODEL --lora FILE\" lists them",

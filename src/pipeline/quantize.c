@@ -763,6 +763,8 @@ static ct_status write_model(work *w, const char *output, ct_error *error)
         status = copy_folder(w, "scheduler", wanted_all, error);
     if (status == CT_OK)
         status = copy_folder(w, "tokenizer", wanted_all, error);
+    if (status == CT_OK)
+        status = copy_folder(w, "processor", wanted_all, error);
     for (int i = 0; status == CT_OK && i < PARTS; i++)
         status = write_part(w, &w->parts[i], error);
     if (status == CT_OK)

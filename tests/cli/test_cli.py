@@ -752,6 +752,11 @@ class Lora(Folder):
         self.assertNotIn("warning", self.made("--lora", self.FILE).stderr)
         start = json.loads(self.made("--lora", path, "--json").stdout.splitlines()[0])
         self.assertEqual((start["loras"][0]["matched"], len(start["loras"][0]["unmatched"])), (46, 1))
+        self.assertIn("warning", run("plan", "-m", MODEL, "--lora", path).stderr)
+        self.assertIn("warning", run("quantize", "-m", MODEL, "--bits", "8", "-g", "32", "-o",
+                                     self.path("model"), "--lora", path).stderr)
+        info = run("info", MODEL, "--lora", path)
+        self.assertEqual((info.stderr, "to_x" in info.stdout), ("", True))
 
     def test_refused_before_merging(self):
         """Merging takes minutes with a large model: what a job is refused for comes before."""
@@ -843,6 +848,21 @@ class Quantize(Folder):
                    "--dequantize", *SIZE)
         self.assertEqual(made.returncode, 0, made.stderr)
         self.assertEqual(png_size(self.path("out.png")), (32, 16))
+
+    def test_processor(self):
+        """How large pictures are shown to the text encoder is part of a model that edits."""
+        model, out = self.path("model"), self.path("quantized")
+        shutil.copytree(os.path.join(os.environ["CT_FIXTURES"], "qwen_plus", "model"), model)
+        hashes = [json.loads(run("info", "--json", model).stdout)["hash"]]
+        name = os.path.join("processor", "preprocessor_config.json")
+        with open(os.path.join(model, name), "w", encoding="utf-8") as file:
+            json.dump({"min_pixels": 3136, "max_pixels": 50000}, file)
+        hashes.append(json.loads(run("info", "--json", model).stdout)["hash"])
+        self.assertNotEqual(*hashes)
+        self.assertEqual(run("quantize", "-m", model, "--bits", "8", "-g", "32", "-o", out, "-q")
+                         .returncode, 0)
+        with open(os.path.join(out, name), encoding="utf-8") as file:
+            self.assertEqual(json.load(file)["max_pixels"], 50000)
 
     def test_quiet(self):
         result = self.quantize("-q", "--bits", "8")

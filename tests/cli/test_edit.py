@@ -199,6 +199,10 @@ class BadInput(Folder):
                 self.refuse(fixture, [self.REFERENCE, path][fixture == "qwen_edit":], 2,
                             path, f"{width} x {height}", part)
 
+    def test_memory(self):
+        self.refuse("klein", [self.REFERENCE], 1, "of the limit", "smaller reference pictures",
+                    more=["--max-memory", "1M"])
+
     def test_counts(self):
         self.refuse("qwen_edit", [self.REFERENCE] * 2, 2, "2 reference pictures", "Edit", "only 1")
         self.refuse("klein", [self.REFERENCE] * 11, 2, "at most 10")
