@@ -31,8 +31,8 @@ ct_status noise_read(const ct_job *job, float *numbers, ct_error *error)
     const int64_t *n = v && v->rank == 4 && v->shape[0] == 1 ? v->shape + 1 : v ? v->shape : NULL;
     const int rank = v ? (int)(v->rank - (n - v->shape)) : 0;
     if (!v)
-        status = error_set(error, CT_ENOTFOUND, "%s has no tensor named \"noise\"",
-                           job->noise_path);
+        status =
+            error_set(error, CT_ENOTFOUND, "%s has no tensor named \"noise\"", job->noise_path);
     else if (!dtype_is_float(v->type) || rank != 3 || memcmp(n, shape, sizeof shape) != 0)
         status = error_set(error, CT_EFORMAT,
                            "%s: the tensor \"noise\" must be F32, F16 or BF16 with shape [%" PRId64
@@ -41,9 +41,9 @@ ct_status noise_read(const ct_job *job, float *numbers, ct_error *error)
     else
         dtype_to_float(numbers, v->data, v->type, (size_t)job->latent_count);
     if (status == CT_OK && !numbers_finite(numbers, job->latent_count))
-        status = error_set(error, CT_EFORMAT,
-                           "%s: the tensor \"noise\" has numbers that are not finite",
-                           job->noise_path);
+        status =
+            error_set(error, CT_EFORMAT, "%s: the tensor \"noise\" has numbers that are not finite",
+                      job->noise_path);
     weights_close(file);
     return status;
 }

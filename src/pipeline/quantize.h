@@ -53,8 +53,8 @@ typedef struct quantize_work {
 uint64_t quantize_item_bytes(const quantize_work *w, const quantize_item *i);
 /* "module.weight" -> "module.last" */
 void quantize_beside(char out[NAMES_LENGTH], const char *weight, const char *last);
-/* Tells a file that is begun of a tensor's type and shape; and writes it, when all are told. Cancels
- * and reports. */
+/* Tells a file that is begun of a tensor's type and shape; and writes it, when all are told. Asks
+ * for cancel, and reports. */
 ct_status quantize_declare(const quantize_work *w, const quantize_item *t, safetensors_writer *out,
                            ct_error *error);
 ct_status quantize_write(quantize_work *w, const quantize_part *p, quantize_item *t,
