@@ -59,7 +59,8 @@ typedef struct toy_model {
     int count;
 } toy_model;
 
-/* Binds the matrices of a file by these names and shapes, with LoRAs. Closed after a failure, too. */
+/* Binds the matrices of a file by these names and shapes, with LoRAs. Is closed after failures,
+ * too. */
 ct_status toy_open(toy_model *m, const ct_allocator *a, const char *path, const toy_tensors *names,
                    const ct_lora *list, int count, pool *threads, ct_error *error);
 void toy_close(toy_model *m, const ct_allocator *a);
