@@ -535,6 +535,7 @@ static void test_plan(void **state)
     p.max_memory = 1 << 20;
     test_ok(ct_model_plan(model, &p, &plan, &error), &error);
     assert_false(plan.chosen.fits);
+    test_error(error.code, CT_ENOMEM, &error, "of the limit");
     assert_int_equal(plan.chosen.streamed_blocks, plan.stage[CT_STAGE_DENOISE].blocks);
     expect_refusal(model, &p, CT_ENOMEM, "of the limit");
 
