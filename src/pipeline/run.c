@@ -3,6 +3,7 @@
 #include "core/mem.h"
 #include "pipeline/cache.h"
 #include "pipeline/job.h"
+#include "pipeline/noise.h"
 #include "pipeline/recipe.h"
 #include "sampling/rng.h"
 
@@ -85,19 +86,6 @@ static void end_stage(ct_job *job, const nn *c, ct_stage stage, const weights *p
  * each step, the picture. Where they are bad the same is computed once more, every operation's
  * results are looked at, and the job fails with the name of the first that is bad. */
 
-static bool all_finite(const float *x, int64_t count)
-{
-    /* x - x is 0, or not a number; compilers make vectors of this. */
-    uint32_t bad = 0;
-    for (int64_t i = 0; i < count; i++) {
-        const float none = x[i] - x[i];
-        uint32_t bits;
-        memcpy(&bits, &none, sizeof bits);
-        bad |= bits;
-    }
-    return bad == 0;
-}
-
 static void not_again(nn *c, const char *what)
 {
     nn_fail(c, CT_EINTERNAL,
@@ -177,7 +165,7 @@ static void encode_prompt(ct_job *job, nn *c, prompt *p, unit_counter *units)
     for (int i = 0; later && i < m->encode_units; i++)
         unit_done(units, i);
     nn_release(c, mark);
-    if (p->features && !nn_stopped(c) && !all_finite(p->features, size))
+    if (p->features && !nn_stopped(c) && !numbers_finite(p->features, size))
         look_into_prompt(job, c, p);
     if (p->features && !nn_stopped(c)) {
         const blob_name name = cache_prompt_name(job, p);
@@ -265,34 +253,6 @@ static void encode_inputs(ct_job *job, nn *c)
 
 /* ---- Noise ----------------------------------------------------------------------------------- */
 
-static void read_noise(ct_job *job, nn *c)
-{
-    ct_error error;
-    weights *file = NULL;
-    const int64_t shape[] = {job->model->parts.channels, job->latent_height, job->latent_width};
-    if (weights_open_file(&file, job->allocator, job->noise_path, &error) != CT_OK) {
-        nn_fail(c, error.code, "%s", error.message);
-        return;
-    }
-    const weight_view *v = weights_find(file, "noise");
-    /* A leading batch of one is allowed. */
-    const int64_t *n = v && v->rank == 4 && v->shape[0] == 1 ? v->shape + 1 : v ? v->shape : NULL;
-    int rank = v ? (int)(v->rank - (n - v->shape)) : 0;
-    if (!v)
-        nn_fail(c, CT_ENOTFOUND, "%s has no tensor named \"noise\"", job->noise_path);
-    else if (!dtype_is_float(v->type) || rank != 3 || memcmp(n, shape, sizeof shape) != 0)
-        nn_fail(c, CT_EFORMAT,
-                "%s: the tensor \"noise\" must be F32, F16 or BF16 with shape [%" PRId64
-                ", %" PRId64 ", %" PRId64 "] for this size",
-                job->noise_path, shape[0], shape[1], shape[2]);
-    else
-        dtype_to_float(job->latents, v->data, v->type, (size_t)job->latent_count);
-    if (!nn_stopped(c) && !all_finite(job->latents, job->latent_count))
-        nn_fail(c, CT_EFORMAT, "%s: the tensor \"noise\" has numbers that are not finite",
-                job->noise_path);
-    weights_close(file);
-}
-
 static void trace_latents(ct_job *job, const char *name, const float *data)
 {
     const int64_t shape[] = {job->model->parts.channels, job->latent_height, job->latent_width};
@@ -304,7 +264,9 @@ static void draw_noise(ct_job *job, nn *c, uint64_t seed)
     if (nn_is_dry(c) || nn_stopped(c))
         return;
     if (job->noise_path) {
-        read_noise(job, c);
+        ct_error error;
+        if (noise_read(job, job->latents, &error) != CT_OK)
+            nn_fail(c, error.code, "%s", error.message);
     } else {
         torch_generator g;
         torch_seed(&g, seed);
@@ -475,7 +437,7 @@ static void end_step(ct_job *job, nn *c, int step, size_t mark)
     const double ago = nn_download_end(c, step & 1, job->scratch, job->latent_count);
     if (nn_is_dry(c) || nn_stopped(c))
         return;
-    if (!all_finite(job->scratch, job->latent_count)) {
+    if (!numbers_finite(job->scratch, job->latent_count)) {
         look_into_step(job, c, step, mark);
         return;
     }
@@ -634,12 +596,15 @@ static ct_status add_recipe(const ct_job *job, ct_image *image, ct_error *error)
         .model_class = info->class_name,
         .lora = info->lora,
         .loras = info->loras,
+        .dequantized = job->model->dequantized,
         .version = ct_version(),
         .cpu = job->model->context->gpu ? cuda_gpu_name(job->model->context->gpu)
                                         : job->model->context->kernels.name,
     };
-    for (int i = 0; i < j->references; i++)
-        r.reference_hash[i] = job->reference[i].hash;
+    for (int i = 0; i < j->references; i++) {
+        r.reference[i].name = job->reference[i].name;
+        r.reference[i].hash = job->reference[i].hash;
+    }
     image->recipe_json = recipe_json(job->allocator, &r);
     image->recipe_text = recipe_text(job->allocator, &r);
     if (!image->recipe_json || !image->recipe_text)
