@@ -688,10 +688,41 @@ static const char *guess_option(unsigned commands, const char *name, size_t leng
     return near.best;
 }
 
+/* What other programs have and we have not, and what to do instead. */
+static const struct {
+    const char *names, *instead;
+} absent_options[] = {
+    {"mask mask-image mask-path mask-file inpaint-mask masked-image masked-image-path",
+     "no model here takes a mask; give the picture with --reference and say in the prompt what is "
+     "to change"},
+    {"strength image-strength denoise denoising-strength img2img-strength init-image-strength",
+     "pictures are not made from noise levels of others; models that edit take them with "
+     "--reference"},
+    {"controlnet control-net control-image control-strength controlnet-image-path",
+     "there is no ControlNet; models that edit take pictures with --reference"},
+};
+
+static const char *instead_of(const char *name, size_t length)
+{
+    for (size_t i = 0; i < sizeof absent_options / sizeof *absent_options; i++) {
+        word_search search = {0};
+        suggest_init(&search.near, name, length);
+        option_each_word(absent_options[i].names, visit_elsewhere, &search);
+        if (search.found)
+            return absent_options[i].instead;
+    }
+    return NULL;
+}
+
 static ct_status unknown_option(const options_request *request, const char *dashes,
                                 const char *name, size_t length, ct_error *error)
 {
     int shown = length > 60 ? 60 : (int)length;
+    const char *instead =
+        request->commands & (GENERATE | PLAN | BENCH) ? instead_of(name, length) : NULL;
+    if (instead)
+        return error_set(error, CT_EINVAL, "unknown option %s%.*s: %s", dashes, shown, name,
+                         instead);
     const char *guess = guess_option(request->commands, name, length);
     if (guess)
         return error_set(error, CT_EINVAL, "unknown option %s%.*s; did you mean --%s?", dashes,

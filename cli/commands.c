@@ -10,9 +10,9 @@ static const char generate_details[] =
     "  calotype generate -m models/Z-Image -p \"a lighthouse\" -n \"blurry\" -o out.png --guidance "
     "4\n"
     "  calotype generate -m models/Qwen-Image --lora Lightning-8steps.safetensors --steps 8 \\\n"
-    "      --cfg-scale 1 -p \"a shop window\" -o out.png\n"
+    "      --cfg-scale 1 --shift 3 --shift-terminal 0 -p \"a shop window\" -o out.png\n"
     "\n"
-    "A size that is not given is the model's own; so is a width or a height given alone.\n"
+    "A width or a height that is not given is the model's own, or that of a reference picture.\n"
     "Ctrl-C stops after the layer that is being computed; pictures that are finished are kept.\n"
     "\n"
     "Exit status: 0 done, 1 the work failed, 2 a mistake in the options, 130 cancelled.\n";
@@ -24,8 +24,9 @@ static const char edit_details[] =
     "the\n"
     "      second\" -r cat.png -r chair.webp -o both.png\n"
     "\n"
-    "The same as \"calotype generate\" with reference pictures. Larger ones than 1024 x 1024 are\n"
-    "made smaller to that area and cut to multiples of 16 pixels, unless --keep-size is given.\n"
+    "The same as \"calotype generate\" with reference pictures. FLUX.2-klein makes larger ones\n"
+    "than 1024 x 1024 smaller to that area and cuts them to multiples of 16 pixels;\n"
+    "Qwen-Image-Edit makes all as large as that. Neither does so with --keep-size.\n"
     "\n"
     "Exit status: 0 done, 1 the work failed, 2 a mistake in the options, 130 cancelled.\n";
 

@@ -67,6 +67,8 @@ void events_start(FILE *out, const work_plan *plan)
     open_event(&w, &s, "start");
     member_string(&w, "version", ct_version());
     add_model(&w, plan->model);
+    if (plan->model->loras)
+        member_loras(&w, plan->model);
     member_string(&w, "prompt", plan->params->prompt);
     member_string(&w, "negative_prompt",
                   plan->params->negative_prompt ? plan->params->negative_prompt : "");

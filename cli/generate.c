@@ -106,6 +106,10 @@ static ct_status check_paths(work *w, ct_error *error)
                          "--output %s: pictures are written as PNG; choose a "
                          "name that ends in .png",
                          path);
+    const char *trace = w->o->value[OPTION_TRACE].text;
+    const ct_status traced = trace ? ct_output_check(trace, error) : CT_OK;
+    if (traced != CT_OK)
+        return traced;
     w->paths = mem_zero_array(&mem_default, (size_t)w->pictures, sizeof *w->paths);
     if (!w->paths)
         return error_memory(error, (size_t)w->pictures * sizeof *w->paths, "the file names");
@@ -174,6 +178,25 @@ static ct_status prepare(work *w, ct_error *error)
     return status;
 }
 
+/* LoRAs are merged, and matrices decoded, while a model is opened, which can take minutes. What a
+ * job would be refused for is found before, on a model whose weights are left alone. */
+static ct_status try_job(work *w, ct_error *error)
+{
+    ct_model *model = NULL;
+    ct_memory_plan plan;
+    ct_memory_plan_init(&plan);
+    w->report->silent = true;
+    ct_status status =
+        model_from_options(&model, w->context, w->o->value[OPTION_MODEL].text, w->o, true, error);
+    if (status == CT_OK)
+        status = ct_model_plan(model, &w->params, &plan, error);
+    if (status == CT_OK && !(plan.chosen.fits && (!plan.gpu.total_bytes || plan.gpu.chosen.fits)))
+        status = error->code;
+    ct_model_free(&model);
+    w->report->silent = false;
+    return status;
+}
+
 static ct_status open_job(work *w, ct_error *error)
 {
     const option_value *value = w->o->value;
@@ -182,6 +205,8 @@ static ct_status open_job(work *w, ct_error *error)
     ct_status status = context_from_options(&w->context, w->o, w->report, error);
     if (status == CT_OK)
         status = references_open(w->references, &w->params, w->context, w->o, error);
+    if (status == CT_OK && (w->o->loras || value[OPTION_DEQUANTIZE].given))
+        status = try_job(w, error);
     if (status == CT_OK)
         status =
             model_from_options(&w->model, w->context, value[OPTION_MODEL].text, w->o, false, error);

@@ -42,28 +42,6 @@ static void component_json(json_writer *w, const ct_component_info *c)
     json_write_object_end(w);
 }
 
-static void lora_json(json_writer *w, const ct_lora_info *l)
-{
-    json_write_object(w);
-    member_string(w, "path", l->path);
-    member_string(w, "hash", l->hash);
-    member_number(w, "scale", l->scale);
-    json_write_key(w, "ranks");
-    json_write_array(w);
-    json_write_integer(w, l->least_rank);
-    json_write_integer(w, l->most_rank);
-    json_write_array_end(w);
-    member_unsigned(w, "modules", l->modules);
-    member_unsigned(w, "matched", l->matched);
-    member_unsigned(w, "ignored", l->ignored);
-    json_write_key(w, "unmatched");
-    json_write_array(w);
-    for (size_t i = 0; i < l->unmatched; i++)
-        json_write_string(w, l->unmatched_name[i]);
-    json_write_array_end(w);
-    json_write_object_end(w);
-}
-
 static void model_json(const ct_model_info *m)
 {
     strbuf s;
@@ -93,11 +71,7 @@ static void model_json(const ct_model_info *m)
     for (int i = 0; i < m->components; i++)
         component_json(&w, &m->component[i]);
     json_write_array_end(&w);
-    json_write_key(&w, "loras");
-    json_write_array(&w);
-    for (int i = 0; i < m->loras; i++)
-        lora_json(&w, &m->lora[i]);
-    json_write_array_end(&w);
+    member_loras(&w, m);
     members_close(stdout, &w, &s);
 }
 
@@ -199,6 +173,7 @@ static void print_model(const terminal *t, const ct_model_info *m)
 static ct_status model_info(report *r, ct_context *context, const options *o, ct_error *error)
 {
     ct_model *model = NULL;
+    r->silent = true; /* what of a LoRA matches nothing is listed */
     ct_status status = model_from_options(&model, context, o->argument[0], o, true, error);
     if (status != CT_OK)
         return status;

@@ -77,3 +77,34 @@ void member_raw(json_writer *w, const char *key, const char *json)
     strbuf_puts(w->out, json);
     w->comma = true; /* as the writer does behind a value of its own */
 }
+
+static void write_lora(json_writer *w, const ct_lora_info *l)
+{
+    json_write_object(w);
+    member_string(w, "path", l->path);
+    member_string(w, "hash", l->hash);
+    member_number(w, "scale", l->scale);
+    json_write_key(w, "ranks");
+    json_write_array(w);
+    json_write_integer(w, l->least_rank);
+    json_write_integer(w, l->most_rank);
+    json_write_array_end(w);
+    member_unsigned(w, "modules", l->modules);
+    member_unsigned(w, "matched", l->matched);
+    member_unsigned(w, "ignored", l->ignored);
+    json_write_key(w, "unmatched");
+    json_write_array(w);
+    for (size_t i = 0; i < l->unmatched; i++)
+        json_write_string(w, l->unmatched_name[i]);
+    json_write_array_end(w);
+    json_write_object_end(w);
+}
+
+void member_loras(json_writer *w, const ct_model_info *model)
+{
+    json_write_key(w, "loras");
+    json_write_array(w);
+    for (int i = 0; i < model->loras; i++)
+        write_lora(w, &model->lora[i]);
+    json_write_array_end(w);
+}

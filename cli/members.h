@@ -2,6 +2,8 @@
 #ifndef CLI_MEMBERS_H
 #define CLI_MEMBERS_H
 
+#include <calotype/calotype.h>
+
 #include "io/jsonwrite.h"
 
 #include <stdio.h>
@@ -15,6 +17,9 @@ void member_number(json_writer *w, const char *key, double value);
 void member_boolean(json_writer *w, const char *key, bool value);
 /* A value that is JSON already and stands on one line; null when it is empty. */
 void member_raw(json_writer *w, const char *key, const char *json);
+
+/* "loras": what the files are, and how much of each the model has. */
+void member_loras(json_writer *w, const ct_model_info *model);
 
 /* One object on a line of its own; its members are written between the two. */
 void members_open(json_writer *w, strbuf *s);

@@ -33,6 +33,8 @@ void report_configure(report *r, const options *o)
 static void on_log(void *user, ct_log_level level, const char *message)
 {
     report *r = user;
+    if (r->silent)
+        return;
     if (level == CT_LOG_WARNING) {
         report_warning(r, message);
         return;
@@ -97,6 +99,17 @@ static void plan_text(const report *r, const char *name, const char *text, int t
             terminal_escape(&r->err, STYLE_PLAIN));
 }
 
+/* How much of each file the model has, which nobody would notice in the picture. */
+static void plan_loras(const report *r, const ct_model_info *model)
+{
+    for (int i = 0; i < model->loras; i++) {
+        const ct_lora_info *l = &model->lora[i];
+        label(r, i ? "" : "lora");
+        terminal_clean(&r->err, l->name, false, 0);
+        fprintf(stderr, ", scale %g, %zu of %zu modules match\n", l->scale, l->matched, l->modules);
+    }
+}
+
 static void plan_guidance(const report *r, const work_plan *plan)
 {
     const ct_job_info *job = plan->job;
@@ -142,6 +155,7 @@ static void print_plan(report *r, const work_plan *plan)
     terminal_clean(&r->err, plan->model->name, false, 0);
     fprintf(stderr, "%s  %s %s, %s parameters\n", terminal_escape(&r->err, STYLE_PLAIN),
             plan->model->family, plan->model->variant, format_count(text, plan->model->parameters));
+    plan_loras(r, plan->model);
     plan_text(r, "prompt", plan->params->prompt, job->prompt_tokens);
     if (job->guided_steps && plan->params->negative_prompt && *plan->params->negative_prompt)
         plan_text(r, "negative", plan->params->negative_prompt, job->negative_tokens);

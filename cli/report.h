@@ -19,6 +19,7 @@ typedef struct report {
     bool progress_events; /* with REPORT_JSON */
     int verbosity;        /* 0: warnings, 1: also information, 2: everything */
     const char *command;  /* whose help is named after a mistake; NULL: that of all */
+    bool silent;          /* nothing is said but errors: work that is done again is only tried */
     bool holding;         /* warnings wait in held, one after another, each ended by a zero byte */
     strbuf held;
     terminal out, err;

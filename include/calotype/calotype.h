@@ -600,7 +600,8 @@ CT_API void ct_memory_plan_init(ct_memory_plan *plan);
 
 /* What a job of these parameters will take, found by a dry run on the headers of the files: no
  * weight is read. params->prompt may be NULL: then the longest prompt is assumed. Fails as
- * ct_job_create does, but not for want of memory. */
+ * ct_job_create does, but not for want of memory: then it returns CT_OK, chosen.fits (of the host
+ * or of the GPU) is false, and *error is what ct_job_create would say. */
 CT_API ct_status ct_model_plan(ct_model *model, const ct_generate_params *params,
                                ct_memory_plan *plan, ct_error *error);
 

@@ -17,7 +17,9 @@ void batch_add(batch *b, const batch_tokens *tokens)
     if (b->sequences == BATCH_MAX)
         return;
     batch_sequence *s = &b->sequence[b->sequences++];
+    const int *stream = tokens->stream;
     *s = (batch_sequence){.first = b->count};
+    b->text_stream = stream[BATCH_TEXT] == stream[BATCH_TARGET] ? -1 : stream[BATCH_TEXT];
     for (int i = 0; i < BATCH_KINDS; i++) {
         const int kind = tokens->pictures_first ? BATCH_KINDS - 1 - i : i;
         const batch_rows rows = {b->count, tokens->count[kind], tokens->stream[kind]};
@@ -31,6 +33,30 @@ void batch_add(batch *b, const batch_tokens *tokens)
     s->count = b->count - s->first;
     s->cosine = nn_rows(tokens->cosine, 0, s->count);
     s->sine = nn_rows(tokens->sine, 0, s->count);
+}
+
+/* The next run of the text, or of all others; -1: none. */
+static int run_behind(const batch *b, int run, bool text)
+{
+    for (int i = run + 1; i < b->runs; i++)
+        if ((b->run[i].stream == b->text_stream) == text)
+            return i;
+    return -1;
+}
+
+bool batch_next(nn *c, const batch *b, int *run)
+{
+    const bool begins = *run < 0, text = begins || b->run[*run].stream == b->text_stream;
+    if (begins)
+        nn_fork(c);
+    *run = run_behind(b, *run, text);
+    if (*run < 0 && text) {
+        nn_meanwhile(c);
+        *run = run_behind(b, -1, false);
+    }
+    if (*run < 0)
+        nn_join(c);
+    return *run >= 0;
 }
 
 nn_tensor batch_part(const nn_tensor *x, const batch_sequence *s, int kind)

@@ -37,6 +37,7 @@ typedef struct batch {
     int sequences;
     batch_rows run[BATCH_MAX * BATCH_KINDS]; /* of all sequences */
     int runs;
+    int text_stream; /* -1: that of the pictures */
 } batch;
 
 /* What batch_add is told of a sequence. */
@@ -49,6 +50,11 @@ typedef struct batch_tokens {
 
 /* Adds a sequence behind those that are there; b begins as zeros. */
 void batch_add(batch *b, const batch_tokens *tokens);
+
+/* All runs of all sequences, `for (int i = -1; batch_next(c, b, &i);)`: those of the text first,
+ * which may be computed while the others are (nn_fork). What is done with a run reads and writes its
+ * own rows alone. False behind the last. */
+bool batch_next(nn *c, const batch *b, int *run);
 
 /* The rows of a sequence that are of a kind. x has the rows of all. */
 nn_tensor batch_part(const nn_tensor *x, const batch_sequence *s, int kind);

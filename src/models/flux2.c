@@ -510,7 +510,7 @@ static void double_block(nn *c, const flux2 *m, const flux2_double *k, const nn_
     size_t inner = nn_mark(c);
     nn_tensor qkv = new_qkv(c, m, s, shared);
     nn_tensor q = nn_columns(&qkv, 0, d), key = nn_columns(&qkv, d, d);
-    for (int i = 0; i < b->runs; i++) {
+    for (int i = -1; batch_next(c, b, &i);) {
         const flux2_stream *w = parts[b->run[i].stream];
         nn_tensor all = nn_rows(&qkv, b->run[i].first, b->run[i].count);
         nn_linears(c, &all, &a->input[i], (const nn_weight *const[]){&w->q, &w->k, &w->v}, NULL, 3);
@@ -519,7 +519,7 @@ static void double_block(nn *c, const flux2 *m, const flux2_double *k, const nn_
     batch_head_norm_rope(c, b, &key, m->heads, norm_k, m->eps);
     attend(c, m, b, &attended, &qkv, shared);
     nn_release(c, inner);
-    for (int i = 0; i < b->runs; i++) {
+    for (int i = -1; batch_next(c, b, &i);) {
         const batch_rows *r = &b->run[i];
         const nn_next_norm next = norm_behind(m, &a->input[i], a->mlp[r->stream]);
         nn_tensor rows = nn_rows(x, r->first, r->count), o = nn_rows(&attended, r->first, r->count);
@@ -528,7 +528,7 @@ static void double_block(nn *c, const flux2 *m, const flux2_double *k, const nn_
             &(nn_epilogue){.gate = &a->attention[r->stream][GATE], .add = true, .next = &next});
     }
     nn_release(c, mark);
-    for (int i = 0; i < b->runs; i++) {
+    for (int i = -1; batch_next(c, b, &i);) {
         const batch_rows *r = &b->run[i];
         nn_tensor rows = nn_rows(x, r->first, r->count);
         feed_forward(c, m, parts[r->stream], &rows, a, i, last);

@@ -526,12 +526,12 @@ static void block(nn *c, const qwen_image *m, const pass *a, const nn_tensor *x)
     nn_tensor attended = nn_new_work2(c, s, d);
     size_t inner = nn_mark(c);
     nn_tensor qkv = nn_new_work2(c, s, 3 * d);
-    for (int i = 0; i < b->runs; i++)
+    for (int i = -1; batch_next(c, b, &i);)
         project(c, a, i, &qkv);
     rotate(c, m, a, &qkv);
     batch_attention(c, b, &attended, &qkv, m->heads);
     nn_release(c, inner);
-    for (int i = 0; i < b->runs; i++) {
+    for (int i = -1; batch_next(c, b, &i);) {
         const batch_rows *r = &b->run[i];
         const qwen_image_stream *w = a->weights[r->stream];
         const nn_next_norm next = norm_behind(&a->input[i], a->mlp[r->stream]);
@@ -543,7 +543,7 @@ static void block(nn *c, const qwen_image *m, const pass *a, const nn_tensor *x)
                                  .next = &next});
     }
     nn_release(c, mark);
-    for (int i = 0; i < b->runs; i++)
+    for (int i = -1; batch_next(c, b, &i);)
         feed_forward(c, a, i, x);
 }
 

@@ -325,30 +325,59 @@ void zimage_set_step(nn *c, const zimage_schedule *schedule, int64_t step)
 
 /* ---- A block ------------------------------------------------------------------------------------
  * x += gate_msa * norm2(attention(norm1(x) * scale_msa))
- * x += gate_mlp * norm2(w2(silu(w1 h) * w3 h)), h = norm1(x) * scale_mlp */
+ * x += gate_mlp * norm2(w2(silu(w1 h) * w3 h)), h = norm1(x) * scale_mlp
+ *
+ * norm1(x) * scale_msa is made by the sum in front of it, where that is another block's. */
 
-static void block(nn *c, const zimage *m, const zimage_block *k, const nn_tensor *x, const batch *b,
-                  const nn_tensor *modulation)
+/* One of several blocks in a row, and what it needs of the one behind it. */
+typedef struct turn {
+    const zimage_block *block, *after; /* after: NULL behind the last */
+    nn_tensor modulation[4], after_scale;
+    bool modulated;
+} turn;
+
+/* Block i of `count`; schedule: NULL without modulation, which begins at that of `first`. */
+static turn turn_of(const zimage_block *blocks, int i, int count, const zimage_schedule *schedule,
+                    int first)
+{
+    turn t = {.block = &blocks[i], .after = i + 1 < count ? &blocks[i + 1] : NULL};
+    const int64_t row = 4 * ((int64_t)first + i);
+    t.modulated = schedule != NULL;
+    for (int k = 0; k < 4 && schedule; k++)
+        t.modulation[k] = nn_rows(&schedule->now, row + k, 1);
+    if (schedule && t.after)
+        t.after_scale = nn_rows(&schedule->now, row + 4, 1);
+    return t;
+}
+
+/* The input of the first of several blocks. */
+static nn_tensor begin_blocks(nn *c, const zimage *m, const turn *t, const nn_tensor *x)
+{
+    nn_tensor input = nn_new_operand(c, x->n[0], m->dim);
+    nn_rms_norm(c, &input, x, &t->block->attention_norm1, m->eps,
+                t->modulated ? &t->modulation[0] : NULL);
+    return input;
+}
+
+static void block(nn *c, const zimage *m, const turn *t, const nn_tensor *x, const batch *b,
+                  const nn_tensor *input)
 {
     if (nn_stopped(c))
         return;
-    const nn_tensor *scale_msa = modulation ? &modulation[0] : NULL;
-    const nn_tensor *gate_msa = modulation ? &modulation[1] : NULL;
-    const nn_tensor *scale_mlp = modulation ? &modulation[2] : NULL;
-    const nn_tensor *gate_mlp = modulation ? &modulation[3] : NULL;
+    const zimage_block *k = t->block;
+    const nn_tensor *gate_msa = t->modulated ? &t->modulation[1] : NULL;
+    const nn_tensor *scale_mlp = t->modulated ? &t->modulation[2] : NULL;
+    const nn_tensor *gate_mlp = t->modulated ? &t->modulation[3] : NULL;
     const nn_weight *norm_q = m->qk_norm ? &k->norm_q : NULL;
     const nn_weight *norm_k = m->qk_norm ? &k->norm_k : NULL;
     const int64_t s = x->n[0], d = m->dim;
     size_t mark = nn_mark(c);
-    nn_tensor input = nn_new_operand(c, s, d);
-    size_t behind = nn_mark(c);
     nn_tensor h = nn_new_work2(c, s, d);
     size_t inner = nn_mark(c);
 
     nn_tensor qkv = nn_new_work2(c, s, 3 * d);
     nn_tensor q = nn_columns(&qkv, 0, d), key = nn_columns(&qkv, d, d);
-    nn_rms_norm(c, &input, x, &k->attention_norm1, m->eps, scale_msa);
-    nn_linears(c, &qkv, &input, (const nn_weight *const[]){&k->q, &k->k, &k->v}, NULL, 3);
+    nn_linears(c, &qkv, input, (const nn_weight *const[]){&k->q, &k->k, &k->v}, NULL, 3);
     /* The reference's attention class has its own eps for these, whatever norm_eps says. */
     batch_head_norm_rope(c, b, &q, m->heads, &norm_q, 1e-5);
     batch_head_norm_rope(c, b, &key, m->heads, &norm_k, 1e-5);
@@ -358,12 +387,16 @@ static void block(nn *c, const zimage *m, const zimage_block *k, const nn_tensor
     nn_linear(c, &attended, &h, &k->out, NULL);
     nn_add_rms_norm(
         c, x, &attended, &k->attention_norm2, m->eps, gate_msa,
-        &(nn_next_norm){.out = &input, .w = &k->ffn_norm1, .eps = m->eps, .scale = scale_mlp});
-    nn_release(c, behind);
+        &(nn_next_norm){.out = input, .w = &k->ffn_norm1, .eps = m->eps, .scale = scale_mlp});
+    nn_release(c, mark);
     nn_tensor hidden = nn_new_input(c, s, &k->w2), y = nn_new_wide2(c, s, d);
-    nn_linear(c, &hidden, &input, &k->w1, &(nn_epilogue){.activation = NN_SILU, .up = &k->w3});
+    nn_linear(c, &hidden, input, &k->w1, &(nn_epilogue){.activation = NN_SILU, .up = &k->w3});
     nn_linear(c, &y, &hidden, &k->w2, NULL);
-    nn_add_rms_norm(c, x, &y, &k->ffn_norm2, m->eps, gate_mlp, NULL);
+    const nn_next_norm next = {.out = input,
+                               .w = t->after ? &t->after->attention_norm1 : NULL,
+                               .eps = m->eps,
+                               .scale = t->modulated ? &t->after_scale : NULL};
+    nn_add_rms_norm(c, x, &y, &k->ffn_norm2, m->eps, gate_mlp, t->after ? &next : NULL);
     nn_release(c, mark);
 }
 
@@ -431,9 +464,13 @@ zimage_caption zimage_prepare_caption(nn *c, const zimage *m, const float *featu
     }
     nn_trace_tensor(c, &p.tokens, "transformer.cap_embedder");
     const batch alone = rows_alone(&p, p.image_length, caption_length);
+    nn_tensor input;
     for (int i = 0; i < m->refiners; i++) {
+        const turn t = turn_of(m->context_refiner, i, m->refiners, NULL, 0);
         nn_block(c);
-        block(c, m, &m->context_refiner[i], &p.tokens, &alone, NULL);
+        if (i == 0)
+            input = begin_blocks(c, m, &t, &p.tokens);
+        block(c, m, &t, &p.tokens, &alone, &input);
         nn_trace_tensor(c, &p.tokens, "transformer.context_refiner.%d", i);
     }
     nn_release(c, mark);
@@ -459,12 +496,6 @@ static void embed_image(nn *c, const zimage *m, const zimage_caption *p, const n
     nn_release(c, mark);
 }
 
-static void take_modulation(nn_tensor out[4], const zimage_schedule *schedule, int block)
-{
-    for (int i = 0; i < 4; i++)
-        out[i] = nn_rows(&schedule->now, 4 * (int64_t)block + i, 1);
-}
-
 /* How many of the sequences have image tokens of their own in front of the layers. Their angles
  * depend on the length of the caption, and on nothing else of it. */
 static int refined_apart(const zimage_caption *const *captions, int count)
@@ -488,6 +519,26 @@ static void final_layer(nn *c, const zimage *m, const zimage_schedule *schedule,
     if (traced)
         nn_trace_tensor(c, &patches, "transformer.final_layer");
     nn_from_patches(c, output, &patches, PATCH);
+    nn_release(c, mark);
+}
+
+/* The noise refiner, over the image tokens of the first `apart` sequences. */
+static void refine(nn *c, const zimage *m, const zimage_schedule *schedule, const batch *b,
+                   const batch *alone, int apart, const nn_tensor *x)
+{
+    size_t mark = nn_mark(c);
+    nn_tensor input[BATCH_MAX], image = batch_part(x, &b->sequence[0], BATCH_TARGET);
+    for (int k = 0; k < m->refiners; k++) {
+        const turn t = turn_of(m->noise_refiner, k, m->refiners, schedule, 0);
+        nn_block(c);
+        for (int i = 0; i < apart; i++) {
+            nn_tensor rows = batch_part(x, &b->sequence[i], BATCH_TARGET);
+            if (k == 0)
+                input[i] = begin_blocks(c, m, &t, &rows);
+            block(c, m, &t, &rows, &alone[i], &input[i]);
+        }
+        nn_trace_tensor(c, &image, "transformer.noise_refiner.%d", k);
+    }
     nn_release(c, mark);
 }
 
@@ -520,23 +571,17 @@ void zimage_forward(nn *c, const zimage *m, const zimage_schedule *schedule,
     nn_trace_tensor(c, &image, "transformer.x_embedder");
     if (apart > 1)
         batch_share(c, &b, &x, BATCH_TARGET, 1);
-    nn_tensor modulation[4];
-    for (int k = 0; k < m->refiners; k++) {
-        take_modulation(modulation, schedule, k);
-        nn_block(c);
-        for (int i = 0; i < apart; i++) {
-            nn_tensor rows = batch_part(&x, &b.sequence[i], BATCH_TARGET);
-            block(c, m, &m->noise_refiner[k], &rows, &alone[i], modulation);
-        }
-        nn_trace_tensor(c, &image, "transformer.noise_refiner.%d", k);
-    }
+    refine(c, m, schedule, &b, alone, apart, &x);
     batch_share(c, &b, &x, BATCH_TARGET, apart);
     for (int i = 0; i < count; i++)
         batch_fill(c, &b.sequence[i], &x, BATCH_TEXT, &captions[i]->tokens);
+    nn_tensor input;
     for (int k = 0; k < m->layers; k++) {
-        take_modulation(modulation, schedule, m->refiners + k);
+        const turn t = turn_of(m->layer, k, m->layers, schedule, m->refiners);
         nn_block(c);
-        block(c, m, &m->layer[k], &x, &b, modulation);
+        if (k == 0)
+            input = begin_blocks(c, m, &t, &x);
+        block(c, m, &t, &x, &b, &input);
         nn_trace_tensor(c, &first, "transformer.layers.%d", k);
     }
     nn_block(c);

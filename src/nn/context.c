@@ -153,6 +153,36 @@ void nn_section(nn *c, int section, size_t arena_bytes)
         c->device->section(c, section, arena_bytes);
 }
 
+/* ---- Work beside other work -------------------------------------------------------------------- */
+
+void nn_fork(nn *c)
+{
+    if (!c->device->fork)
+        return;
+    c->fork.used = c->used;
+    c->fork.peak = c->peak;
+    c->peak = c->used;
+    c->device->fork(c);
+}
+
+void nn_meanwhile(nn *c)
+{
+    if (!c->device->fork)
+        return;
+    c->device->meanwhile(c);
+    c->used = c->peak; /* all that it works in stays its own */
+    if (c->peak < c->fork.peak)
+        c->peak = c->fork.peak;
+}
+
+void nn_join(nn *c)
+{
+    if (!c->device->fork)
+        return;
+    c->device->join(c);
+    c->used = c->fork.used;
+}
+
 /* ---- Memory ---------------------------------------------------------------------------------- */
 
 size_t nn_mark(const nn *c)

@@ -140,16 +140,16 @@ void nn_download_begin(nn *c, int slot, const nn_tensor *t)
         c->device->download_begin(c, slot, t);
 }
 
-void nn_download_end(nn *c, int slot, float *data, int64_t count)
+double nn_download_end(nn *c, int slot, float *data, int64_t count)
 {
     if (!require(c, slot >= 0 && slot < 2 && (c->params.dry || nn_count(&c->slot[slot]) == count),
                  "download_end", NULL, "what download_begin was given") ||
         c->params.dry)
-        return;
+        return 0;
     if (c->device->download_end)
-        c->device->download_end(c, slot, data, count);
-    else
-        memcpy(data, c->slot[slot].data, (size_t)count * sizeof(float));
+        return c->device->download_end(c, slot, data, count);
+    memcpy(data, c->slot[slot].data, (size_t)count * sizeof(float));
+    return 0;
 }
 
 void nn_copy(nn *c, const nn_tensor *out, const nn_tensor *x)

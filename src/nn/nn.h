@@ -147,6 +147,13 @@ void nn_section(nn *c, int section, size_t arena_bytes);
 /* Between blocks: before each turn of the loop over a network's layers, and behind the last. */
 void nn_block(nn *c);
 
+/* What stands between nn_fork and nn_meanwhile may run at the same time as what stands between
+ * nn_meanwhile and nn_join; neither reads what the other writes. The former is the smaller, and
+ * knows no attention. All three are called, in this order, whatever fails in between. */
+void nn_fork(nn *c);
+void nn_meanwhile(nn *c);
+void nn_join(nn *c);
+
 /* Memory for activations: a stack. What was made after a mark goes with its release. */
 size_t nn_mark(const nn *c);
 void nn_release(nn *c, size_t mark);
@@ -191,7 +198,8 @@ void nn_end_write(nn *c, const nn_tensor *t);
  * as it will be when the device gets there, end waits for that. Two may be under way: slot 0 or 1.
  * */
 void nn_download_begin(nn *c, int slot, const nn_tensor *t);
-void nn_download_end(nn *c, int slot, float *data, int64_t count);
+/* Returns how many seconds ago the device was there. */
+double nn_download_end(nn *c, int slot, float *data, int64_t count);
 /* How many downloads should be begun before the first is ended, so that the device always has work:
  * 0 on the CPU, which works at once; else 1. */
 int nn_lag(const nn *c);

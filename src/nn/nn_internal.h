@@ -26,9 +26,12 @@ typedef struct nn_device {
     float *(*begin_write)(nn *c, const nn_tensor *t);
     void (*end_write)(nn *c, const nn_tensor *t);
     void (*download_begin)(nn *c, int slot, const nn_tensor *t);
-    void (*download_end)(nn *c, int slot, float *data, int64_t count);
+    double (*download_end)(nn *c, int slot, float *data, int64_t count);
     bool (*repeat_begin)(nn *c, uint64_t key);
     void (*repeat_end)(nn *c);
+    void (*fork)(nn *c); /* these three may be NULL; fork in a dry run, too */
+    void (*meanwhile)(nn *c);
+    void (*join)(nn *c);
     int64_t (*count_broken)(nn *c, const nn_tensor *t); /* numbers that are not finite */
     void (*section)(nn *c, int section, size_t arena_bytes);
     void (*block)(nn *c);                                          /* these two in a dry run, too */
@@ -93,7 +96,10 @@ struct nn {
     void *device_state;
     char *arena; /* NULL in a dry run */
     size_t capacity, used, peak;
-    nn_tensor slot[2];  /* of a host_memory device: what nn_download_begin was given */
+    nn_tensor slot[2]; /* of a host_memory device: what nn_download_begin was given */
+    struct {
+        size_t used, peak;
+    } fork;             /* at nn_fork */
     ct_error error;     /* sticky */
     char checking[48];  /* when; "": results are not looked at */
     const char *behind; /* while checking: the weight that was used last */

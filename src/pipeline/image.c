@@ -39,6 +39,7 @@ void ct_image_free(ct_image **image)
     mem_free(&a, (*image)->pixels);
     mem_free(&a, (*image)->recipe_json);
     mem_free(&a, (*image)->recipe_text);
+    mem_free(&a, (*image)->path);
     mem_free(&a, *image);
     *image = NULL;
 }
@@ -120,13 +121,16 @@ ct_status ct_image_load(ct_context *context, const char *path, ct_image **out, c
         found[0] = NULL;
     }
     ct_image *image = mem_zero_array(a, 1, sizeof *image);
-    if (!image) {
+    char *name = mem_strdup(a, path);
+    if (!image || !name) {
+        mem_free(a, image);
+        mem_free(a, name);
         mem_free(a, pixels);
         mem_free(a, found[0]);
         mem_free(a, found[1]);
         return error_memory(error, sizeof *image, "the picture");
     }
-    *image = (ct_image){*a, context->threads, width, height, pixels, 0, found[0], found[1]};
+    *image = (ct_image){*a, context->threads, width, height, pixels, 0, found[0], found[1], name};
     *out = image;
     return CT_OK;
 }

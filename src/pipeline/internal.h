@@ -37,6 +37,7 @@ struct ct_model {
     ct_lora_info *lora_infos;
     uint64_t merged_bytes; /* of matrices in memory of their own */
     bool plan_only;        /* that memory is not filled */
+    bool dequantized;      /* matrices were decoded while the model was opened */
     char hash[FINGERPRINT_DIGITS + 1];
     /* Whatever changes what a part computes must change its hash. */
     char part_hash[PART_COUNT][FINGERPRINT_DIGITS + 1];
@@ -51,6 +52,7 @@ struct ct_image {
     uint8_t *pixels;
     uint64_t seed;
     char *recipe_json, *recipe_text;
+    char *path; /* of the file that it was read from; NULL: none */
 };
 
 /* A new image with memory for its pixels. */

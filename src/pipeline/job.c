@@ -5,6 +5,7 @@
 #include "core/file.h"
 #include "core/mem.h"
 #include "core/strbuf.h"
+#include "pipeline/noise.h"
 
 #include <inttypes.h>
 #include <stdatomic.h>
@@ -373,7 +374,8 @@ static ct_status assume_prompts(ct_job *job, ct_error *error)
 
 /* ---- Files, schedule, memory ----------------------------------------------------------------- */
 
-static ct_status resolve_paths(ct_job *job, const ct_generate_params *p, ct_error *error)
+static ct_status resolve_paths(ct_job *job, const ct_generate_params *p, bool planning,
+                               ct_error *error)
 {
     const char *from[] = {p->noise_path, p->trace_path};
     char **to[] = {&job->noise_path, &job->trace_path};
@@ -384,7 +386,9 @@ static ct_status resolve_paths(ct_job *job, const ct_generate_params *p, ct_erro
         if (!*to[i])
             return error_memory(error, strlen(from[i]), "a path");
     }
-    return p->trace_path ? ct_output_check(p->trace_path, error) : CT_OK;
+    const bool traced = p->trace_path && !planning;
+    const ct_status status = traced ? ct_output_check(p->trace_path, error) : CT_OK;
+    return status == CT_OK && p->noise_path ? noise_check(job, error) : status;
 }
 
 static ct_status prepare_schedule(ct_job *job, ct_error *error)
@@ -542,8 +546,8 @@ ct_status job_open(ct_job **out, ct_model *model, const ct_generate_params *para
     if (status == CT_OK)
         status = planning && !params->prompt ? assume_prompts(job, error)
                                              : resolve_prompts(job, params, error);
-    if (status == CT_OK && !planning)
-        status = resolve_paths(job, params, error);
+    if (status == CT_OK)
+        status = resolve_paths(job, params, planning, error);
     if (status == CT_OK)
         status = prepare_schedule(job, error);
     if (status == CT_OK)

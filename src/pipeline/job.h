@@ -54,7 +54,8 @@ struct ct_job {
     double began, stage_began; /* of the current run, for progress */
 };
 
-/* A job without memory for its run. planning: a prompt is not required, output is not checked. */
+/* A job without memory for its run. planning: a prompt is not required, and nothing is written: the
+ * path of a trace is not checked. */
 ct_status job_open(ct_job **out, ct_model *model, const ct_generate_params *params, bool planning,
                    ct_error *error);
 /* Rows of a prompt's features. */

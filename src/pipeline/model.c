@@ -291,10 +291,15 @@ static char *last_part(const ct_allocator *a, const char *path)
 static ct_status hash_model(ct_model *m, ct_error *error)
 {
     static const char *const files[] = {
-        "model_index.json",         "scheduler/scheduler_config.json",
-        "tokenizer/tokenizer.json", "tokenizer/vocab.json",
-        "tokenizer/merges.txt",     "text_encoder/config.json",
-        "transformer/config.json",  "vae/config.json",
+        "model_index.json",
+        "scheduler/scheduler_config.json",
+        "tokenizer/tokenizer.json",
+        "tokenizer/vocab.json",
+        "tokenizer/merges.txt",
+        "text_encoder/config.json",
+        "transformer/config.json",
+        "vae/config.json",
+        "processor/preprocessor_config.json",
     };
     fingerprint f;
     fingerprint_begin(&f);
@@ -319,7 +324,7 @@ static ct_status hash_model(ct_model *m, ct_error *error)
 }
 
 /* Of what a part computes with, for its results in the cache. */
-static ct_status hash_part(ct_model *m, int part, bool dequantized, ct_error *error)
+static ct_status hash_part(ct_model *m, int part, ct_error *error)
 {
     static const char *const configs[PART_COUNT] = {[PART_TEXT_ENCODER] =
                                                         "text_encoder/config.json",
@@ -332,7 +337,7 @@ static ct_status hash_part(ct_model *m, int part, bool dequantized, ct_error *er
     fingerprint_begin(&f);
     ct_status status = file_exists(path) ? fingerprint_add_file(&f, path, error) : CT_OK;
     mem_free(m->allocator, path);
-    fingerprint_add(&f, &dequantized, sizeof dequantized);
+    fingerprint_add(&f, &m->dequantized, sizeof m->dequantized);
     fingerprint_add_weights(&f, m->parts.weights[part]);
     for (int i = 0; part == PART_TRANSFORMER && m->loras && i < m->loras->count; i++)
         if (m->loras->files[i].scale != 0)
@@ -342,11 +347,11 @@ static ct_status hash_part(ct_model *m, int part, bool dequantized, ct_error *er
 }
 
 /* What its jobs share. */
-static ct_status open_cache(ct_model *m, bool dequantized, ct_error *error)
+static ct_status open_cache(ct_model *m, ct_error *error)
 {
     ct_status status = CT_OK;
     for (int i = 0; status == CT_OK && i < PART_COUNT; i++)
-        status = hash_part(m, i, dequantized, error);
+        status = hash_part(m, i, error);
     if (status == CT_OK && m->context->cache_memory)
         status = blob_memory_create(&m->kept, m->allocator, m->context->cache_memory, error);
     return status;
@@ -388,6 +393,11 @@ static ct_status describe_loras(ct_model *m, ct_error *error)
                     f->count, f->scale, f->ignored ? "; those of a text encoder are ignored" : "");
         for (size_t k = 0; k < f->unknown_count; k++)
             log_message(c, CT_LOG_INFO, "%s: %s matches nothing", f->name, f->unknown[k]);
+        if (f->unknown_count)
+            log_message(c, CT_LOG_WARNING,
+                        "%s: %zu of its keys match nothing in the model and change nothing, such "
+                        "as %s; \"calotype info MODEL --lora FILE\" lists them",
+                        f->path, f->unknown_count, f->unknown[0]);
     }
     return CT_OK;
 }
@@ -473,6 +483,7 @@ ct_status ct_model_load_with(ct_context *context, const char *directory,
     m->context = context;
     m->allocator = a;
     m->plan_only = params && params->plan_only;
+    m->dequantized = options.dequantize;
     m->directory = mem_strdup(a, directory);
     m->info = (ct_model_info){.directory = m->directory,
                               .name = last_part(a, directory),
@@ -493,7 +504,7 @@ ct_status ct_model_load_with(ct_context *context, const char *directory,
     if (status == CT_OK)
         status = hash_model(m, error);
     if (status == CT_OK)
-        status = open_cache(m, options.dequantize, error);
+        status = open_cache(m, error);
     if (status == CT_OK && context->gpu)
         status = cuda_store_create(&m->gpu_weights, context->gpu, error);
     if (status != CT_OK) {

@@ -293,7 +293,8 @@ static ct_status refuse(planning *p, uint64_t needed, ct_error *error)
                  "come and go");
     else
         snprintf(advice, sizeof advice,
-                 "no smaller size fits; use a model with quantized weights, or fewer threads");
+                 "no smaller size fits; use a model with quantized weights, or fewer threads%s",
+                 p->job->references ? ", or fewer or smaller reference pictures" : "");
     return error_set(error, CT_ENOMEM,
                      "a picture of %d x %d needs %s of memory at the least, with weights that come "
                      "and go block by block%s; that is %s more than the %s %s; %s",

@@ -85,8 +85,12 @@ char *recipe_json(const ct_allocator *a, const recipe *r)
     if (r->references) {
         json_write_key(&w, "references");
         json_write_array(&w);
-        for (int i = 0; i < r->references; i++)
-            json_write_string(&w, r->reference_hash[i]);
+        for (int i = 0; i < r->references; i++) {
+            json_write_object(&w);
+            member_string(&w, "name", r->reference[i].name);
+            member_string(&w, "hash", r->reference[i].hash);
+            json_write_object_end(&w);
+        }
         json_write_array_end(&w);
         json_write_key(&w, "keep_size");
         json_write_boolean(&w, r->keep_size);
@@ -116,6 +120,10 @@ char *recipe_json(const ct_allocator *a, const recipe *r)
     member_string(&w, "model_class", r->model_class);
     if (has_loras(r))
         write_loras(&w, r);
+    if (r->dequantized) {
+        json_write_key(&w, "dequantize");
+        json_write_boolean(&w, true);
+    }
     member_string(&w, "cpu", r->cpu);
     json_write_object_end(&w);
     return strbuf_take(&s);
@@ -204,6 +212,22 @@ static void add_loras(strbuf *s, const recipe *r)
     strbuf_free(&scales);
 }
 
+/* Fields of ours: "cat.jpg: 0123456789, ..." */
+static void add_references(strbuf *s, const recipe *r)
+{
+    strbuf list;
+    strbuf_init(&list, s->allocator, MAXIMUM);
+    for (int i = 0; i < r->references; i++)
+        strbuf_printf(&list, "%s%s: %.*s", i ? ", " : "",
+                      r->reference[i].name ? r->reference[i].name : "picture", HASH_DIGITS,
+                      r->reference[i].hash);
+    s->failed = s->failed || list.failed;
+    add_field(s, "References", list.data);
+    if (r->keep_size)
+        add_field(s, "Keep size", "True");
+    strbuf_free(&list);
+}
+
 static void add_fields(strbuf *s, const recipe *r)
 {
     char text[64];
@@ -218,6 +242,10 @@ static void add_fields(strbuf *s, const recipe *r)
     add_field(s, "Model hash", text);
     add_field(s, "Model", r->model_name);
     add_loras(s, r);
+    if (r->dequantized)
+        add_field(s, "Dequantize", "True");
+    if (r->references)
+        add_references(s, r);
     add_number(s, "Shift", r->shift);
     if (r->shift_terminal > 0)
         add_number(s, "Shift terminal", r->shift_terminal);

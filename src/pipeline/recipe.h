@@ -11,8 +11,11 @@ typedef struct recipe {
     const char *negative; /* NULL when guidance is off */
     uint64_t seed;
     int width, height, steps;
-    int references;                                    /* pictures that it was made from */
-    const char *reference_hash[RECIPE_MAX_REFERENCES]; /* XXH3-128 of the pixels that were seen */
+    int references; /* pictures that it was made from */
+    struct {
+        const char *name; /* of the file; NULL: none */
+        const char *hash; /* XXH3-128 of the pixels that were seen */
+    } reference[RECIPE_MAX_REFERENCES];
     bool keep_size;
     int evaluations;  /* of the transformer */
     double guidance;  /* the model's own convention */
@@ -30,6 +33,7 @@ typedef struct recipe {
     const char *model_class; /* "ZImagePipeline" */
     const char *version;     /* of calotype: "0.1.0" */
     const char *cpu;         /* the kernels: "avx2" */
+    bool dequantized;        /* quantized weights were decoded first, which rounds otherwise */
     const ct_lora_info *lora;
     int loras; /* those with scale 0 changed nothing and are left out */
 } recipe;

@@ -38,26 +38,30 @@ static ct_status check_count(const ct_model *m, const ct_generate_params *p, ct_
     return CT_OK;
 }
 
-static ct_status check_sides(const ct_model *m, int number, int width, int height, ct_error *error)
+static ct_status check_sides(const ct_model *m, int number, const ct_image *image, ct_error *error)
 {
     const family *f = m->parts.family;
+    const int width = image->width, height = image->height;
     const int longer = width > height ? width : height, shorter = width < height ? width : height;
+    char what[320] = "";
+    if (image->path)
+        snprintf(what, sizeof what, " (%.300s)", image->path);
     if (longer > MAX_SIDE)
         return error_set(error, CT_EINVAL,
-                         "reference %d has %d x %d pixels; a side may have at most %d", number,
-                         width, height, MAX_SIDE);
+                         "reference %d%s has %d x %d pixels; a side may have at most %d", number,
+                         what, width, height, MAX_SIDE);
     if (shorter < f->min_reference_side)
         return error_set(
             error, CT_EINVAL,
-            "reference %d has %d x %d pixels, which is too small: both sides must have "
+            "reference %d%s has %d x %d pixels, which is too small: both sides must have "
             "at least %d",
-            number, width, height, f->min_reference_side);
+            number, what, width, height, f->min_reference_side);
     if ((double)longer / shorter > f->max_reference_aspect)
         return error_set(
             error, CT_EINVAL,
-            "reference %d has %d x %d pixels; one side may be at most %d times as long "
-            "as the other",
-            number, width, height, f->max_reference_aspect);
+            "reference %d%s has %d x %d pixels; one side may be at most %d times as long "
+            "as the other: cut off some of it",
+            number, what, width, height, f->max_reference_aspect);
     return CT_OK;
 }
 
@@ -174,12 +178,19 @@ static ct_status prepare(ct_job *job, reference *r, const ct_image *image, bool 
     return status;
 }
 
-static void take_hash(reference *r)
+/* For the recipe. */
+static ct_status take_identity(const ct_allocator *a, reference *r, const char *path,
+                               ct_error *error)
 {
     fingerprint f;
     fingerprint_begin(&f);
     fingerprint_add(&f, r->pixels, (size_t)r->width * (size_t)r->height * 3);
     fingerprint_hex(&f, r->hash);
+    if (!path)
+        return CT_OK;
+    const char *slash = strrchr(path, '/');
+    r->name = mem_strdup(a, slash ? slash + 1 : path);
+    return r->name ? CT_OK : error_memory(error, strlen(path), "a path");
 }
 
 ct_status references_prepare(ct_job *job, const ct_generate_params *p, ct_error *error)
@@ -189,13 +200,13 @@ ct_status references_prepare(ct_job *job, const ct_generate_params *p, ct_error 
         const ct_image *image = p->references[i];
         if (!image)
             return error_set(error, CT_EINVAL, "reference %d is NULL", i + 1);
-        status = check_sides(job->model, i + 1, image->width, image->height, error);
+        status = check_sides(job->model, i + 1, image, error);
         if (status == CT_OK)
             status = prepare(job, &job->reference[i], image, p->keep_size, error);
         if (status == CT_OK && job->model->parts.family->see_area)
             status = show(job, &job->reference[i], image, error);
         if (status == CT_OK)
-            take_hash(&job->reference[i]);
+            status = take_identity(job->allocator, &job->reference[i], image->path, error);
         job->references = i + 1;
     }
     if (status == CT_OK && p->keep_size) {
@@ -212,6 +223,7 @@ void references_free(ct_job *job)
         mem_free(job->allocator, job->reference[i].latents);
         mem_free(job->allocator, job->reference[i].seen);
         mem_free(job->allocator, job->reference[i].sight);
+        mem_free(job->allocator, job->reference[i].name);
     }
     job->references = 0;
 }

@@ -16,6 +16,7 @@ typedef struct reference {
     int seen_width, seen_height;
     float *sight;                      /* [tokens, feature_width]; NULL until the first run */
     char hash[FINGERPRINT_DIGITS + 1]; /* of the pixels */
+    char *name;                        /* of the file, without its folder; NULL: none */
 } reference;
 
 /* What the parameters give, cut or padded to sizes that the model can see. */

@@ -3,6 +3,7 @@
 #include "core/mem.h"
 #include "pipeline/cache.h"
 #include "pipeline/job.h"
+#include "pipeline/noise.h"
 #include "pipeline/recipe.h"
 #include "sampling/rng.h"
 
@@ -15,16 +16,23 @@
 
 /* ---- Progress -------------------------------------------------------------------------------- */
 
-static void report(ct_job *job, const nn *c, ct_stage stage, int step, int steps,
-                   const ct_latents *preview)
+/* ago: seconds since it happened, where that is only seen now. */
+static void report_late(ct_job *job, const nn *c, ct_stage stage, int step, int steps,
+                        const ct_latents *preview, double ago)
 {
     if (nn_is_dry(c) || !job->callbacks.progress)
         return;
-    double now = clock_seconds();
+    double now = clock_seconds() - ago;
     if (step == 0)
         job->stage_began = now;
     ct_progress p = {stage, step, steps, now - job->stage_began, now - job->began, preview};
     job->callbacks.progress(job->callbacks.user, &p);
+}
+
+static void report(ct_job *job, const nn *c, ct_stage stage, int step, int steps,
+                   const ct_latents *preview)
+{
+    report_late(job, c, stage, step, steps, preview, 0);
 }
 
 typedef struct unit_counter {
@@ -77,19 +85,6 @@ static void end_stage(ct_job *job, const nn *c, ct_stage stage, const weights *p
  * Results are looked at where they come to the host anyway: a prompt's features, the latents behind
  * each step, the picture. Where they are bad the same is computed once more, every operation's
  * results are looked at, and the job fails with the name of the first that is bad. */
-
-static bool all_finite(const float *x, int64_t count)
-{
-    /* x - x is 0, or not a number; compilers make vectors of this. */
-    uint32_t bad = 0;
-    for (int64_t i = 0; i < count; i++) {
-        const float none = x[i] - x[i];
-        uint32_t bits;
-        memcpy(&bits, &none, sizeof bits);
-        bad |= bits;
-    }
-    return bad == 0;
-}
 
 static void not_again(nn *c, const char *what)
 {
@@ -170,7 +165,7 @@ static void encode_prompt(ct_job *job, nn *c, prompt *p, unit_counter *units)
     for (int i = 0; later && i < m->encode_units; i++)
         unit_done(units, i);
     nn_release(c, mark);
-    if (p->features && !nn_stopped(c) && !all_finite(p->features, size))
+    if (p->features && !nn_stopped(c) && !numbers_finite(p->features, size))
         look_into_prompt(job, c, p);
     if (p->features && !nn_stopped(c)) {
         const blob_name name = cache_prompt_name(job, p);
@@ -258,34 +253,6 @@ static void encode_inputs(ct_job *job, nn *c)
 
 /* ---- Noise ----------------------------------------------------------------------------------- */
 
-static void read_noise(ct_job *job, nn *c)
-{
-    ct_error error;
-    weights *file = NULL;
-    const int64_t shape[] = {job->model->parts.channels, job->latent_height, job->latent_width};
-    if (weights_open_file(&file, job->allocator, job->noise_path, &error) != CT_OK) {
-        nn_fail(c, error.code, "%s", error.message);
-        return;
-    }
-    const weight_view *v = weights_find(file, "noise");
-    /* A leading batch of one is allowed. */
-    const int64_t *n = v && v->rank == 4 && v->shape[0] == 1 ? v->shape + 1 : v ? v->shape : NULL;
-    int rank = v ? (int)(v->rank - (n - v->shape)) : 0;
-    if (!v)
-        nn_fail(c, CT_ENOTFOUND, "%s has no tensor named \"noise\"", job->noise_path);
-    else if (!dtype_is_float(v->type) || rank != 3 || memcmp(n, shape, sizeof shape) != 0)
-        nn_fail(c, CT_EFORMAT,
-                "%s: the tensor \"noise\" must be F32, F16 or BF16 with shape [%" PRId64
-                ", %" PRId64 ", %" PRId64 "] for this size",
-                job->noise_path, shape[0], shape[1], shape[2]);
-    else
-        dtype_to_float(job->latents, v->data, v->type, (size_t)job->latent_count);
-    if (!nn_stopped(c) && !all_finite(job->latents, job->latent_count))
-        nn_fail(c, CT_EFORMAT, "%s: the tensor \"noise\" has numbers that are not finite",
-                job->noise_path);
-    weights_close(file);
-}
-
 static void trace_latents(ct_job *job, const char *name, const float *data)
 {
     const int64_t shape[] = {job->model->parts.channels, job->latent_height, job->latent_width};
@@ -297,7 +264,9 @@ static void draw_noise(ct_job *job, nn *c, uint64_t seed)
     if (nn_is_dry(c) || nn_stopped(c))
         return;
     if (job->noise_path) {
-        read_noise(job, c);
+        ct_error error;
+        if (noise_read(job, job->latents, &error) != CT_OK)
+            nn_fail(c, error.code, "%s", error.message);
     } else {
         torch_generator g;
         torch_seed(&g, seed);
@@ -465,10 +434,10 @@ static void look_into_step(ct_job *job, nn *c, int step, size_t mark)
 /* mark: of the memory of all steps. */
 static void end_step(ct_job *job, nn *c, int step, size_t mark)
 {
-    nn_download_end(c, step & 1, job->scratch, job->latent_count);
+    const double ago = nn_download_end(c, step & 1, job->scratch, job->latent_count);
     if (nn_is_dry(c) || nn_stopped(c))
         return;
-    if (!all_finite(job->scratch, job->latent_count)) {
+    if (!numbers_finite(job->scratch, job->latent_count)) {
         look_into_step(job, c, step, mark);
         return;
     }
@@ -478,7 +447,7 @@ static void end_step(ct_job *job, nn *c, int step, size_t mark)
     trace_latents(job, name, job->latents);
     const ct_latents preview = {job->latents, (int)job->model->parts.channels,
                                 (int)job->latent_height, (int)job->latent_width};
-    report(job, c, CT_STAGE_DENOISE, step + 1, job->info.steps, &preview);
+    report_late(job, c, CT_STAGE_DENOISE, step + 1, job->info.steps, &preview, ago);
 }
 
 /* The end of a step is waited for when the next one is already with the device. */
@@ -627,12 +596,15 @@ static ct_status add_recipe(const ct_job *job, ct_image *image, ct_error *error)
         .model_class = info->class_name,
         .lora = info->lora,
         .loras = info->loras,
+        .dequantized = job->model->dequantized,
         .version = ct_version(),
         .cpu = job->model->context->gpu ? cuda_gpu_name(job->model->context->gpu)
                                         : job->model->context->kernels.name,
     };
-    for (int i = 0; i < j->references; i++)
-        r.reference_hash[i] = job->reference[i].hash;
+    for (int i = 0; i < j->references; i++) {
+        r.reference[i].name = job->reference[i].name;
+        r.reference[i].hash = job->reference[i].hash;
+    }
     image->recipe_json = recipe_json(job->allocator, &r);
     image->recipe_text = recipe_text(job->allocator, &r);
     if (!image->recipe_json || !image->recipe_text)

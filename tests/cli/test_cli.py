@@ -317,8 +317,13 @@ class Edit(Folder):
             self.assertEqual(result.returncode, 0, result.stderr)
             self.assertEqual(png_size(self.path("out.png")), (64, 80))
         recipe = json.loads(png_texts(self.path("out.png"))["calotype"])
-        self.assertEqual(len(recipe["references"]), 2)
-        self.assertRegex(recipe["references"][0], "^[0-9a-f]{32}$")
+        self.assertEqual([r["name"] for r in recipe["references"]],
+                         ["three_references.1.png", "three_references.2.png"])
+        for reference in recipe["references"]:
+            self.assertRegex(reference["hash"], "^[0-9a-f]{32}$")
+        hashes = [r["hash"][:10] for r in recipe["references"]]
+        self.assertIn(f'References: "three_references.1.png: {hashes[0]}, three_references.2.png: '
+                      f'{hashes[1]}"', png_texts(self.path("out.png"))["parameters"])
 
     def test_keep_size(self):
         result = self.edit(self.REFERENCES[1], args=["--keep-size"])
@@ -680,6 +685,42 @@ class Lora(Folder):
         info = run("info", self.path("out.png"))
         self.assertIn("Lora hashes", info.stdout)
 
+    def test_unmatched(self):
+        """A module that the model does not have is told of without being asked for."""
+        with open(self.FILE, "rb") as file:
+            size = struct.unpack("<Q", file.read(8))[0]
+            header, data = json.loads(file.read(size)), file.read()
+        name = next(key for key in header if key.endswith("layers.0.attention.to_k.lora_A.weight"))
+        for end in ("lora_A.weight", "lora_B.weight"):
+            name = name[:-len("lora_A.weight")] + end
+            header[name.replace("to_k", "to_x")] = header.pop(name)
+        text, path = json.dumps(header).encode(), self.path("other.safetensors")
+        with open(path, "wb") as file:
+            file.write(struct.pack("<Q", len(text)) + text + data)
+        result = self.made("--lora", path)
+        self.assertRegex(result.stderr, r"lora +other\.safetensors, scale 1, 46 of 47 modules match")
+        self.assertRegex(result.stderr, "warning: .*other.safetensors: 1 of its keys match nothing.*"
+                                        "to_x")
+        self.assertNotIn("warning", self.made("--lora", self.FILE).stderr)
+        start = json.loads(self.made("--lora", path, "--json").stdout.splitlines()[0])
+        self.assertEqual((start["loras"][0]["matched"], len(start["loras"][0]["unmatched"])), (46, 1))
+        self.assertIn("warning", run("plan", "-m", MODEL, "--lora", path).stderr)
+        self.assertIn("warning", run("quantize", "-m", MODEL, "--bits", "8", "-g", "32", "-o",
+                                     self.path("model"), "--lora", path).stderr)
+        info = run("info", MODEL, "--lora", path)
+        self.assertEqual((info.stderr, "to_x" in info.stdout), ("", True))
+
+    def test_refused_before_merging(self):
+        """Merging takes minutes with a large model: what a job is refused for comes before."""
+        for args, part in ((["--size", "100x100"], "multiple of"),
+                           (["--max-memory", "1M"], "more than the 1 MiB of the limit"),
+                           (["--noise", self.FILE], "no tensor named")):
+            result = self.generate("--lora", self.FILE, "-v", *args)
+            self.assertIn(part, result.stderr)
+            self.assertNotIn("modules match", result.stderr)
+            self.assertGreater(result.returncode, 0)
+        self.assertEqual(self.made("--lora", self.FILE, "-v").stderr.count("modules match, scale"), 1)
+
     def test_name_with_colon(self):
         path = self.path("a:2")
         shutil.copy(self.FILE, path)
@@ -759,6 +800,21 @@ class Quantize(Folder):
                    "--dequantize", *SIZE)
         self.assertEqual(made.returncode, 0, made.stderr)
         self.assertEqual(png_size(self.path("out.png")), (32, 16))
+
+    def test_processor(self):
+        """How large pictures are shown to the text encoder is part of a model that edits."""
+        model, out = self.path("model"), self.path("quantized")
+        shutil.copytree(os.path.join(os.environ["CT_FIXTURES"], "qwen_plus", "model"), model)
+        hashes = [json.loads(run("info", "--json", model).stdout)["hash"]]
+        name = os.path.join("processor", "preprocessor_config.json")
+        with open(os.path.join(model, name), "w", encoding="utf-8") as file:
+            json.dump({"min_pixels": 3136, "max_pixels": 50000}, file)
+        hashes.append(json.loads(run("info", "--json", model).stdout)["hash"])
+        self.assertNotEqual(*hashes)
+        self.assertEqual(run("quantize", "-m", model, "--bits", "8", "-g", "32", "-o", out, "-q")
+                         .returncode, 0)
+        with open(os.path.join(out, name), encoding="utf-8") as file:
+            self.assertEqual(json.load(file)["max_pixels"], 50000)
 
     def test_quiet(self):
         result = self.quantize("-q", "--bits", "8")

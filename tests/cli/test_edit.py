@@ -197,7 +197,11 @@ class BadInput(Folder):
             write_png(path, width, height, bytes(3 * width * height))
             for fixture in ("klein", "qwen_edit"):
                 self.refuse(fixture, [self.REFERENCE, path][fixture == "qwen_edit":], 2,
-                            f"{width} x {height}", part)
+                            path, f"{width} x {height}", part)
+
+    def test_memory(self):
+        self.refuse("klein", [self.REFERENCE], 1, "of the limit", "smaller reference pictures",
+                    more=["--max-memory", "1M"])
 
     def test_counts(self):
         self.refuse("qwen_edit", [self.REFERENCE] * 2, 2, "2 reference pictures", "Edit", "only 1")
@@ -209,8 +213,8 @@ class BadInput(Folder):
         self.assertIn("give it a reference picture", result.stderr)
 
     def test_masks(self):
-        self.refuse("klein", [self.REFERENCE], 2, "unknown option --mask",
-                    more=["--mask", self.REFERENCE])
+        self.refuse("klein", [self.REFERENCE], 2, "unknown option --mask", "takes a mask",
+                    "--reference", more=["--mask", self.REFERENCE])
 
     def test_no_negative_prompt(self):
         """Models that are guided have one of their own: nothing, or a blank."""

@@ -20,15 +20,40 @@ static struct {
     fake_cuda_state *fake;
 } g;
 
+/* Products that were recorded. */
+typedef struct recorded_product {
+    cu_stream stream;
+    cu_address workspace, x, out;
+    uint64_t x_bytes, out_bytes; /* from the first number to the last */
+} recorded_product;
+
+#define MAX_PRODUCTS 4096
+static recorded_product products[MAX_PRODUCTS];
+static int product_count;
+
+static uint64_t bytes_of(int64_t rows, int64_t stride, int64_t n, dtype type)
+{
+    return (uint64_t)((rows - 1) * stride + n) * dtype_size(type);
+}
+
 /* What the tests do without: --wrap of the linker. */
 ct_status __wrap_blas_multiply(blas *b, cu_stream stream, bool capturing, cu_address workspace,
                                const blas_product *p, const blas_operands *at, ct_error *error);
 ct_status __wrap_blas_multiply(blas *b, cu_stream stream, bool capturing, cu_address workspace,
                                const blas_product *p, const blas_operands *at, ct_error *error)
 {
-    (void)b, (void)stream, (void)capturing, (void)workspace, (void)error;
+    (void)b, (void)error;
     /* Whatever a product reads must be somewhere. */
     assert_true(at->x && at->w && at->out && p->m > 0);
+    if (capturing && product_count < MAX_PRODUCTS)
+        products[product_count++] = (recorded_product){
+            .stream = stream,
+            .workspace = workspace,
+            .x = at->x,
+            .out = at->out,
+            .x_bytes = bytes_of(p->m, p->x_stride, p->k, p->type),
+            .out_bytes = bytes_of(p->m, p->out_stride, p->n, p->out_type),
+        };
     return CT_OK;
 }
 
@@ -761,6 +786,66 @@ static void records(void **state)
     }
 }
 
+static bool apart(cu_address a, uint64_t a_bytes, cu_address b, uint64_t b_bytes)
+{
+    return a + a_bytes <= b || b + b_bytes <= a;
+}
+
+/* Neither writes what the other reads or writes. */
+static void check_beside(const recorded_product *a, const recorded_product *b)
+{
+    assert_true(a->stream != b->stream);
+    assert_true(apart(a->workspace, CUDA_WORKSPACE, b->workspace, CUDA_WORKSPACE));
+    assert_true(apart(a->workspace, CUDA_WORKSPACE, b->out, b->out_bytes));
+    assert_true(apart(a->out, a->out_bytes, b->out, b->out_bytes));
+    assert_true(apart(a->out, a->out_bytes, b->x, b->x_bytes));
+    assert_true(apart(a->x, a->x_bytes, b->out, b->out_bytes));
+}
+
+/* Where text and picture have weights of their own the text's products are a branch, and what the
+ * two branches work in is apart. Two sequences at once (cfg_batch) have two runs of text. */
+static void text_goes_beside(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *name;
+        ct_precision precision;
+        int texts; /* runs of text in a branch */
+    } cases[] = {{"turbo/model", CT_PRECISION_BF16, 0},
+                 {"klein/model", CT_PRECISION_BF16, 1},
+                 {"klein_base/model", CT_PRECISION_FP32, 2},
+                 {"qwen/model", CT_PRECISION_BF16, 1},
+                 {"qwen/model", CT_PRECISION_FP32, 2}};
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        ct_error error;
+        ct_job *job;
+        start_counting();
+        made m = open_model(cases[i].name);
+        watch w = {0};
+        const ct_generate_params p = small_picture(&m, cases[i].precision);
+        test_ok(ct_job_create(m.model, &p, &job, &error), &error);
+        product_count = 0;
+        for (int k = 0; k < 2; k++)
+            test_ok(run_job(job, &w, &error), &error);
+        assert_true(product_count > 0 && product_count < MAX_PRODUCTS);
+        const cu_stream main = products[0].stream; /* a picture is embedded first */
+        int pairs = 0;
+        for (int k = 0, end; k < product_count; k = end + 1) {
+            for (end = k; end < product_count && products[end].stream != main;)
+                end++;
+            /* So many products of the other branch at least belong to the same fork. */
+            const int mates = cases[i].texts ? (end - k) / cases[i].texts : 0;
+            assert_true(cases[i].texts || end == k);
+            for (int a = k; a < end; a++)
+                for (int b = end; b < end + mates; b++, pairs++)
+                    check_beside(&products[a], &products[b]);
+        }
+        assert_int_equal(pairs > 0, cases[i].texts > 0);
+        ct_job_free(&job);
+        close_model(&m);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -775,6 +860,7 @@ int main(void)
         cmocka_unit_test(leaves_out_what_is_known),
         cmocka_unit_test(model_survives_a_lack_of_memory),
         cmocka_unit_test(records),
+        cmocka_unit_test(text_goes_beside),
     };
     return cmocka_run_group_tests(tests, open_gpu, close_gpu);
 }

@@ -365,11 +365,12 @@ static void test_noise_file(void **state)
     assert_memory_equal(ct_image_pixels(drawn), ct_image_pixels(read), 48 * 16 * 3);
     ct_image_free(&read);
     p.width = 16;
-    test_error(ct_generate(model, &p, &read, &error), CT_EFORMAT, &error, "shape [16, 2, 2]");
+    ct_job *job = NULL; /* is refused before any work */
+    test_error(ct_job_create(model, &p, &job, &error), CT_EFORMAT, &error, "shape [16, 2, 2]");
     p.noise_path = test_fixture("rng.safetensors");
-    test_error(ct_generate(model, &p, &read, &error), CT_ENOTFOUND, &error, "noise");
+    test_error(ct_job_create(model, &p, &job, &error), CT_ENOTFOUND, &error, "noise");
     p.noise_path = "/no/such/file";
-    test_error(ct_generate(model, &p, &read, &error), CT_ENOTFOUND, &error, "/no/such/file");
+    test_error(ct_job_create(model, &p, &job, &error), CT_ENOTFOUND, &error, "/no/such/file");
     ct_image_free(&drawn);
     ct_model_free(&model);
     test_folder_remove(&folder);
@@ -534,6 +535,7 @@ static void test_plan(void **state)
     p.max_memory = 1 << 20;
     test_ok(ct_model_plan(model, &p, &plan, &error), &error);
     assert_false(plan.chosen.fits);
+    test_error(error.code, CT_ENOMEM, &error, "of the limit");
     assert_int_equal(plan.chosen.streamed_blocks, plan.stage[CT_STAGE_DENOISE].blocks);
     expect_refusal(model, &p, CT_ENOMEM, "of the limit");
 

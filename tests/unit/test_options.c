@@ -197,6 +197,10 @@ static void unknown_options(void **state)
     refuses("--guidance-scale 4", "did you mean --guidance?");
     refuses("--flow-shift 3", "did you mean --shift?");
     refuses("-steps 4", "did you mean --steps?");
+    refuses("--mask m.png", "no model here takes a mask");
+    refuses("--Inpaint_Mask=m.png", "no model here takes a mask");
+    refuses("--denoising-strength 0.6", "unknown option --denoising-strength: pictures are not");
+    refuses("--controlnet x", "no ControlNet");
     refuses("--zzz", "unknown option --zzz");
     refuses("-z", "unknown option -z");
     refuses("-qz", "unknown option -z in -qz");

@@ -6,6 +6,8 @@
 
 #define WRITES 4 /* nn_begin_write at once */
 #define SLOTS 2
+#define EVENTS (SLOTS + 4)
+#define TIMED_EVENTS (SLOTS + 1) /* the first ones */
 #define RECORDINGS 8
 
 /* fp16 ends at 65504. What of a transformer is larger, or may be:
@@ -51,9 +53,17 @@ struct cuda_private {
     slot slots[SLOTS];
     slot fetched; /* of cuda_fetch */
     slot sent;    /* of cuda_upload */
+    cu_event now; /* of seconds_since */
     recording recordings[RECORDINGS];
     int64_t uses;
     recording *current; /* being recorded */
+    struct {
+        cu_stream stream;
+        cu_event begun, done;
+        bool under_way;
+        cu_stream main; /* of the state, when it has this one */
+        cu_address workspace;
+    } beside; /* cuda_fork */
 };
 
 /* ---- Failures -------------------------------------------------------------------------------- */
@@ -81,6 +91,16 @@ bool cuda_idle(nn *c)
 
 /* ---- The state of an nn ---------------------------------------------------------------------- */
 
+static void list_events(struct cuda_private *p, cu_event *events[EVENTS])
+{
+    for (int i = 0; i < SLOTS; i++)
+        events[i] = &p->slots[i].done;
+    events[SLOTS] = &p->now;
+    events[SLOTS + 1] = &p->sent.done;
+    events[SLOTS + 2] = &p->beside.begun;
+    events[SLOTS + 3] = &p->beside.done;
+}
+
 static ct_status open_stream(cuda_state *s, const nn_params *params, ct_error *error)
 {
     const cuda_driver *d = s->driver;
@@ -91,12 +111,16 @@ static ct_status open_stream(cuda_state *s, const nn_params *params, ct_error *e
     if (status == CT_OK)
         status =
             cuda_gpu_alloc(s->gpu, &s->workspace, CUDA_WORKSPACE, "cuBLASLt's workspace", error);
-    for (int i = 0; i < SLOTS && status == CT_OK; i++)
-        status = cuda_check(d, d->event_create(&s->private->slots[i].done, CU_EVENT_DISABLE_TIMING),
-                            "an event", error);
+    struct cuda_private *p = s->private;
     if (status == CT_OK)
-        status = cuda_check(d, d->event_create(&s->private->sent.done, CU_EVENT_DISABLE_TIMING),
-                            "an event", error);
+        status = cuda_check(d, d->stream_create(&p->beside.stream, CU_STREAM_NON_BLOCKING),
+                            "a stream", error);
+    cu_event *events[EVENTS];
+    list_events(p, events);
+    for (int i = 0; i < EVENTS && status == CT_OK; i++)
+        status = cuda_check(
+            d, d->event_create(events[i], i < TIMED_EVENTS ? 0 : CU_EVENT_DISABLE_TIMING),
+            "an event", error);
     const dnn_params for_dnn = {.allocator = params->allocator,
                                 .driver = d,
                                 .device = &s->gpu->info,
@@ -135,18 +159,20 @@ static void cuda_close(nn *c)
         for (int i = 0; i < RECORDINGS; i++)
             if (p->recordings[i].exec)
                 d->graph_exec_destroy(p->recordings[i].exec);
-        for (int i = 0; i < SLOTS; i++) {
-            if (p->slots[i].done)
-                d->event_destroy(p->slots[i].done);
+        cu_event *events[EVENTS];
+        list_events(p, events);
+        for (int i = 0; i < EVENTS; i++)
+            if (*events[i])
+                d->event_destroy(*events[i]);
+        for (int i = 0; i < SLOTS; i++)
             if (p->slots[i].pinned)
                 d->host_free(p->slots[i].pinned);
-        }
         if (p->fetched.pinned)
             d->host_free(p->fetched.pinned);
         if (p->sent.pinned)
             d->host_free(p->sent.pinned);
-        if (p->sent.done)
-            d->event_destroy(p->sent.done);
+        if (p->beside.stream)
+            d->stream_destroy(p->beside.stream);
         for (int i = 0; i < WRITES; i++)
             mem_free(a, p->write[i].host);
         cuda_ring_free(c);
@@ -379,12 +405,26 @@ static void cuda_download_begin(nn *c, int index, const nn_tensor *t)
         check(c, s->driver->event_record(to->done, s->stream), "an event");
 }
 
-static void cuda_download_end(nn *c, int index, float *data, int64_t count)
+/* By an event in a stream that has nothing to do. */
+static double seconds_since(const cuda_state *s, cu_event then)
+{
+    const cuda_driver *d = s->driver;
+    const cu_event now = s->private->now;
+    float milliseconds = 0;
+    const bool known = d->event_record(now, s->private->beside.stream) == 0 &&
+                       d->event_wait(now) == 0 && d->event_elapsed(&milliseconds, then, now) == 0;
+    return known && milliseconds > 0 ? milliseconds / 1e3 : 0;
+}
+
+static double cuda_download_end(nn *c, int index, float *data, int64_t count)
 {
     const cuda_state *s = cuda_of(c);
     const slot *from = &s->private->slots[index];
-    if (!cuda_idle(c) && check(c, s->driver->event_wait(from->done), "the GPU"))
-        memcpy(data, from->pinned, (size_t)count * 4);
+    if (cuda_idle(c) || !check(c, s->driver->event_wait(from->done), "the GPU"))
+        return 0;
+    const double age = seconds_since(s, from->done);
+    memcpy(data, from->pinned, (size_t)count * 4);
+    return age;
 }
 
 /* Where the ranges overlap: in pieces that do not, one after the other. */
@@ -531,6 +571,47 @@ static void cuda_repeat_end(nn *c)
         s->driver->graph_destroy(graph);
 }
 
+/* ---- Work beside other work --------------------------------------------------------------------
+ * A branch of what is recorded, in a stream and with a workspace of its own. What is not recorded
+ * stays in line: the first runs choose algorithms by time. */
+
+static void cuda_fork(nn *c)
+{
+    cuda_state *s = cuda_of(c);
+    const cu_address workspace = cuda_scratch(c, CUDA_WORKSPACE);
+    if (cuda_idle(c) || !s->capturing)
+        return;
+    struct cuda_private *p = s->private;
+    if (!check(c, s->driver->event_record(p->beside.begun, s->stream), "an event") ||
+        !check(c, s->driver->stream_wait_event(p->beside.stream, p->beside.begun, 0), "a stream"))
+        return;
+    p->beside.under_way = true;
+    p->beside.main = s->stream;
+    p->beside.workspace = s->workspace;
+    s->stream = p->beside.stream;
+    s->workspace = workspace;
+}
+
+static void cuda_meanwhile(nn *c)
+{
+    cuda_state *s = cuda_of(c);
+    struct cuda_private *p = s->private;
+    if (!p->beside.under_way)
+        return;
+    check(c, s->driver->event_record(p->beside.done, s->stream), "an event");
+    s->stream = p->beside.main;
+    s->workspace = p->beside.workspace;
+}
+
+static void cuda_join(nn *c)
+{
+    cuda_state *s = cuda_of(c);
+    struct cuda_private *p = s->private;
+    if (p->beside.under_way)
+        check(c, s->driver->stream_wait_event(s->stream, p->beside.done, 0), "a stream");
+    p->beside.under_way = false;
+}
+
 /* ---- Weights --------------------------------------------------------------------------------- */
 
 static cu_address get_weight(nn *c, const nn_weight *w, const cuda_request *request,
@@ -604,6 +685,9 @@ const nn_device nn_cuda_device = {
     .download_end = cuda_download_end,
     .repeat_begin = cuda_repeat_begin,
     .repeat_end = cuda_repeat_end,
+    .fork = cuda_fork,
+    .meanwhile = cuda_meanwhile,
+    .join = cuda_join,
     .count_broken = cuda_count_broken,
     .section = cuda_section,
     .block = cuda_block,

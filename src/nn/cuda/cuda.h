@@ -212,6 +212,9 @@ const void *cuda_fetch(nn *c, cu_address from, size_t bytes);
 /* op_rows.c */
 size_t cuda_operand_bytes(const nn *c, int64_t m, int64_t k);
 void cuda_prepare(nn *c, const nn_tensor *out, const nn_tensor *x);
+/* Rows of n numbers, x_stride apart, as codes of CUDA_E4M3 or CUDA_INT8 without gaps. */
+void cuda_quantize(nn *c, cu_address codes, cuda_kind kind, cu_address factors, cu_address x,
+                   cuda_kind x_kind, int64_t x_stride, int64_t rows, int64_t n);
 void cuda_embed(nn *c, const nn_tensor *out, const nn_weight *w, const int32_t *ids);
 void cuda_fill_rows(nn *c, const nn_tensor *out, const nn_weight *w);
 void cuda_rms_norm(nn *c, const nn_tensor *out, const nn_tensor *x, const nn_weight *w, float eps,
@@ -228,7 +231,7 @@ void cuda_multiply(nn *c, const nn_tensor *x, const nn_tensor *y);
 void cuda_tanh(nn *c, const nn_tensor *x);
 void cuda_add_scalar(nn *c, const nn_tensor *x, float value);
 /* How the epilogue kernel is launched; and epilogue_norm. */
-cuda_grid cuda_epilogue_grid(int out_kind, int64_t rows, int64_t columns);
+cuda_grid cuda_epilogue_grid(cuda_kind out_kind, cuda_kind y_kind, int64_t rows, int64_t columns);
 cuda_grid cuda_row_grid(int64_t rows, int64_t columns);
 /* Any kind to F32 or work; rows of n numbers that lie strides apart. */
 void cuda_convert(nn *c, dtype type, cu_address out, cuda_kind out_kind, int64_t out_stride,

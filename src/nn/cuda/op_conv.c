@@ -231,11 +231,13 @@ static void add_bias(nn *c, const conv *v, cu_address out, int64_t pixels)
 {
     cu_address bias = v->bias, none = 0;
     int64_t stride = v->outputs;
-    int kind = v->out_type == v->type ? CUDA_WORK : CUDA_FLOAT, zero = 0;
+    const cuda_kind out_kind = v->out_type == v->type ? CUDA_WORK : CUDA_FLOAT;
+    const cuda_grid grid = cuda_epilogue_grid(out_kind, out_kind, pixels, v->outputs);
+    int kind = (int)out_kind, zero = 0;
     int rows = (int)pixels, columns = (int)v->outputs;
-    CUDA_LAUNCH(c, epilogue, v->type, cuda_epilogue_grid(kind, pixels, v->outputs), &out, &kind,
-                &stride, &none, &out, &kind, &stride, &zero, &bias, &zero, &none, &zero, &rows,
-                &columns, &none, &none);
+    float one = 1;
+    CUDA_LAUNCH(c, epilogue, v->type, grid, &out, &kind, &stride, &none, &out, &kind, &stride,
+                &zero, &bias, &zero, &none, &zero, &rows, &columns, &none, &none, &one);
 }
 
 /* Rows of outputs from the matrix at `a` times the weights. */

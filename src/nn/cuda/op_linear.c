@@ -186,7 +186,8 @@ static void run_epilogue(nn *c, const nn_tensor *out, const product *p, const fi
     cu_address to = cuda_at(out) + (uint64_t)(first * out->stride) * dtype_size(out_type);
     cu_address out_scales = cuda_scales_of(c, out), x_scales = 0, w_scales = 0, bias = f->bias,
                gate = f->gate;
-    int kind = (int)cuda_kind_of(c, out), in = (int)y_kind, up = f->up;
+    const cuda_kind out_kind = cuda_kind_of(c, out);
+    int kind = (int)out_kind, in = (int)y_kind, up = f->up;
     int activation = (int)f->activation;
     int add = f->add, m = (int)rows, columns = (int)out->n[1];
     long long out_stride = out->stride, stride = y_stride;
@@ -197,9 +198,10 @@ static void run_epilogue(nn *c, const nn_tensor *out, const product *p, const fi
         x_scales = p->x.scales + (uint64_t)first * 4;
         w_scales = p->w_scales;
     }
-    CUDA_LAUNCH(c, epilogue, cuda_work_type(c), cuda_epilogue_grid(kind, rows, columns), &to, &kind,
-                &out_stride, &out_scales, &y, &in, &stride, &up, &bias, &activation, &gate, &add,
-                &m, &columns, &x_scales, &w_scales, &factor);
+    const cuda_grid grid = cuda_epilogue_grid(out_kind, y_kind, rows, columns);
+    CUDA_LAUNCH(c, epilogue, cuda_work_type(c), grid, &to, &kind, &out_stride, &out_scales, &y, &in,
+                &stride, &up, &bias, &activation, &gate, &add, &m, &columns, &x_scales, &w_scales,
+                &factor);
 }
 
 /* x += finish(y), and the norm that follows, rows first .. first+rows-1. */
@@ -229,12 +231,19 @@ static void run_epilogue_norm(nn *c, const nn_tensor *x, const product *p, const
                 &kind, &next_stride, &scales, &weight, &scale, &shift, &eps, &layer);
 }
 
-/* The product into scratch memory, some rows at a time, and its epilogue from there. */
-static void multiply_and_finish(nn *c, const nn_tensor *out, const product *p, const finish *f)
+/* What products into scratch memory are made of. */
+static dtype scratch_type(const nn *c, const product *p)
 {
-    const bool integers = p->type == DTYPE_I8;
-    const dtype type = integers ? DTYPE_I32 : cuda_wide_type(c);
-    const cuda_kind kind = integers                    ? CUDA_INT32
+    return p->type == DTYPE_I8 ? DTYPE_I32 : cuda_wide_type(c);
+}
+
+/* The product with the biases and GELU of `with` into scratch memory, some rows at a time, and its
+ * epilogue from there. */
+static void multiply_and_finish(nn *c, const nn_tensor *out, const product *p, const results *with,
+                                const finish *f)
+{
+    const dtype type = scratch_type(c, p);
+    const cuda_kind kind = type == DTYPE_I32           ? CUDA_INT32
                            : type == cuda_work_type(c) ? CUDA_WORK
                                                        : CUDA_FLOAT;
     const int64_t row = p->n * (int64_t)dtype_size(type);
@@ -242,9 +251,11 @@ static void multiply_and_finish(nn *c, const nn_tensor *out, const product *p, c
     step = step < 128 ? 128 : step;
     step = step < out->n[0] ? step : out->n[0];
     const cu_address y = cuda_scratch(c, (size_t)(step * row));
+    const results to = {
+        .at = y, .type = type, .stride = p->n, .bias = with->bias, .gelu = with->gelu};
     for (int64_t first = 0; first < out->n[0] && !cuda_idle(c); first += step) {
         const int64_t rows = out->n[0] - first < step ? out->n[0] - first : step;
-        multiply(c, p, first, rows, &(results){.at = y, .type = type, .stride = p->n});
+        multiply(c, p, first, rows, &to);
         if (f->next)
             run_epilogue_norm(c, out, p, f, first, rows, y, kind, p->n);
         else
@@ -261,11 +272,17 @@ static bool has_type(const nn_weight *const *bias, int count, dtype type)
     return has;
 }
 
-/* Whether cuBLASLt does all that follows the product, so that no pass over the results is left. */
-static bool blas_finishes(nn *c, const product *p, const nn_tensor *out, bool bias, bool gelu)
+/* Whether cuBLASLt adds the biases and makes the GELU of results of `type`, which costs nothing. */
+static bool blas_finishes(nn *c, const product *p, int64_t m, dtype type, int64_t stride,
+                          const nn_weight *const *bias, int count, bool gelu)
 {
-    const results r = {.type = out->type, .stride = out->stride, .bias = bias, .gelu = gelu};
-    const blas_product b = describe(p, out->n[0], &r);
+    if (!bias && !gelu)
+        return true;
+    if (p->type == DTYPE_I8 || (gelu && type == DTYPE_F32) ||
+        (bias && !has_type(bias, count, type)))
+        return false;
+    const results r = {.type = type, .stride = stride, .bias = bias != NULL, .gelu = gelu};
+    const blas_product b = describe(p, m, &r);
     return blas_can(cuda_of(c)->gpu->blas, &b);
 }
 
@@ -286,26 +303,27 @@ static void linear(nn *c, const nn_tensor *out, const nn_tensor *x, const nn_wei
                 .up = e->up != NULL,
                 .add = e->add,
                 .next = e->next};
-    /* What cuBLASLt does behind the product costs nothing; the rest is a pass over the results. */
-    const bool gelu = e->activation == NN_GELU_TANH && out->type != DTYPE_F32 && !e->add;
-    const bool plain = !f.up && !e->gate && (f.activation == NN_LINEAR || gelu) &&
-                       p.type != DTYPE_I8 && !f.next && !out->operand && out->shift == 0;
-    const bool alone = plain && (!bias || has_type(bias, count, out->type)) &&
-                       ((!bias && !gelu) || blas_finishes(c, &p, out, bias != NULL, gelu));
-    if (bias)
-        f.bias = cuda_vectors(c, bias, count, alone ? out->type : DTYPE_F32);
-    if (alone) {
-        const results to = {cuda_at(out), out->type, out->stride, f.bias, gelu, e->add};
+    const bool gelu = f.activation == NN_GELU_TANH && !f.up;
+    const bool more = e->gate || out->shift != 0 || (f.activation != NN_LINEAR && !gelu);
+    const bool apart = p.type == DTYPE_I8 || f.up || f.next || out->operand ||
+                       (f.add && (more || gelu)); /* the sums are not in out */
+    const dtype type = apart ? scratch_type(c, &p) : out->type;
+    const int64_t stride = apart ? p.n : out->stride;
+    const bool inside = !f.up && blas_finishes(c, &p, out->n[0], type, stride, bias, count, gelu);
+    results to = {cuda_at(out), out->type, out->stride, .gelu = inside && gelu, .add = f.add};
+    if (bias && inside)
+        to.bias = cuda_vectors(c, bias, count, type);
+    else if (bias)
+        f.bias = cuda_vectors(c, bias, count, DTYPE_F32);
+    if (to.gelu)
+        f.activation = NN_LINEAR;
+    if (apart || (f.add && !inside)) {
+        multiply_and_finish(c, out, &p, &to, &f);
+    } else {
         multiply(c, &p, 0, out->n[0], &to);
-    } else if (!f.up && !e->add && p.type != DTYPE_I8 && !out->operand) {
-        /* In place: what follows is number by number. */
-        const results to = {.at = cuda_at(out), .type = out->type, .stride = out->stride};
-        multiply(c, &p, 0, out->n[0], &to);
-        if (!cuda_idle(c))
+        if ((more || !inside) && !cuda_idle(c)) /* in place: it is number by number */
             run_epilogue(c, out, &p, &f, 0, out->n[0], cuda_at(out), cuda_kind_of(c, out),
                          out->stride);
-    } else {
-        multiply_and_finish(c, out, &p, &f);
     }
     nn_release(c, mark);
 }

@@ -5,6 +5,7 @@
 
 /* What a thread holds, and the most threads of a block there: kernels/common.cuh and rows.cu. */
 #define HELD 16
+#define PACKED 32 /* of 16 bits */
 #define ROW_THREADS 1024
 #define EPILOGUE_THREADS 768
 #define TILE_THREADS 256
@@ -17,17 +18,17 @@ static int64_t divide_up(int64_t a, int64_t b)
     return (a + b - 1) / b;
 }
 
-/* Threads that hold n numbers, in whole warps. */
-static int threads_for(int64_t n, int most)
+/* Threads that hold n numbers, `held` each, in whole warps. */
+static int threads_for(int64_t n, int64_t held, int most)
 {
-    const int64_t threads = divide_up(divide_up(n, HELD), 32) * 32;
+    const int64_t threads = divide_up(divide_up(n, held), 32) * 32;
     return threads < most ? (int)threads : most;
 }
 
 /* A block for each row. */
 static cuda_grid row_grid(int64_t rows, int64_t n)
 {
-    return (cuda_grid){.x = rows, .threads = threads_for(n, ROW_THREADS)};
+    return (cuda_grid){.x = rows, .threads = threads_for(n, HELD, ROW_THREADS)};
 }
 
 /* Blocks that share rows, of equal parts. */
@@ -35,19 +36,20 @@ static cuda_grid tile_grid(int64_t rows, int64_t n)
 {
     const int64_t all = divide_up(n, HELD * TILE_THREADS), tiles = all < 65535 ? all : 65535;
     return (cuda_grid){
-        .x = rows, .y = tiles, .threads = threads_for(divide_up(n, tiles), TILE_THREADS)};
+        .x = rows, .y = tiles, .threads = threads_for(divide_up(n, tiles), HELD, TILE_THREADS)};
 }
 
 cuda_grid cuda_row_grid(int64_t rows, int64_t columns)
 {
-    return (cuda_grid){.x = rows, .threads = threads_for(columns, EPILOGUE_THREADS)};
+    return (cuda_grid){.x = rows, .threads = threads_for(columns, HELD, EPILOGUE_THREADS)};
 }
 
-cuda_grid cuda_epilogue_grid(int out_kind, int64_t rows, int64_t columns)
+cuda_grid cuda_epilogue_grid(cuda_kind out_kind, cuda_kind y_kind, int64_t rows, int64_t columns)
 {
     if (out_kind == CUDA_FLOAT || out_kind == CUDA_WORK)
         return tile_grid(rows, columns);
-    return cuda_row_grid(rows, columns);
+    const int64_t held = y_kind == CUDA_WORK ? PACKED : HELD;
+    return (cuda_grid){.x = rows, .threads = threads_for(columns, held, EPILOGUE_THREADS)};
 }
 
 /* The address of a table, which kernels read as float32; 0 for none. */
@@ -87,17 +89,28 @@ size_t cuda_operand_bytes(const nn *c, int64_t m, int64_t k)
     return (count + CUDA_ALIGN - 1) / CUDA_ALIGN * CUDA_ALIGN + (size_t)m * sizeof(float);
 }
 
+void cuda_quantize(nn *c, cu_address codes, cuda_kind kind, cu_address factors, cu_address x,
+                   cuda_kind x_kind, int64_t x_stride, int64_t rows, int64_t n)
+{
+    int to = (int)kind, from = (int)x_kind, columns = (int)n;
+    long long stride = n, from_stride = x_stride;
+    const int64_t held = x_kind == CUDA_WORK ? PACKED : HELD;
+    const cuda_grid grid = {.x = rows, .threads = threads_for(n, held, ROW_THREADS)};
+    if (rows > 0)
+        CUDA_LAUNCH(c, quantize_rows, cuda_work_type(c), grid, &codes, &to, &stride, &factors, &x,
+                    &from, &from_stride, &columns);
+}
+
 void cuda_prepare(nn *c, const nn_tensor *out, const nn_tensor *x)
 {
     matrix to = matrix_of(c, out), from = matrix_of(c, x);
     const int64_t m = x->n[0], n = x->n[1];
-    int columns = (int)n;
     if (to.kind == CUDA_FLOAT || to.kind == CUDA_WORK)
         cuda_convert(c, cuda_work_type(c), to.at, (cuda_kind)to.kind, to.stride, from.at,
                      (cuda_kind)from.kind, from.stride, m, n);
-    else if (m > 0)
-        CUDA_LAUNCH(c, quantize_rows, cuda_work_type(c), row_grid(m, n), &to.at, &to.kind,
-                    &to.stride, &to.scales, &from.at, &from.kind, &from.stride, &columns);
+    else
+        cuda_quantize(c, to.at, (cuda_kind)to.kind, to.scales, from.at, (cuda_kind)from.kind,
+                      from.stride, m, n);
 }
 
 void cuda_convert(nn *c, dtype type, cu_address out, cuda_kind out_kind, int64_t out_stride,

@@ -321,6 +321,14 @@ DEVICE void unpack8(float *n, const eight &e)
 }
 #endif
 
+#if !defined(T_F32)
+DEVICE eight pack8(const float *v)
+{
+    return make_uint4(WORK_PAIR(v[0], v[1]), WORK_PAIR(v[2], v[3]), WORK_PAIR(v[4], v[5]),
+                      WORK_PAIR(v[6], v[7]));
+}
+#endif
+
 DEVICE void clear8(float *n)
 {
     set4(n, 0.0f, 0.0f, 0.0f, 0.0f);
@@ -625,6 +633,62 @@ DEVICE void held_store_row(int kind, void *row, float *factor, int n, const floa
     if (threadIdx.x == 0)
         *factor = codes.factor;
 }
+
+/* ---- Rows in fewer registers ----------------------------------------------------------------------
+ * As numbers of T: a thread holds four times 8 of them, so a block of n / 32 threads holds a row. n is
+ * a multiple of 8. Blocks are half as large as with HELD, and four of them hide each other's waiting
+ * where two did. */
+
+#define PACKED 4
+
+#if !defined(T_F32)
+
+/* Whether rows of n numbers can be read and written so. */
+DEVICE bool in_eights(const void *p, long long stride, int n)
+{
+    return ((stride | n) & 7) == 0 && is_aligned(p, 16);
+}
+
+DEVICE int packed_at(int i)
+{
+    return 8 * ((int)threadIdx.x + i * (int)blockDim.x);
+}
+
+/* The largest magnitude as bits of T; NaN is above all. */
+DEVICE unsigned packed_most(const eight *e)
+{
+    unsigned low = 0, high = 0;
+#pragma unroll
+    for (int i = 0; i < PACKED; i++) {
+        const unsigned words[4] = {e[i].x, e[i].y, e[i].z, e[i].w};
+#pragma unroll
+        for (int k = 0; k < 4; k++) {
+            low = max(low, words[k] & 0x7fffu);
+            high = max(high, words[k] & 0x7fff0000u);
+        }
+    }
+    return max(low, high >> 16);
+}
+
+/* A whole row as codes. Numbers behind its end are 0. */
+DEVICE void packed_store_codes(int kind, void *row, float *factor, int n, const eight *e)
+{
+    const unsigned most = block_max(packed_most(e));
+    const row_codes r = row_codes_for(kind, magnitude_bits(WORK_TO_FLOAT((unsigned short)most)));
+#pragma unroll
+    for (int i = 0; i < PACKED; i++) {
+        float v[8];
+        if (packed_at(i) >= n)
+            continue;
+        unpack8(v, e[i]);
+        *(uint2 *)((unsigned char *)row + packed_at(i)) =
+            make_uint2(codes4(kind, v, r.inverse), codes4(kind, v + 4, r.inverse));
+    }
+    if (threadIdx.x == 0)
+        *factor = r.factor;
+}
+
+#endif
 
 /* ---- Rows of any width at any alignment: value(i) is number i -------------------------------- */
 

@@ -372,8 +372,22 @@ DEVICE void quantize_row(void *codes, int kind, float *factor, const void *x, in
         *factor = r.factor;
 }
 
-/* Codes of KIND_E4M3 or KIND_INT8 and a factor for each row. A block of a row; rows of more than
- * 16384 are read twice. */
+#if !defined(T_F32)
+DEVICE void quantize_packed(const row_target *to, const T *x, int n)
+{
+    eight e[PACKED];
+#pragma unroll
+    for (int i = 0; i < PACKED; i++) {
+        e[i] = make_uint4(0, 0, 0, 0);
+        if (packed_at(i) < n)
+            e[i] = load_eight(x + packed_at(i));
+    }
+    packed_store_codes(to->kind, to->row, to->factor, n, e);
+}
+#endif
+
+/* Codes of KIND_E4M3 or KIND_INT8 and a factor for each row. A block of a row, of n / 32 threads for
+ * KIND_WORK; longer rows are read twice. */
 extern "C" __global__ void __launch_bounds__(1024)
     quantize_rows(void *codes, int kind, long long codes_stride, float *factors, const void *x,
                   int x_kind, long long x_stride, int n)
@@ -381,6 +395,13 @@ extern "C" __global__ void __launch_bounds__(1024)
     const row_target to = target_at(codes, kind, codes_stride, factors);
     const void *row = number_at(x_kind, x, blockIdx.x * x_stride);
     const bool vector = in_groups(x, x_stride, n) && in_groups(codes, codes_stride, n);
+#if !defined(T_F32)
+    if (x_kind == KIND_WORK && in_eights(x, x_stride, n) && in_eights(codes, codes_stride, n) &&
+        n <= 8 * PACKED * (int)blockDim.x) {
+        quantize_packed(&to, (const T *)row, n);
+        return;
+    }
+#endif
     if (!vector)
         any_store_row(kind, to.row, to.factor, n, [=](int i) { return load1(x_kind, row, i); });
     else if (x_kind == KIND_FLOAT)
@@ -490,62 +511,74 @@ DEVICE float activated(int activation, float v)
 }
 
 /* v *= by[at ..] */
-DEVICE void multiply4(float *v, const float *by, int at)
+template <int N> DEVICE void multiply_by(float *v, const float *by, int at)
 {
-    float factor[4];
-    load_floats4(factor, by + at);
+    float factor[N];
 #pragma unroll
-    for (int i = 0; i < 4; i++)
+    for (int i = 0; i < N; i += 4)
+        load_floats4(factor + i, by + at + i);
+#pragma unroll
+    for (int i = 0; i < N; i++)
         v[i] *= factor[i];
 }
 
-/* Numbers at .. at+3 of the row as they are to be stored, before `add`. y_kind: that of y. Four at a
- * time, so that there are registers for two blocks on a multiprocessor: the loads of one hide behind
- * the other. */
-DEVICE void finished4(float *v, const finish *f, int y_kind, int at)
+template <int N> DEVICE void load_some(float *v, int kind, const void *p, long long i)
 {
-    float up[4];
-    load4(v, y_kind, f->y, at);
+    if (N == 8)
+        load8(v, kind, p, i);
+    else
+        load4(v, kind, p, i);
+}
+
+/* Numbers at .. at+N-1 of the row as they are to be stored, before `add`. y_kind: that of y, for N =
+ * 8 KIND_WORK. Few at a time, so that there are registers for several blocks on a multiprocessor:
+ * the loads of one hide behind the others. */
+template <int N> DEVICE void finished(float *v, const finish *f, int y_kind, int at)
+{
+    float up[N];
+    load_some<N>(v, y_kind, f->y, at);
     if (f->has_up)
-        load4(up, y_kind, f->y, f->n + at);
+        load_some<N>(up, y_kind, f->y, f->n + at);
     if (y_kind == KIND_INT32) {
 #pragma unroll
-        for (int i = 0; i < 4; i++)
+        for (int i = 0; i < N; i++)
             v[i] *= f->x_scale;
-        multiply4(v, f->w_scales, at);
+        multiply_by<N>(v, f->w_scales, at);
         if (f->has_up) {
 #pragma unroll
-            for (int i = 0; i < 4; i++)
+            for (int i = 0; i < N; i++)
                 up[i] *= f->x_scale;
-            multiply4(up, f->w_scales, f->n + at);
+            multiply_by<N>(up, f->w_scales, f->n + at);
         }
     }
     if (f->bias) {
-        float bias[4];
-        load_floats4(bias, f->bias + at);
+        float bias[N];
 #pragma unroll
-        for (int i = 0; i < 4; i++)
+        for (int i = 0; i < N; i += 4)
+            load_floats4(bias + i, f->bias + at + i);
+#pragma unroll
+        for (int i = 0; i < N; i++)
             v[i] += bias[i];
     }
     if (f->activation == ACTIVATION_SILU) {
 #pragma unroll
-        for (int i = 0; i < 4; i++)
+        for (int i = 0; i < N; i++)
             v[i] = silu(v[i]);
     } else if (f->activation == ACTIVATION_GELU_TANH) {
 #pragma unroll
-        for (int i = 0; i < 4; i++)
+        for (int i = 0; i < N; i++)
             v[i] = gelu_tanh(v[i]);
     }
     if (f->has_up) {
 #pragma unroll
-        for (int i = 0; i < 4; i++)
+        for (int i = 0; i < N; i++)
             v[i] *= up[i];
     }
     if (f->gate)
-        multiply4(v, f->gate, at);
+        multiply_by<N>(v, f->gate, at);
     if (f->factor != 1.0f) {
 #pragma unroll
-        for (int i = 0; i < 4; i++)
+        for (int i = 0; i < N; i++)
             v[i] *= f->factor;
     }
 }
@@ -576,7 +609,7 @@ DEVICE void epilogue_part(const row_target *to, const finish *f, int y_kind, boo
             float v[4], sum[4];
             if (at >= f->n)
                 continue;
-            finished4(v, f, y_kind, at);
+            finished<4>(v, f, y_kind, at);
             if (add) {
                 load4(sum, to->kind, to->row, at);
 #pragma unroll
@@ -596,9 +629,45 @@ DEVICE void held_finished(float *v, const finish *f, int y_kind, int first)
         const int at = held_at(first, i);
         set4(v + 4 * i, 0.0f, 0.0f, 0.0f, 0.0f);
         if (at < f->n)
-            finished4(v + 4 * i, f, y_kind, at);
+            finished<4>(v + 4 * i, f, y_kind, at);
     }
 }
+
+#if defined(T_BF16)
+/* y and out of T. */
+DEVICE void epilogue_part_of_eights(const row_target *to, const finish *f)
+{
+    const int step = (int)blockDim.x;
+#pragma unroll 1
+    for (int first = blockIdx.y * 2 * step; 8 * first < f->n; first += gridDim.y * 2 * step) {
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+            const int at = 8 * (first + i * step + (int)threadIdx.x);
+            float v[8];
+            if (at >= f->n)
+                continue;
+            finished<8>(v, f, KIND_WORK, at);
+            store_work8((T *)to->row + at, v);
+        }
+    }
+}
+
+/* y of T, out of codes: numbers are rounded to T before. */
+DEVICE void epilogue_packed(const row_target *to, const finish *f)
+{
+    eight e[PACKED];
+#pragma unroll
+    for (int i = 0; i < PACKED; i++) {
+        float v[8];
+        e[i] = make_uint4(0, 0, 0, 0);
+        if (packed_at(i) >= f->n)
+            continue;
+        finished<8>(v, f, KIND_WORK, packed_at(i));
+        e[i] = pack8(v);
+    }
+    packed_store_codes(to->kind, to->row, to->factor, f->n, e);
+}
+#endif
 
 DEVICE void epilogue_row(const row_target *to, const finish *f, int y_kind, bool add)
 {
@@ -659,6 +728,19 @@ extern "C" __global__ void __launch_bounds__(EPILOGUE_THREADS, 2)
     const row_target to = target_at(out, out_kind, out_stride, out_scales);
     const bool vector = in_groups(y, y_stride, columns) && in_groups(out, out_stride, columns) &&
                         is_aligned(bias, 16) && is_aligned(gate, 16) && is_aligned(w_scales, 16);
+#if defined(T_BF16)
+    const bool eights = y_kind == KIND_WORK && in_eights(y, y_stride, columns) &&
+                        in_eights(out, out_stride, columns) && vector;
+    if (eights && out_kind == KIND_WORK && !add) {
+        epilogue_part_of_eights(&to, &f);
+        return;
+    }
+    if (eights && out_kind != KIND_FLOAT && out_kind != KIND_WORK &&
+        columns <= 8 * PACKED * (int)blockDim.x) {
+        epilogue_packed(&to, &f);
+        return;
+    }
+#endif
     if (!vector)
         epilogue_row_any(&to, &f, y_kind, add != 0);
     else if (y_kind == KIND_WORK)
@@ -689,7 +771,7 @@ DEVICE void epilogue_norm_row(float *x, const finish *f, int y_kind, const row_t
         if (at >= n)
             continue;
         load_floats4(sum, x + at);
-        finished4(v + 4 * i, f, y_kind, at);
+        finished<4>(v + 4 * i, f, y_kind, at);
 #pragma unroll
         for (int k = 0; k < 4; k++)
             v[4 * i + k] += sum[k];
