@@ -95,7 +95,7 @@ test-arm:
 
 bench: all
 	@echo "bench: the speed of this machine"
-	@$(BUILD)/calotype bench
+	@$(BUILD)/calotype bench kernels
 
 dist: build-dist/build.ninja
 	@echo "dist: one program that needs nothing but libc"

@@ -20,7 +20,7 @@ const option_info option_table[OPTION_COUNT] = {
     [OPTION_MODEL] = {
         .name = "model", .letter = 'm', .kind = OPTION_KIND_DIRECTORY, .metavar = "DIR",
         .group = OPTION_GROUP_MAIN, .commands = GENERATE | QUANTIZE | PLAN | BENCH,
-        .required = GENERATE | QUANTIZE | PLAN,
+        .required = GENERATE | PLAN,
         .help = "the model: a directory in the layout of diffusers, mflux or MLX-z-image",
         .elsewhere = "diffusion-model model-path pretrained-model-name-or-path",
     },
@@ -106,9 +106,9 @@ const option_info option_table[OPTION_COUNT] = {
         .name = "batch-count", .letter = 'b', .kind = OPTION_KIND_INTEGER, .metavar = "N",
         .group = OPTION_GROUP_PICTURE, .commands = GENERATE | BENCH,
         .min = 1, .max = 100000,
-        .help = "so many pictures, with seeds SEED, SEED+1 and so on (bench: the best time of each "
-                "stage counts)",
-        .fallback = "1",
+        .help = "so many pictures, with seeds SEED, SEED+1 and so on (bench: runs, whose median, "
+                "fastest and slowest count)",
+        .fallback = "1; bench: 3",
         .elsewhere = "batch batch-size count num-images num-images-per-prompt",
     },
     [OPTION_SHIFT] = {
@@ -321,24 +321,47 @@ const option_info option_table[OPTION_COUNT] = {
     [OPTION_WHAT] = {
         .name = "what", .kind = OPTION_KIND_CHOICE, .metavar = "WORK",
         .group = OPTION_GROUP_BENCH, .commands = BENCH,
-        .help = "one kind of operation: what the machine can do at most, linear layers, "
-                "attention, convolutions of the VAE, or passes over rows",
+        .help = "kernels: one kind of operation alone. What the machine can do at most, linear "
+                "layers, attention, convolutions of the VAE, or passes over rows",
         .fallback = "all",
-        .words = "all peak linear attention conv rows",
+        .words = "all peak gemm attention conv rows",
+    },
+    [OPTION_SHAPES] = {
+        .name = "shapes", .kind = OPTION_KIND_TEXT, .metavar = "MODEL,...",
+        .group = OPTION_GROUP_BENCH, .commands = BENCH,
+        .help = "kernels: whose layers; several are separated by commas",
+        .fallback = "z-image",
+        .words = "z-image klein-4b klein-9b qwen-image all",
+        .elsewhere = "shape family models",
+    },
+    [OPTION_SIZES] = {
+        .name = "sizes", .kind = OPTION_KIND_TEXT, .metavar = "N,...",
+        .group = OPTION_GROUP_BENCH, .commands = BENCH,
+        .help = "kernels: for square pictures of this side in pixels; several are separated by "
+                "commas, and all is 256,512,1024",
+        .fallback = "512",
+        .words = "256 512 1024 all",
     },
     [OPTION_ROWS] = {
         .name = "rows", .kind = OPTION_KIND_INTEGER, .metavar = "M",
         .group = OPTION_GROUP_BENCH, .commands = BENCH,
         .min = 1, .max = 65536,
-        .help = "rows that linear layers and passes work on: patches and tokens of a picture",
-        .fallback = "1088, which is 512x512 pixels",
+        .help = "kernels: rows that linear layers and passes work on, instead of a picture's "
+                "patches and tokens",
+        .fallback = "what the size gives",
     },
     [OPTION_SECONDS] = {
         .name = "seconds", .kind = OPTION_KIND_NUMBER, .metavar = "S",
         .group = OPTION_GROUP_BENCH, .commands = BENCH,
         .min = 0.01, .max = 3600,
-        .help = "how long each line is measured, at least three runs",
+        .help = "kernels: how long each line is measured, at least three runs",
         .fallback = "0.5",
+    },
+    [OPTION_OUTPUT_PLOT] = {
+        .name = "output", .letter = 'o', .kind = OPTION_KIND_FILE, .metavar = "FILE.svg",
+        .group = OPTION_GROUP_BENCH, .commands = BENCH,
+        .help = "plot: the picture to be made",
+        .elsewhere = "out output-path",
     },
 
     [OPTION_QUIET] = {

@@ -52,8 +52,11 @@ typedef enum option_id {
     OPTION_GROUP_SIZE,
     OPTION_DEQUANTIZE,
     OPTION_WHAT,
+    OPTION_SHAPES,
+    OPTION_SIZES,
     OPTION_ROWS,
     OPTION_SECONDS,
+    OPTION_OUTPUT_PLOT,
     OPTION_QUIET,
     OPTION_VERBOSE,
     OPTION_JSON,
@@ -137,7 +140,7 @@ typedef struct option_value {
     bool random;      /* SEED: -1 was given */
 } option_value;
 
-#define OPTIONS_ARGUMENTS 4
+#define OPTIONS_ARGUMENTS 5
 #define OPTIONS_REFERENCES 10
 #define OPTIONS_LORAS 32
 

@@ -1,7 +1,7 @@
 /* calotype cache: what is kept from run to run, and how to be rid of it. */
 #include "cli/cache.h"
 #include "cli/commands.h"
-#include "cli/format.h"
+#include "app/format.h"
 #include "cli/members.h"
 
 #include <string.h>

@@ -32,7 +32,7 @@ static const char edit_details[] =
 
 static const char quantize_details[] =
     "Examples\n"
-    "  calotype quantize -m models/Z-Image-Turbo --bits 4 -o models/Z-Image-Turbo-4bit\n"
+    "  calotype quantize models/Z-Image-Turbo --bits 4 -o models/Z-Image-Turbo-4bit\n"
     "  calotype quantize -m models/emoji-256 --bits 8 -o emoji-8bit --json > errors.jsonl\n"
     "\n"
     "Each matrix is printed with the relative L2 error of its new numbers, which is also stored "
@@ -59,14 +59,21 @@ static const char info_details[] =
     "  calotype info apple.png            how a picture was made\n";
 
 static const char bench_details[] =
-    "Examples\n"
-    "  calotype bench                                  every operation, as a share of the peak\n"
-    "  calotype bench --what attention --cpu avx2      another set of kernels\n"
-    "  calotype bench -m models/Z-Image-Turbo -W 512 -H 512 --precision bf16\n"
+    "  bench kernels      the machine's own peak, for every instruction set, and operations as a\n"
+    "                     share of it; the best of several runs counts\n"
+    "  bench model DIR    the stages of a picture for a caption of 128 tokens: the median, the\n"
+    "                     fastest and the slowest of several runs\n"
+    "  bench plot FILE... draws what these printed with --json, up to 4 files beside one another\n"
     "\n"
-    "The best of several runs counts. Close other programs; threads that share a core do not add "
-    "up.\n"
-    "With --model the stages of a picture are measured instead, for a caption of 128 tokens.\n";
+    "Examples\n"
+    "  calotype bench kernels                             layers of Z-Image for 512 x 512 pixels\n"
+    "  calotype bench kernels --shapes all --sizes 256,512,1024 --json > kernels.json\n"
+    "  calotype bench kernels --what attention --cpu avx2                 other kernels\n"
+    "  calotype bench model models/Z-Image-Turbo --size 512x512 --precision int8 -b 5\n"
+    "  calotype bench plot before.json after.json -o speed.svg\n"
+    "\n"
+    "\"calotype bench\" alone is \"bench kernels\", and with --model \"bench model\". Close other\n"
+    "programs; threads that share a core do not add up.\n";
 
 static const char cache_details[] =
     "Examples\n"
@@ -99,6 +106,8 @@ const command command_table[] = {
      .run = generate_run},
     {.name = "quantize",
      .bit = OPTION_FOR_QUANTIZE,
+     .arguments = "MODEL",
+     .max_arguments = 1,
      .summary = "write a copy of a model with fewer bits",
      .details = quantize_details,
      .run = quantize_run},
@@ -121,6 +130,9 @@ const command command_table[] = {
      .run = devices_run},
     {.name = "bench",
      .bit = OPTION_FOR_BENCH,
+     .arguments = "[kernels | model DIR | plot FILE...]",
+     .max_arguments = 5,
+     .words = "kernels model plot",
      .summary = "measure the speed of this machine, or of a model on it",
      .details = bench_details,
      .run = bench_run},

@@ -10,9 +10,10 @@ typedef struct command {
     unsigned bit;          /* OPTION_FOR_... */
     const char *arguments; /* as the help shows them; NULL: none */
     int min_arguments, max_arguments;
-    const char *words;   /* what an argument can be, separated by blanks; NULL: a path */
-    const char *summary; /* one line */
-    const char *details; /* the end of its help: examples; may be NULL */
+    const char *words; /* what the first argument can be, separated by blanks; NULL: a path. Others
+                        * are paths */
+    const char *summary;                     /* one line */
+    const char *details;                     /* the end of its help: examples; may be NULL */
     int (*run)(const options *o, report *r); /* returns the exit status */
 } command;
 

@@ -74,9 +74,12 @@ static void bash_command(const command *c)
         printf("--%s ", info->name);
     }
     puts("\"");
-    if (c->words)
+    if (c->words && c->max_arguments > 1)
+        printf("        elif (( COMP_CWORD == 2 )); then\n            _calotype_words \"%s\"\n",
+               c->words);
+    else if (c->words)
         printf("        else\n            _calotype_words \"%s\"\n", c->words);
-    else if (c->max_arguments)
+    if (c->max_arguments > (c->words ? 1 : 0))
         puts("        else\n            _calotype_paths -f");
     puts("        fi ;;");
 }
@@ -192,8 +195,8 @@ static void print_zsh(void)
             zsh_option(info);
         if (c->words)
             printf(" \\\n            '1:argument:(%s)'", c->words);
-        else if (c->max_arguments)
-            fputs(" \\\n            '1:argument:_files'", stdout);
+        if (c->max_arguments > (c->words ? 1 : 0))
+            printf(" \\\n            '%s:argument:_files'", c->max_arguments > 1 ? "*" : "1");
         puts(" ;;");
     }
     puts("    esac\n"
@@ -243,7 +246,7 @@ static void print_fish(void)
         if (c->words)
             printf("complete -c calotype -n '__fish_seen_subcommand_from %s' -a '%s'\n", c->name,
                    c->words);
-        else if (c->max_arguments)
+        if (c->max_arguments > (c->words ? 1 : 0))
             printf("complete -c calotype -n '__fish_seen_subcommand_from %s' -F\n", c->name);
     }
 }

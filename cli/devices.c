@@ -1,7 +1,7 @@
 /* calotype devices: what there is to compute on. */
 #include "cli/cache.h"
 #include "cli/commands.h"
-#include "cli/format.h"
+#include "app/format.h"
 #include "cli/members.h"
 
 static void device_json(json_writer *w, const ct_device_info *d)

@@ -1,7 +1,7 @@
 /* calotype info: what a model is, or how a picture was made. */
 #define _POSIX_C_SOURCE 200809L
 #include "cli/commands.h"
-#include "cli/format.h"
+#include "app/format.h"
 #include "cli/members.h"
 #include "cli/params.h"
 #include "core/file.h"

@@ -24,6 +24,7 @@ void interrupt_install(void)
 {
     catch_signal(SIGINT);
     catch_signal(SIGTERM);
+    catch_signal(SIGHUP); /* a terminal that was closed; not where nohup says to ignore it */
 }
 
 int interrupt_signal(void)

@@ -122,6 +122,20 @@ void loras_close(loras *l)
         mem_free(&mem_default, l->path[i]);
 }
 
+ct_status model_argument(const char **directory, const options *o, int at, const char *command,
+                         ct_error *error)
+{
+    const option_value *given = &o->value[OPTION_MODEL];
+    const int arguments = o->arguments - at;
+    *directory = arguments > 0 ? o->argument[at] : given->text;
+    if (arguments + (given->given > 0) > 1)
+        return error_set(error, CT_EINVAL, "one model at a time: \"%.200s\" is another one",
+                         arguments > 1 ? o->argument[at + 1] : given->text);
+    if (!*directory || !**directory)
+        return error_set(error, CT_EINVAL, "\"calotype %s\" needs a model: a directory", command);
+    return CT_OK;
+}
+
 ct_status model_from_options(ct_model **out, ct_context *context, const char *directory,
                              const options *o, bool plan_only, ct_error *error)
 {

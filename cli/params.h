@@ -23,6 +23,10 @@ typedef struct loras {
 } loras;
 ct_status loras_open(loras *l, const options *o, ct_error *error);
 void loras_close(loras *l);
+/* The directory of a model that may be given as argument number `at` or as --model: exactly one of
+ * them, else CT_EINVAL. command is for messages: "bench model". */
+ct_status model_argument(const char **directory, const options *o, int at, const char *command,
+                         ct_error *error);
 /* Opens a model with what the options say of it. */
 ct_status model_from_options(ct_model **out, ct_context *context, const char *directory,
                              const options *o, bool plan_only, ct_error *error);

@@ -1,6 +1,6 @@
 /* calotype plan: how much memory a picture takes, and what of it could be spared. */
 #include "cli/commands.h"
-#include "cli/format.h"
+#include "app/format.h"
 #include "cli/members.h"
 #include "cli/params.h"
 #include "cli/progress.h"

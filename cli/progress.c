@@ -1,5 +1,5 @@
 #include "cli/progress.h"
-#include "cli/format.h"
+#include "app/format.h"
 #include "core/clock.h"
 #include "core/mem.h"
 #include "core/strbuf.h"

@@ -1,6 +1,6 @@
 /* calotype quantize: a model with fewer bits, and what it costs in accuracy. */
 #include "cli/commands.h"
-#include "cli/format.h"
+#include "app/format.h"
 #include "cli/interrupt.h"
 #include "cli/members.h"
 #include "cli/params.h"
@@ -140,7 +140,11 @@ int quantize_run(const options *o, report *r)
     p.user = &q;
     loras l;
     ct_error error;
-    ct_status status = loras_open(&l, o, &error);
+    const char *model = NULL;
+    ct_status status = model_argument(&model, o, 0, "quantize", &error);
+    if (status != CT_OK)
+        return report_error(r, &error);
+    status = loras_open(&l, o, &error);
     p.lora = l.list;
     p.loras = l.count;
     ct_context_params context_params;
@@ -156,7 +160,7 @@ int quantize_run(const options *o, report *r)
     if (status == CT_OK)
         status = ct_context_create(&context_params, &context, &error);
     if (status == CT_OK)
-        status = ct_quantize(context, value[OPTION_MODEL].text, &p, &result, &error);
+        status = ct_quantize(context, model, &p, &result, &error);
     ct_context_free(&context);
     loras_close(&l);
     if (status != CT_OK)

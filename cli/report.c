@@ -1,5 +1,5 @@
 #include "cli/report.h"
-#include "cli/format.h"
+#include "app/format.h"
 #include "cli/interrupt.h"
 #include "core/mem.h"
 

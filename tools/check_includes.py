@@ -27,7 +27,7 @@ LAYERS = {
     "src/sampling": [PUBLIC, "core", "io/json.h"],
     "src/pipeline": [PUBLIC, "core", "io", "text", "nn", "nn/cpu", "nn/cuda", "families",
                      "sampling"],
-    "app": [PUBLIC, "core"],
+    "app": [PUBLIC, "core", "io/json.h"],
     "cli": [PUBLIC, "core", "io/jsonwrite.h", "app"],
     "examples": [],
 }

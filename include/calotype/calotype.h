@@ -188,6 +188,11 @@ CT_API const char *ct_context_cpu(const ct_context *context);
 /* The name of the GPU that networks run on, such as "NVIDIA H200"; NULL where that is the CPU. */
 CT_API const char *ct_context_gpu(const ct_context *context);
 
+/* Bytes of the GPU that nobody has taken, and all that it has, now. Fails with CT_EUNSUPPORTED
+ * where networks run on the CPU, and with CT_EDEVICE. */
+CT_API ct_status ct_context_gpu_memory(const ct_context *context, uint64_t *free_bytes,
+                                       uint64_t *total_bytes, ct_error *error);
+
 /* ---- Devices --------------------------------------------------------------------------------- */
 
 typedef struct ct_device_info {
@@ -475,10 +480,10 @@ typedef struct ct_job_info {
     double cfg_scale; /* the usual one; 1: off */
     double shift;
     double shift_terminal; /* 0: the schedule is not stretched */
-    int evaluations;     /* of the transformer, for one picture */
-    int prompt_tokens;   /* with the chat template, after truncation */
-    int negative_tokens; /* 0 where guidance is off */
-    int caption_tokens;  /* of the prompt's, those that the transformer is given */
+    int evaluations;       /* of the transformer, for one picture */
+    int prompt_tokens;     /* with the chat template, after truncation */
+    int negative_tokens;   /* 0 where guidance is off */
+    int caption_tokens;    /* of the prompt's, those that the transformer is given */
     bool prompt_truncated, negative_truncated;
     const char *scheduler;     /* "FlowMatchEulerDiscreteScheduler" */
     ct_precision precision;    /* never AUTO */
@@ -663,15 +668,26 @@ CT_API ct_status ct_output_check(const char *path, ct_error *error);
 
 /* Kinds of work that ct_bench measures. The peak is always measured, for the shares. */
 #define CT_BENCH_PEAK 1u        /* products on registers alone: what this machine can do at most */
-#define CT_BENCH_LINEAR 2u      /* linear layers of Z-Image, in every precision */
-#define CT_BENCH_ATTENTION 4u   /* 30 heads of 128, at 512x512 and 1024x1024 pixels */
-#define CT_BENCH_CONVOLUTION 8u /* 3x3 convolutions of a VAE, counted as direct ones */
+#define CT_BENCH_GEMM 2u        /* linear layers, in every precision and with weights of few bits */
+#define CT_BENCH_ATTENTION 4u   /* of image and text tokens */
+#define CT_BENCH_CONVOLUTION 8u /* 3x3 convolutions of the VAE's decoder, counted as direct ones */
 #define CT_BENCH_ROWS 16u       /* passes over rows of activations */
 #define CT_BENCH_ALL 31u
 
+/* Whose shapes: those of one forward pass, with 64 tokens of text (klein, which pads: 512), and of
+ * decoding its result. */
+#define CT_BENCH_Z_IMAGE 1u
+#define CT_BENCH_KLEIN_4B 2u
+#define CT_BENCH_KLEIN_9B 4u
+#define CT_BENCH_QWEN_IMAGE 8u
+#define CT_BENCH_ALL_MODELS 15u
+
 typedef struct ct_bench_line {
-    const char *operation; /* "peak", "linear", "attention", "convolution", "rows" */
-    const char *shape;     /* what it is in a model */
+    const char *operation; /* "peak", "gemm", "attention", "conv", "rows" */
+    const char *model;     /* whose shape: "z-image", "klein-4b", "klein-9b", "qwen-image"; of a
+                            * peak: NULL, as the next two */
+    const char *layer;     /* what it is in the model */
+    int side;              /* of the picture, in pixels */
     const char *compute;   /* "fp32", "bf16", "int8" */
     const char *weights;   /* of a linear layer, as they are stored: "bf16", "4 bits"; or NULL */
     const char *kernel;    /* what does the work: "avx512bf16" */
@@ -685,16 +701,22 @@ typedef struct ct_bench_line {
 
 typedef struct ct_bench_params {
     size_t struct_size;
-    unsigned what;  /* CT_BENCH_..., added */
-    int rows;       /* of linear layers and of passes over rows; 0: 1088, a picture of 512x512 */
-    double seconds; /* for each line, at least; 0: 0.5 */
+    unsigned what;          /* CT_BENCH_PEAK and so on, added */
+    unsigned models;        /* CT_BENCH_Z_IMAGE and so on, added; 0: CT_BENCH_Z_IMAGE */
+    const int *sides;       /* of square pictures, in pixels: multiples of 16, 64 to 4096 */
+    int side_count;         /* 0: one of 512 */
+    int rows;               /* of linear layers and of passes over rows; 0: what the size gives */
+    ct_precision precision; /* of linear layers and attention: AUTO (all), FP32, BF16, INT8 */
+    double seconds;         /* for each line, at least; 0: 0.5 */
     void *user;
     void (*line)(void *user, const ct_bench_line *line); /* called for each; valid for that time */
 } ct_bench_params;
 
 CT_API void ct_bench_params_init(ct_bench_params *params);
 /* Measures the operations of networks with the threads and kernels of the context, on random
- * numbers; takes 150 MiB for weights, and activations. Stops at the context's cancel callback. */
+ * numbers: first the peaks of every instruction set that the processor has, then what was asked
+ * for, model by model. Takes 75 MiB for weights (klein-9b: 128), and activations. Stops at the
+ * context's cancel callback. */
 CT_API ct_status ct_bench(ct_context *context, const ct_bench_params *params, ct_error *error);
 
 #ifdef __cplusplus

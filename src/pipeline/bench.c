@@ -1,26 +1,31 @@
 /* ct_bench: how fast the operations of a network are on this machine, as a share of its own peak.
- * They run as a model would call them, on numbers without meaning. */
+ * They run as a model would call them, on numbers without meaning. Which shapes: bench_shapes.c. */
 #include "core/clock.h"
 #include "core/mem.h"
 #include "nn/cpu/peak.h"
+#include "pipeline/bench_shapes.h"
 #include "pipeline/internal.h"
 
+#include <stdio.h>
 #include <string.h>
 
 #define DEFAULT_SECONDS 0.5
-#define DEFAULT_ROWS 1088 /* 512 x 512 pixels and a caption: 1024 patches and 64 tokens */
-#define HEADS 30
-#define HEAD_DIM 128
-#define WIDTH (HEADS * HEAD_DIM) /* of Z-Image */
-#define HIDDEN 10240
+#define DEFAULT_SIDE 512
+#define HEAD_DIM 128 /* of all models */
 #define GROUP 64
 #define MAX_ROWS 65536
+#define MIN_SIDE 64
+#define MAX_SIDE 4096
+#define SIDE_UNIT 16
 
 typedef struct bench {
     ct_context *context;
     const ct_bench_params *p;
-    double peak[CPU_COMPUTES]; /* of all threads, 10^9 operations per second */
-    unsigned char *weights;    /* stands for all weights */
+    double
+        peak[CPU_COMPUTES];   /* of all threads with the context's kernels, 10^9 operations per s */
+    const bench_model *model; /* whose shapes now, */
+    int side;                 /* and for pictures of this size */
+    unsigned char *weights;   /* stands for all weights */
     size_t weight_bytes;
 } bench;
 
@@ -32,8 +37,11 @@ typedef struct work {
     double amount; /* operations, or bytes, of a run */
     void (*make)(nn *c, struct work *w);
     void (*run)(nn *c, struct work *w);
-    int bits;            /* of a linear layer's weights; 0: bfloat16 */
-    int64_t m, n, k;     /* linear, convolution (pixels of a side, channels, channels) */
+    int bits;        /* of a linear layer's weights; 0: bfloat16 */
+    bool bias;       /* of a linear layer */
+    int64_t m, n, k; /* linear, convolution (pixels of a side, channels, channels) */
+    int64_t width;   /* attention, rows */
+    int heads;
     nn_tensor x, y, out; /* what run reads and writes */
     nn_weight w, up, vector;
     nn_epilogue epilogue;
@@ -107,6 +115,8 @@ static ct_status run_work(const bench *b, work *w, ct_error *error)
                         .cancel_user = context->callbacks.user};
     ct_status status = CT_OK;
     w->b = b;
+    w->line.model = b->model->name;
+    w->line.side = b->side;
     for (int real = 0; real < 2 && status == CT_OK; real++) {
         nn *c;
         params.dry = !real;
@@ -129,15 +139,16 @@ static ct_status run_work(const bench *b, work *w, ct_error *error)
     return CT_OK;
 }
 
+static const char *const compute_names[] = {"fp32", "bf16", "int8"};
+
 /* The product that a precision uses here, and the peak that goes with it. */
 static void describe_product(const bench *b, work *w)
 {
-    static const char *const names[] = {"fp32", "bf16", "int8"};
     const cpu_kernels *kernels = &b->context->kernels;
     cpu_compute compute = w->precision == NN_F32    ? CPU_F32
                           : w->precision == NN_INT8 ? CPU_INT8
                                                     : CPU_BF16;
-    w->line.compute = names[compute];
+    w->line.compute = compute_names[compute];
     if (!kernels->gemm[compute])
         compute = CPU_F32;
     w->line.kernel = kernels->gemm[compute]->name;
@@ -161,41 +172,69 @@ static void peak_task(void *user, int64_t index, int worker)
     r->rates[index] = cpu_peak_gflops(r->compute, r->features, r->seconds);
 }
 
-/* As many tasks as threads, all of the same length: each thread takes one. */
-static ct_status measure_peaks(bench *b, ct_error *error)
+/* As many tasks as threads, all of the same length: each thread takes one. The best of three. */
+static double measure_peak(const bench *b, const cpu_gemm *gemm, double *rates)
 {
-    static const char *const names[] = {"fp32", "bf16", "int8"};
     ct_context *context = b->context;
     const int threads = pool_threads(context->threads);
-    double *rates = mem_array(&context->allocator, (size_t)threads, sizeof *rates);
-    if (!rates)
-        return error_memory(error, (size_t)threads * sizeof *rates, "the peaks");
-    for (int i = 0; i < CPU_COMPUTES; i++) {
-        const cpu_gemm *gemm = context->kernels.gemm[i];
-        if (!gemm || gemm == cpu_gemm_reference((cpu_compute)i))
-            continue;
-        peak_run r = {(cpu_compute)i, context->kernels.features, b->p->seconds / 3, rates};
-        for (int round = 0; round < 3; round++) {
-            double sum = 0;
-            pool_run(context->threads, threads, peak_task, &r);
-            for (int t = 0; t < threads; t++)
-                sum += rates[t];
-            b->peak[i] = sum > b->peak[i] ? sum : b->peak[i];
-        }
-        const ct_bench_line line = {.operation = "peak",
-                                    .shape = "registers alone",
-                                    .compute = names[i],
-                                    .kernel = gemm->name,
-                                    .unit = i == CPU_INT8 ? "GOP/s" : "GFLOP/s",
-                                    .runs = 3,
-                                    .seconds = r.seconds,
-                                    .rate = b->peak[i],
-                                    .peak = b->peak[i]};
-        if (b->peak[i] > 0)
-            b->p->line(b->p->user, &line);
+    double best = 0;
+    peak_run r = {gemm->compute, gemm->features, b->p->seconds / 3, rates};
+    for (int round = 0; round < 3; round++) {
+        double sum = 0;
+        pool_run(context->threads, threads, peak_task, &r);
+        for (int t = 0; t < threads; t++)
+            sum += rates[t];
+        best = sum > best ? sum : best;
     }
+    return best;
+}
+
+static bool cancelled(const ct_context *context)
+{
+    const ct_callbacks *c = &context->callbacks;
+    return c->cancel && c->cancel(c->user);
+}
+
+/* Whether the processor can, and no better one of the same features stands behind it. */
+static bool has_peak(const cpu_gemm *gemm)
+{
+    return !(gemm->features & ~cpu_features()) &&
+           gemm == cpu_gemm_choose(gemm->compute, gemm->features) &&
+           gemm != cpu_gemm_reference(gemm->compute);
+}
+
+/* Of every instruction set that the processor has; shares are of what the context uses. */
+static ct_status measure_peaks(bench *b, ct_error *error)
+{
+    ct_context *context = b->context;
+    const size_t threads = (size_t)pool_threads(context->threads);
+    double *rates = mem_array(&context->allocator, threads, sizeof *rates);
+    ct_status status = CT_OK;
+    if (!rates)
+        return error_memory(error, threads * sizeof *rates, "the peaks");
+    for (int i = 0; i < CPU_COMPUTES; i++)
+        for (int j = 0; cpu_gemms[j] && status == CT_OK; j++) {
+            const cpu_gemm *gemm = cpu_gemms[j];
+            if ((int)gemm->compute != i || !has_peak(gemm))
+                continue;
+            const double rate = measure_peak(b, gemm, rates);
+            if (gemm == context->kernels.gemm[i])
+                b->peak[i] = rate;
+            const ct_bench_line line = {.operation = "peak",
+                                        .compute = compute_names[i],
+                                        .kernel = gemm->name,
+                                        .unit = i == CPU_INT8 ? "GOP/s" : "GFLOP/s",
+                                        .runs = 3,
+                                        .seconds = b->p->seconds / 3,
+                                        .rate = rate,
+                                        .peak = rate};
+            if (rate > 0)
+                b->p->line(b->p->user, &line);
+            if (cancelled(context))
+                status = error_set(error, CT_ECANCELLED, "cancelled");
+        }
     mem_free(&context->allocator, rates);
-    return CT_OK;
+    return status;
 }
 
 /* ---- Linear ---------------------------------------------------------------------------------- */
@@ -204,8 +243,11 @@ static void make_linear(nn *c, work *w)
 {
     const int64_t n[] = {w->n, w->k};
     w->w = w->up = make_weight(w->b, w->bits, 2, n);
+    w->vector = make_weight(w->b, 0, 1, n);
     if (w->epilogue.activation == NN_SILU)
         w->epilogue.up = &w->up;
+    if (w->bias)
+        w->epilogue.bias = &w->vector;
     w->x = nn_new_operand(c, w->m, w->k);
     w->out = nn_new2(c, w->m, w->n);
     size_t mark = nn_mark(c);
@@ -220,17 +262,16 @@ static void run_linear(nn *c, work *w)
     nn_linear(c, &w->out, &w->x, &w->w, &w->epilogue);
 }
 
-static ct_status bench_linear(bench *b, ct_error *error)
+static bool wanted(const bench *b, nn_precision precision)
 {
-    static const struct {
-        const char *name;
-        int64_t n, k;
-        bool swiglu;
-    } layers[] = {
-        {"attention, to q, k, v and out", WIDTH, WIDTH, false},
-        {"feed-forward, SwiGLU", HIDDEN, WIDTH, true},
-        {"feed-forward, down", WIDTH, HIDDEN, false},
-    };
+    const ct_precision asked = b->p->precision;
+    return asked == CT_PRECISION_AUTO || asked == (precision == NN_F32    ? CT_PRECISION_FP32
+                                                   : precision == NN_INT8 ? CT_PRECISION_INT8
+                                                                          : CT_PRECISION_BF16);
+}
+
+static ct_status bench_gemm(bench *b, ct_error *error)
+{
     static const struct {
         nn_precision precision;
         int bits;
@@ -242,22 +283,25 @@ static ct_status bench_linear(bench *b, ct_error *error)
     };
     ct_status status = CT_OK;
     for (size_t j = 0; j < sizeof ways / sizeof *ways; j++)
-        for (size_t i = 0; i < sizeof layers / sizeof *layers && status == CT_OK; i++) {
+        for (const bench_layer *l = b->model->layer; l->name && status == CT_OK; l++) {
+            if (!wanted(b, ways[j].precision))
+                continue;
+            const bool swiglu = l->activation == NN_SILU;
             work w = {.make = make_linear,
                       .run = run_linear,
                       .precision = ways[j].precision,
                       .bits = ways[j].bits,
-                      .m = b->p->rows,
-                      .n = layers[i].n,
-                      .k = layers[i].k};
-            if (layers[i].swiglu)
-                w.epilogue.activation = NN_SILU;
-            w.amount = 2.0 * (double)(w.m * w.n * w.k) * (layers[i].swiglu ? 2 : 1);
-            w.line = (ct_bench_line){.operation = "linear",
-                                     .shape = layers[i].name,
+                      .bias = l->bias,
+                      .m = b->p->rows ? b->p->rows : bench_rows(b->model, l->tokens, b->side),
+                      .n = l->n,
+                      .k = l->k};
+            w.epilogue.activation = l->activation;
+            w.amount = 2.0 * (double)(w.m * w.n * w.k) * (swiglu ? 2 : 1);
+            w.line = (ct_bench_line){.operation = "gemm",
+                                     .layer = l->name,
                                      .weights = ways[j].weights,
                                      .m = w.m,
-                                     .n = layers[i].swiglu ? 2 * w.n : w.n,
+                                     .n = swiglu ? 2 * w.n : w.n,
                                      .k = w.k};
             describe_product(b, &w);
             status = run_work(b, &w, error);
@@ -270,38 +314,39 @@ static ct_status bench_linear(bench *b, ct_error *error)
 /* Queries, keys and values are parts of one matrix, as models have them. */
 static void make_attention(nn *c, work *w)
 {
-    w->x = nn_new2(c, w->m, 3 * WIDTH);
-    w->out = nn_new2(c, w->m, WIDTH);
+    w->x = nn_new2(c, w->m, 3 * w->width);
+    w->out = nn_new2(c, w->m, w->width);
     fill_floats(&w->x);
 }
 
 static void run_attention(nn *c, work *w)
 {
-    nn_tensor q = nn_columns(&w->x, 0, WIDTH), k = nn_columns(&w->x, WIDTH, WIDTH);
-    nn_tensor v = nn_columns(&w->x, 2 * WIDTH, WIDTH);
-    nn_attention(c, &w->out, &q, &k, &v, HEADS, HEADS, false);
+    const int64_t width = w->width;
+    nn_tensor q = nn_columns(&w->x, 0, width), k = nn_columns(&w->x, width, width);
+    nn_tensor v = nn_columns(&w->x, 2 * width, width);
+    nn_attention(c, &w->out, &q, &k, &v, w->heads, w->heads, false);
 }
 
 static ct_status bench_attention(bench *b, ct_error *error)
 {
-    /* 512 x 512 and 1024 x 1024 pixels with a caption */
-    static const int64_t lengths[] = {DEFAULT_ROWS, 4160};
+    char name[64];
+    snprintf(name, sizeof name, "%d heads of %d", b->model->heads, HEAD_DIM);
     ct_status status = CT_OK;
-    for (int precision = NN_F32; precision <= NN_BF16; precision++)
-        for (int i = 0; i < 2 && status == CT_OK; i++) {
-            work w = {.make = make_attention,
-                      .run = run_attention,
-                      .precision = (nn_precision)precision,
-                      .m = lengths[i]};
-            w.amount = 4.0 * (double)(w.m * w.m) * WIDTH;
-            w.line = (ct_bench_line){.operation = "attention",
-                                     .shape = "30 heads of 128",
-                                     .m = w.m,
-                                     .n = w.m,
-                                     .k = HEAD_DIM};
-            describe_product(b, &w);
-            status = run_work(b, &w, error);
-        }
+    for (int precision = NN_F32; precision <= NN_BF16 && status == CT_OK; precision++) {
+        if (!wanted(b, (nn_precision)precision))
+            continue;
+        work w = {.make = make_attention,
+                  .run = run_attention,
+                  .precision = (nn_precision)precision,
+                  .width = b->model->width,
+                  .heads = b->model->heads,
+                  .m = bench_rows(b->model, BENCH_BOTH, b->side)};
+        w.amount = 4.0 * (double)(w.m * w.m) * (double)w.width;
+        w.line = (ct_bench_line){
+            .operation = "attention", .layer = name, .m = w.m, .n = w.m, .k = HEAD_DIM};
+        describe_product(b, &w);
+        status = run_work(b, &w, error);
+    }
     return status;
 }
 
@@ -323,31 +368,22 @@ static void run_conv(nn *c, work *w)
 }
 
 /* The operations of a direct convolution: with fewer products than that the share may exceed 1. */
-static ct_status bench_conv(bench *b, ct_error *error)
+static ct_status bench_convolution(bench *b, ct_error *error)
 {
-    static const struct {
-        const char *name;
-        int64_t channels, side;
-    } layers[] = {
-        {"512 channels, 64 x 64", 512, 64},
-        {"512 channels, 128 x 128", 512, 128},
-        {"256 channels, 256 x 256", 256, 256},
-        {"128 channels, 512 x 512", 128, 512},
-    };
     ct_status status = CT_OK;
-    for (size_t i = 0; i < sizeof layers / sizeof *layers && status == CT_OK; i++) {
-        const int64_t pixels = layers[i].side * layers[i].side, channels = layers[i].channels;
+    for (int i = 0; i < BENCH_CONVS && status == CT_OK; i++) {
+        const int64_t side = b->side / b->model->conv[i].divisor, pixels = side * side;
+        const int64_t channels = b->model->conv[i].channels;
+        char name[64];
+        snprintf(name, sizeof name, "%d channels, %d x %d", (int)channels, (int)side, (int)side);
         work w = {.make = make_conv,
                   .run = run_conv,
                   .precision = NN_F32,
-                  .m = layers[i].side,
+                  .m = side,
                   .n = channels,
                   .amount = 18.0 * (double)(pixels * channels * channels)};
-        w.line = (ct_bench_line){.operation = "convolution",
-                                 .shape = layers[i].name,
-                                 .m = pixels,
-                                 .n = channels,
-                                 .k = 9 * channels};
+        w.line = (ct_bench_line){
+            .operation = "conv", .layer = name, .m = pixels, .n = channels, .k = 9 * channels};
         describe_product(b, &w);
         status = run_work(b, &w, error);
     }
@@ -358,12 +394,13 @@ static ct_status bench_conv(bench *b, ct_error *error)
 
 static void make_rows(nn *c, work *w)
 {
-    const int64_t n[] = {WIDTH}, dim[] = {HEAD_DIM};
+    const int64_t n[] = {w->width}, dim[] = {HEAD_DIM};
     w->vector = make_weight(w->b, 0, 1, n);
     w->w = make_weight(w->b, 0, 1, dim);
-    w->x = nn_new2(c, w->m, WIDTH);
-    w->y = nn_new2(c, w->m, WIDTH);
-    w->out = w->precision == NN_F32 ? nn_new2(c, w->m, WIDTH) : nn_new_operand(c, w->m, WIDTH);
+    w->x = nn_new2(c, w->m, w->width);
+    w->y = nn_new2(c, w->m, w->width);
+    w->out =
+        w->precision == NN_F32 ? nn_new2(c, w->m, w->width) : nn_new_operand(c, w->m, w->width);
     fill_floats(&w->x);
     fill_floats(&w->y);
 }
@@ -383,10 +420,10 @@ static void run_rope(nn *c, work *w)
 {
     nn_tensor angles = w->y;
     angles.n[1] = angles.stride = HEAD_DIM / 2;
-    nn_head_norm_rope(c, &w->x, HEADS, &w->w, 1e-5, &angles, &angles, NN_ROPE_INTERLEAVED);
+    nn_head_norm_rope(c, &w->x, w->heads, &w->w, 1e-5, &angles, &angles, NN_ROPE_INTERLEAVED);
 }
 
-static ct_status bench_rows(bench *b, ct_error *error)
+static ct_status bench_passes(bench *b, ct_error *error)
 {
     static const struct {
         const char *name;
@@ -405,10 +442,12 @@ static ct_status bench_rows(bench *b, ct_error *error)
         work w = {.make = make_rows,
                   .run = passes[i].run,
                   .precision = passes[i].precision,
-                  .m = b->p->rows};
-        w.amount = (double)(w.m * WIDTH) * passes[i].bytes;
+                  .width = b->model->width,
+                  .heads = b->model->heads,
+                  .m = b->p->rows ? b->p->rows : bench_rows(b->model, BENCH_BOTH, b->side)};
+        w.amount = (double)(w.m * w.width) * passes[i].bytes;
         w.line =
-            (ct_bench_line){.operation = "rows", .shape = passes[i].name, .m = w.m, .n = WIDTH};
+            (ct_bench_line){.operation = "rows", .layer = passes[i].name, .m = w.m, .n = w.width};
         describe_product(b, &w);
         w.line.kernel = b->context->kernels.name;
         w.line.unit = "GB/s";
@@ -435,43 +474,73 @@ static ct_status check(const ct_context *context, const ct_bench_params *p, ct_e
         return error_set(error, CT_EINVAL, "ct_bench: a function for the lines is needed");
     if (p->what == 0 || (p->what & ~(unsigned)CT_BENCH_ALL))
         return error_set(error, CT_EINVAL, "ct_bench: there is no work numbered %u", p->what);
+    if (p->models & ~(unsigned)CT_BENCH_ALL_MODELS)
+        return error_set(error, CT_EINVAL, "ct_bench: there is no model numbered %u", p->models);
     if (p->rows < 0 || p->rows > MAX_ROWS)
         return error_set(error, CT_EINVAL, "rows is %d; it must be 1 to %d", p->rows, MAX_ROWS);
+    if (p->side_count < 0 || (p->side_count > 0 && !p->sides))
+        return error_set(error, CT_EINVAL, "ct_bench: %d sides, but none are given", p->side_count);
+    for (int i = 0; i < p->side_count; i++)
+        if (p->sides[i] < MIN_SIDE || p->sides[i] > MAX_SIDE || p->sides[i] % SIDE_UNIT != 0)
+            return error_set(error, CT_EINVAL,
+                             "a side of %d pixels; it must be %d to %d, in multiples of %d",
+                             p->sides[i], MIN_SIDE, MAX_SIDE, SIDE_UNIT);
+    if (p->precision != CT_PRECISION_AUTO && p->precision != CT_PRECISION_FP32 &&
+        p->precision != CT_PRECISION_BF16 && p->precision != CT_PRECISION_INT8)
+        return error_set(error, CT_EINVAL,
+                         "the processor has no products in that precision; it has fp32, bf16 and "
+                         "int8");
     if (!(p->seconds >= 0 && p->seconds <= 3600))
         return error_set(error, CT_EINVAL, "seconds is %g; it must be 0 to 3600", p->seconds);
     return CT_OK;
 }
 
-ct_status ct_bench(ct_context *context, const ct_bench_params *params, ct_error *error)
+static ct_status bench_size(bench *b, ct_error *error)
 {
     static const struct {
         unsigned what;
         ct_status (*run)(bench *b, ct_error *error);
     } parts[] = {
-        {CT_BENCH_LINEAR, bench_linear},
+        {CT_BENCH_GEMM, bench_gemm},
         {CT_BENCH_ATTENTION, bench_attention},
-        {CT_BENCH_CONVOLUTION, bench_conv},
-        {CT_BENCH_ROWS, bench_rows},
+        {CT_BENCH_CONVOLUTION, bench_convolution},
+        {CT_BENCH_ROWS, bench_passes},
     };
+    ct_status status = CT_OK;
+    for (size_t i = 0; i < sizeof parts / sizeof *parts && status == CT_OK; i++)
+        if (b->p->what & parts[i].what)
+            status = parts[i].run(b, error);
+    return status;
+}
+
+ct_status ct_bench(ct_context *context, const ct_bench_params *params, ct_error *error)
+{
+    static const int one_side[] = {DEFAULT_SIDE};
     ct_status status = check(context, params, error);
     if (status != CT_OK)
         return status;
     ct_bench_params p = *params;
-    if (p.rows == 0)
-        p.rows = DEFAULT_ROWS;
+    if (p.models == 0)
+        p.models = CT_BENCH_Z_IMAGE;
+    if (p.side_count == 0) {
+        p.sides = one_side;
+        p.side_count = 1;
+    }
     if (p.seconds == 0)
         p.seconds = DEFAULT_SECONDS;
     bench b = {.context = context, .p = &p};
-    /* The largest matrix as bfloat16; as 8 bits with its scales it is smaller. */
-    b.weight_bytes = (size_t)HIDDEN * WIDTH * 2;
+    /* As 8 bits with its scales a matrix is smaller. */
+    b.weight_bytes = bench_weight_bytes(p.models);
     b.weights = mem_alloc_aligned(&context->allocator, b.weight_bytes);
     if (!b.weights)
         return error_memory(error, b.weight_bytes, "weights");
     fill_weights(b.weights, b.weight_bytes);
     status = measure_peaks(&b, error);
-    for (size_t i = 0; i < sizeof parts / sizeof *parts && status == CT_OK; i++)
-        if (p.what & parts[i].what)
-            status = parts[i].run(&b, error);
+    for (b.model = bench_models; b.model->name; b.model++)
+        for (int i = 0; i < p.side_count && (p.models & b.model->bit) && status == CT_OK; i++) {
+            b.side = p.sides[i];
+            status = bench_size(&b, error);
+        }
     mem_free_aligned(&context->allocator, b.weights);
     return status;
 }

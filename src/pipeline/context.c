@@ -127,6 +127,21 @@ const char *ct_context_gpu(const ct_context *context)
     return context->gpu ? cuda_gpu_name(context->gpu) : NULL;
 }
 
+ct_status ct_context_gpu_memory(const ct_context *context, uint64_t *free_bytes,
+                                uint64_t *total_bytes, ct_error *error)
+{
+    size_t free_now = 0, total = 0;
+    if (!context || !free_bytes || !total_bytes)
+        return error_set(error, CT_EINVAL, "ct_context_gpu_memory: an argument is NULL");
+    *free_bytes = *total_bytes = 0;
+    if (!context->gpu)
+        return error_set(error, CT_EUNSUPPORTED, "networks run on the CPU here, not on a GPU");
+    ct_status status = cuda_gpu_memory(context->gpu, &free_now, &total, error);
+    *free_bytes = free_now;
+    *total_bytes = total;
+    return status;
+}
+
 void log_message(const ct_callbacks *callbacks, ct_log_level level, const char *format, ...)
 {
     if (!callbacks->log)

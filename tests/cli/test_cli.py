@@ -660,54 +660,6 @@ class Info(Folder):
             self.assertIn("calotype: error: ", result.stderr)
 
 
-class Bench(Folder):
-    QUICK = ("--seconds", "0.01", "--rows", "3", "-t", "1")
-
-    def test_operations(self):
-        result = run("bench", "--what", "linear", "--cpu", "baseline", *self.QUICK)
-        self.assertEqual((result.returncode, result.stderr), (0, ""))
-        for part in ("1 thread, baseline", "\nlinear\n", "3 x 20480 x 3840", "fp32", "bf16", "int8",
-                     "4 bits", "8 bits", "GFLOP/s", "GOP/s"):
-            self.assertIn(part, result.stdout)
-
-    def test_json(self):
-        result = run("bench", "--what", "rows", "--json", *self.QUICK)
-        self.assertEqual(result.returncode, 0, result.stderr)
-        self.assertEqual(result.stdout.count("\n"), 1)
-        bench = json.loads(result.stdout)
-        self.assertEqual(bench["machine"]["threads"], 1)
-        self.assertTrue(bench["machine"]["processor"])
-        for peak in bench["peak"].values():
-            self.assertGreater(peak["gflops"], 0)
-        self.assertGreater(len(bench["kernels"]), 3)
-        for line in bench["kernels"]:
-            self.assertEqual((line["op"], line["m"], line["n"]), ("rows", 3, 3840))
-            self.assertGreaterEqual(line["runs"], 3)
-            self.assertGreater(line["gbytes"], 0)
-            self.assertGreater(line["seconds"], 0)
-        peak = json.loads(run("bench", "--what", "peak", "--json", *self.QUICK).stdout)
-        self.assertEqual(set(peak), {"machine", "peak"})
-
-    def test_model(self):
-        result = run("bench", "-m", MODEL, "-W", "32", "-H", "16", "--precision", "bf16", "--json")
-        self.assertEqual(result.returncode, 0, result.stderr)
-        model = json.loads(result.stdout)["model"]
-        self.assertEqual((model["width"], model["height"], model["precision"]), (32, 16, "bf16"))
-        self.assertGreater(model["tokens"], 1)
-        self.assertEqual(min(model["step_seconds"]), model["best_step_seconds"])
-        self.assertGreater(model["peak_bytes"], 1 << 20)
-        text = run("bench", "-m", MODEL, "-W", "32", "-H", "16").stdout
-        for part in ("32 x 16", "load", "encode", "step", "decode", "memory"):
-            self.assertIn(part, text)
-
-    def test_mistakes(self):
-        self.refused(run("bench", "--what", "nothing"), 2, "--what", "attention")
-        self.refused(run("bench", "-m", MODEL, "--rows", "3"), 2, "--rows and --model")
-        self.refused(run("bench", "-W", "512"), 2, "--model")
-        self.refused(run("bench", "--seconds", "-1"), 2, "--seconds")
-        self.refused(run("bench", "-m", self.path("none")), 1, "none")
-
-
 class Lora(Folder):
     FILE = os.path.join(os.environ["CT_FIXTURES"], "lora", "turbo_lora.safetensors")
     OTHER = os.path.join(os.environ["CT_FIXTURES"], "lora", "klein_lora.safetensors")
@@ -815,7 +767,7 @@ class Lora(Folder):
         self.refused(self.generate("--lora", self.FILE + ":1000"), 2, "scale is 1000")
         self.refused(self.generate("--lora", ""), 2, "--lora")
         self.refused(self.generate("--lora"), 2, "needs a value")
-        self.refused(run("bench", "--lora", self.FILE), 2, "--model")
+        self.refused(run("bench", "--lora", self.FILE), 2, "bench model")
         self.refused(run("info", self.FILE, "--lora", self.FILE), 2, "needs a model")
         many = [x for _ in range(33) for x in ("--lora", self.FILE)]
         self.refused(self.generate(*many), 2, "at most 32")
@@ -830,7 +782,7 @@ class Quantize(Folder):
         return run("quantize", "-m", model, "-o", self.path("out"), *args, **more)
 
     def test_human(self):
-        result = self.quantize("--bits", "4", "--group-size", "32")
+        result = run("quantize", MODEL, "--bits", "4", "--group-size", "32", "-o", self.path("out"))
         self.assertEqual(result.returncode, 0, result.stderr)
         lines = result.stdout.splitlines()
         matrices = [line for line in lines if re.fullmatch(
@@ -894,6 +846,8 @@ class Quantize(Folder):
         self.refused(self.quantize("--bits", "4", "-g", "48"), 2, "32 64 128")
         self.refused(self.quantize("--bits", "4", model=self.path("none")), 1, "none")
         self.refused(run("quantize", "-m", MODEL, "--bits", "4"), 2, "--output")
+        self.refused(run("quantize", "--bits", "4", "-o", self.path("x")), 2, "needs a model")
+        self.refused(self.quantize(MODEL, "--bits", "4"), 2, "one model at a time")
         result = run("quantize", "-m", MODEL, "--bits", "4", "-o", self.folder)
         self.refused(result, 1, "exists already")
 
@@ -923,12 +877,13 @@ class Quantize(Folder):
         self.assertEqual(sorted(os.listdir(self.folder)), ["out", left])
 
     def test_interrupt(self):
-        process, events = self.begin()
-        process.send_signal(signal.SIGINT)
-        last = [json.loads(line) for line in events][-1]
-        self.assertEqual(process.wait(), 130)
-        self.assertEqual((last["event"], last["code"]), ("error", -7))
-        self.assertEqual(os.listdir(self.folder), [])
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            process, events = self.begin()
+            process.send_signal(number)
+            last = [json.loads(line) for line in events][-1]
+            self.assertEqual(process.wait(), 128 + number)
+            self.assertEqual((last["event"], last["code"]), ("error", -7))
+            self.assertEqual(os.listdir(self.folder), [])
 
 
 class Completions(Folder):
@@ -954,6 +909,8 @@ class Completions(Folder):
         self.assertEqual(self.complete("generate", "--precision", "="), ["auto", "fp32", "bf16", "int8", "fp8", "fp16"])
         self.assertEqual(self.complete("generate", "--prompt", "-"), [""])
         self.assertEqual(self.complete("completions", ""), ["bash", "zsh", "fish"])
+        self.assertEqual(self.complete("bench", ""), ["kernels", "model", "plot"])
+        self.assertEqual(self.complete("bench", "model", os.path.dirname(MODEL) + "/mod"), [MODEL])
         os.mkdir(self.path("model a"))
         with open(self.path("mod.png"), "w"):
             pass

@@ -595,6 +595,24 @@ static void plans_as_it_takes(void **state)
         }
 }
 
+/* What the driver says is what bench counts. */
+static void tells_what_is_free(void **state)
+{
+    (void)state;
+    start_counting();
+    made m = open_model("turbo/model");
+    uint64_t before, after, total;
+    cu_address block;
+    ct_error error;
+    test_ok(ct_context_gpu_memory(m.context, &before, &total, &error), &error);
+    assert_true(total == (uint64_t)141 << 30 && before <= total);
+    test_ok(cuda_gpu_alloc(&g.gpu, &block, 5 << 20, "a test", &error), &error);
+    test_ok(ct_context_gpu_memory(m.context, &after, &total, &error), &error);
+    assert_true(before - after == 6 << 20); /* whole pages of 2 MiB */
+    g.gpu.driver.mem_free(block);
+    close_model(&m);
+}
+
 /* The same of networks whose parts are all small. */
 static void plans_small_parts(void **state)
 {
@@ -837,6 +855,7 @@ int main(void)
         cmocka_unit_test(survives_a_lack_of_memory),
         cmocka_unit_test(drops),
         cmocka_unit_test(plans_as_it_takes),
+        cmocka_unit_test(tells_what_is_free),
         cmocka_unit_test(plans_small_parts),
         cmocka_unit_test(leaves_out_what_is_known),
         cmocka_unit_test(model_survives_a_lack_of_memory),

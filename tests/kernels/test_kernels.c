@@ -1,5 +1,6 @@
 /* Every kernel of every instruction set against the definition (kernels_reference.c), on random
- * numbers and awkward sizes, with guards around what is written.
+ * numbers and awkward sizes, with guards around what is written. With --bench: their speed
+ * (bench_kernels.c).
  *
  * The seed is printed; give it as SEED in the environment to repeat a failure. */
 #include "test_support.h"
@@ -11,9 +12,11 @@
 
 #include "core/clock.h"
 #include "core/mem.h"
+#include "bench_kernels.h"
 #include "nn/cpu/kernels.h"
 
 #define GUARD 64
+#define ALIGNMENTS 16 /* floats of the widest vector */
 #define GUARD_VALUE 12345.678f
 
 static uint64_t seed = 1;
@@ -35,14 +38,18 @@ static float random_float(float range)
     return ((float)random32() / 1073741824.0f - 1.0f) * range;
 }
 
-/* n floats between guards; freed by guarded_free, which checks them. */
+/* n floats between guards, aligned as floats are and to nothing more; freed by guarded_free, which
+ * checks the guards. In front of them stands how many floats were skipped. */
 static float *guarded(int64_t n, float range)
 {
-    float *block = malloc((size_t)(n + 2 * GUARD) * sizeof(float));
+    const int32_t skipped = (int32_t)random_between(1, ALIGNMENTS);
+    float *block = malloc((size_t)(ALIGNMENTS + n + 2 * GUARD) * sizeof(float));
     assert_non_null(block);
-    for (int64_t i = 0; i < n + 2 * GUARD; i++)
-        block[i] = i < GUARD || i >= n + GUARD ? GUARD_VALUE : random_float(range);
-    return block + GUARD;
+    float *p = block + skipped + GUARD;
+    memcpy(block + skipped - 1, &skipped, sizeof skipped);
+    for (int64_t i = -GUARD; i < n + GUARD; i++)
+        p[i] = i < 0 || i >= n ? GUARD_VALUE : random_float(range);
+    return p;
 }
 
 static void guarded_free(float *p, int64_t n)
@@ -50,7 +57,9 @@ static void guarded_free(float *p, int64_t n)
     for (int i = 0; i < GUARD; i++)
         if (p[-1 - i] != GUARD_VALUE || p[n + i] != GUARD_VALUE)
             fail_msg("a kernel wrote outside its output");
-    free(p - GUARD);
+    int32_t skipped;
+    memcpy(&skipped, p - GUARD - 1, sizeof skipped);
+    free(p - GUARD - skipped);
 }
 
 static float *guarded_copy(const float *from, int64_t n)
@@ -498,8 +507,12 @@ static void test_tables(void **state)
     assert_non_null(strstr(error.message, "abacus"));
 }
 
-int main(void)
+int main(int argc, char **argv)
 {
+    if (argc > 1 && !strcmp(argv[1], "--bench")) {
+        bench_kernels();
+        return 0;
+    }
     if (getenv("SEED"))
         seed = strtoull(getenv("SEED"), NULL, 10);
     else

@@ -611,9 +611,10 @@ static void bench_line(void *user, const ct_bench_line *line)
     bench_seen *seen = user;
     seen->lines++;
     assert_non_null(line->operation);
-    assert_non_null(line->shape);
     assert_non_null(line->compute);
     assert_non_null(line->kernel);
+    const bool peak = !strcmp(line->operation, "peak");
+    assert_true(peak == !line->layer && peak == !line->model && peak == !line->side);
     assert_true(line->rate > 0 && line->seconds > 0 && line->runs >= 3);
 }
 
@@ -643,12 +644,26 @@ static void test_bench(void **state)
     p.what = 1u << 20;
     test_error(ct_bench(c, &p, &error), CT_EINVAL, &error, "work");
     p.what = CT_BENCH_ROWS;
+    p.models = 1u << 20;
+    test_error(ct_bench(c, &p, &error), CT_EINVAL, &error, "model");
+    p.models = 0;
+    p.precision = CT_PRECISION_FP8;
+    test_error(ct_bench(c, &p, &error), CT_EINVAL, &error, "precision");
+    p.precision = CT_PRECISION_AUTO;
+    p.side_count = 1;
+    test_error(ct_bench(c, &p, &error), CT_EINVAL, &error, "sides");
+    p.sides = (const int[]){500};
+    test_error(ct_bench(c, &p, &error), CT_EINVAL, &error, "multiples of 16");
+    p.sides = (const int[]){64};
     test_ok(ct_bench(c, &p, &error), &error);
     assert_true(seen.lines >= 5);
     seen.stop_after = seen.lines;
     test_error(ct_bench(c, &p, &error), CT_ECANCELLED, &error, "cancel");
     p.struct_size = 1;
     test_error(ct_bench(c, &p, &error), CT_EINVAL, &error, "ct_bench_params_init");
+    uint64_t free_bytes, total;
+    test_error(ct_context_gpu_memory(c, &free_bytes, &total, &error), CT_EUNSUPPORTED, &error,
+               "CPU");
     ct_context_free(&c);
 }
 

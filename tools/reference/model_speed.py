@@ -9,7 +9,7 @@ forward pass of the transformer with 128 caption tokens (FLUX.2-klein: 512, whic
 prompts have), the VAE's decoder and (--encoder, Qwen3) the text encoder for as many tokens.
 diffusers runs in bf16: eager, with cuDNN's attention,
 and (--compile) with its repeated blocks compiled. calotype's times are those of
-`calotype bench`, which makes whole pictures: warm ones count, the first is
+`calotype bench model`, which makes whole pictures: warm ones count, the first is
 printed beside them. Of calls one after the other the median counts, since a GPU that is always busy
 slows down to keep its power, and the best of the rounds. Prints the table of
 docs/performance.md.
@@ -172,15 +172,24 @@ def torch_times(args, sizes):
     return results
 
 
+def warm(time_of_runs):
+    """Seconds of all runs but the first, if there are others."""
+    return time_of_runs["runs"][1:] or time_of_runs["runs"]
+
+
+def middle(values):
+    return sorted(values)[len(values) // 2]
+
+
 def calotype_times(args, size, precision):
-    command = [args.calotype, "bench", "-m", args.model, "--size", f"{size}x{size}", "--precision", precision,
+    command = [args.calotype, "bench", "model", args.model, "--size", f"{size}x{size}", "--precision", precision,
                "--device", args.device, *(["-t", str(args.threads)] if args.threads else []), "--steps",
                str(args.steps), "-b", str(args.pictures), "--json", *args.options.split()]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         print(" ".join(command), done.stdout, done.stderr)
         return None
-    return json.loads(done.stdout)["model"]
+    return json.loads(done.stdout)["seconds"]
 
 
 def main():
@@ -219,18 +228,19 @@ def main():
                 m = calotype_times(args, size, precision)
                 if m is None:
                     continue
-                steps = sorted(m["step_seconds"][min(2, len(m["step_seconds"]) - 1):])
-                median = steps[len(steps) // 2]
+                # The first two steps find a GPU cool, and may be recorded.
+                late = m["steps"][min(2, len(m["steps"]) - 1):]
+                median = middle([second for step in late for second in warm(step)])
                 print(f"calotype {precision} {size}: step median {median * 1e3:.2f}, best "
-                      f"{m['best_step_seconds'] * 1e3:.2f} ms of "
-                      f"{[round(s * 1e3, 1) for s in m['step_seconds']]}, encode {m['encode_seconds'] * 1e3:.2f}, "
-                      f"decode {m['decode_seconds'] * 1e3:.2f}, picture {m['picture_seconds'] * 1e3:.1f} ms, first "
-                      f"{m['first_picture_seconds']:.2f} s, load {m['load_seconds']:.2f} s "
+                      f"{m['step']['min'] * 1e3:.2f} ms of "
+                      f"{[round(s['median'] * 1e3, 1) for s in m['steps']]}, encode {m['encode']['min'] * 1e3:.2f}, "
+                      f"decode {m['decode']['min'] * 1e3:.2f}, picture {m['picture']['min'] * 1e3:.1f} ms, first "
+                      f"{m['picture']['runs'][0]:.2f} s, load {m['load']['runs'][0]:.2f} s "
                       f"[{time.perf_counter() - begin:.1f} s]", flush=True)
                 keep(f"calotype {precision} forward {size}", median)
-                keep(f"calotype {precision} decode {size}", m["decode_seconds"])
-                keep(f"calotype {precision} encode", m["encode_seconds"])
-                keep(f"calotype {precision} picture {size}", m["picture_seconds"])
+                keep(f"calotype {precision} decode {size}", m["decode"]["min"])
+                keep(f"calotype {precision} encode", m["encode"]["min"])
+                keep(f"calotype {precision} picture {size}", m["picture"]["min"])
         if not args.skip_torch:
             for name, seconds in torch_times(args, sizes).items():
                 keep(name, seconds)

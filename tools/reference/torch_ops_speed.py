@@ -9,7 +9,7 @@ float32, bf16 and int8, attention of 30 heads of 128, and the 3x3 convolutions o
 the VAE's decoder at 512x512. Rates count 2 operations for each multiplication
 and addition; a convolution counts what the direct algorithm needs. The best of
 the runs of each operation counts; the median shows how quiet the machine was.
-Compare the rates with those of `calotype bench kernels` on the same machine.
+Compare the rates with those of `calotype bench kernels --sizes 512,1024` on the same machine.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-#include "cli/format.h"
+#include "app/format.h"
 
 #include <inttypes.h>
 #include <stdio.h>
@@ -34,6 +34,13 @@ static const char *with_unit(char out[FORMAT_SIZE], double value, const char *un
                              : "%.0f %s",
              value, unit);
     return out;
+}
+
+const char *format_measured(char out[FORMAT_SIZE], double seconds)
+{
+    if (!(seconds > 0))
+        seconds = 0;
+    return seconds < 0.9995 ? with_unit(out, seconds * 1000, "ms") : with_unit(out, seconds, "s");
 }
 
 const char *format_bytes(char out[FORMAT_SIZE], uint64_t bytes)
