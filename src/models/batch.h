@@ -52,8 +52,8 @@ typedef struct batch_tokens {
 void batch_add(batch *b, const batch_tokens *tokens);
 
 /* All runs of all sequences, `for (int i = -1; batch_next(c, b, &i);)`: those of the text first,
- * which may be computed while the others are (nn_fork). What is done with a run reads and writes its
- * own rows alone. False behind the last. */
+ * which may be computed while the others are (nn_fork). What is done with a run reads and writes
+ * its own rows alone. False behind the last. */
 bool batch_next(nn *c, const batch *b, int *run);
 
 /* The rows of a sequence that are of a kind. x has the rows of all. */

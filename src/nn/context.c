@@ -153,7 +153,7 @@ void nn_section(nn *c, int section, size_t arena_bytes)
         c->device->section(c, section, arena_bytes);
 }
 
-/* ---- Work beside other work -------------------------------------------------------------------- */
+/* ---- Work beside other work ------------------------------------------------------------------ */
 
 void nn_fork(nn *c)
 {
