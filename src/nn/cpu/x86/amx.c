@@ -73,12 +73,16 @@ static void end(void)
     for (; words > 0; words -= STEP, x += MR * ROW_BYTES, y += STEP * 4 * NR) {                    \
         LOAD(6, y, 4 * NR);                                                                        \
         LOAD(4, x, ROW_BYTES);                                                                     \
-        LOAD(7, y + 64, 4 * NR);                                                                   \
         MULTIPLY(instruction, 6, 4, 0);                                                            \
         LOAD(5, x + 16 * ROW_BYTES, ROW_BYTES);                                                    \
-        MULTIPLY(instruction, 7, 4, 1);                                                            \
         MULTIPLY(instruction, 6, 5, 2);                                                            \
+        ZERO(6);                                                                                   \
+        LOAD(7, y + 64, 4 * NR);                                                                   \
+        MULTIPLY(instruction, 7, 4, 1);                                                            \
+        ZERO(4);                                                                                   \
         MULTIPLY(instruction, 7, 5, 3);                                                            \
+        ZERO(5);                                                                                   \
+        ZERO(7);                                                                                   \
     }                                                                                              \
     STORE(0, left, 4 * ldc);                                                                       \
     STORE(1, right, 4 * ldc);                                                                      \
