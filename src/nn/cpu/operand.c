@@ -309,12 +309,14 @@ void product_pack_int8(const product *p, const column_panels *o, int64_t panel, 
     pack_encoded(p, &t, scratch);
 }
 
-/* Asks for the same part of a row in the next slice, which will be packed when this one has been
- * multiplied. */
-static void fetch_next_slice(const product *p, const char *from, int64_t words)
+void product_fetch_slice(const product *p, const nn_weight *w, int64_t row, int64_t slice)
 {
-    for (int64_t line = 0; line < words; line += 16)
-        __builtin_prefetch(from + (p->slice + line) * 4, 0, 2);
+    const int64_t bits = w->bits ? w->bits : 8 * (int64_t)dtype_size(w->type);
+    const int64_t first = slice * product_per_word(p);
+    const int64_t count = min64(p->slice * product_per_word(p), p->k - first);
+    const char *from = (const char *)w->data + (row * p->k + first) * bits / 8;
+    for (int64_t byte = 0; byte < count * bits / 8; byte += 64)
+        __builtin_prefetch(from + byte, 0, 2);
 }
 
 void product_pack_slice(const product *p, char *panel, const nn_weight *w, int64_t first,
@@ -336,7 +338,6 @@ void product_pack_slice(const product *p, char *panel, const nn_weight *w, int64
             if (direct && n == (end - at) * per_word) {
                 const char *from = (const char *)w->data + ((first + i) * p->k / per_word + at) * 4;
                 encoded[i] = from;
-                fetch_next_slice(p, from, end - at);
                 continue;
             }
             weight_decode(p->kernels, w, first + i, at * per_word, n, row);
