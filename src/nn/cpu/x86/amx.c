@@ -135,7 +135,7 @@ static void pack_columns(void *b, const void *const *columns, int64_t words)
     char *to = b;
     for (int64_t w = 0; w < words; w += STEP)
         for (int i = 0; i < NR; i += 16, to += TILE_BYTES)
-            pack_16x16((float *)(void *)to, 16, columns + i, w);
+            pack_16x16((float *)(void *)to, 16, columns + i, w, 0xffff);
 }
 
 /* A row panel's and a column panel's slice are 20 KiB each: both, with a tile of sums, in the 48

@@ -14,8 +14,10 @@ static inline __m512 pack_load_4x4(const void *const *sources, int64_t word)
     return _mm512_insertf32x4(v, _mm_loadu_ps((const float *)sources[12] + word), 3);
 }
 
-/* Words word..word+15 of 16 sources to 16 rows of the sources' numbers, stride floats apart. */
-static inline void pack_16x16(float *to, int64_t stride, const void *const *sources, int64_t word)
+/* Words word..word+15 of 16 sources to 16 rows of the sources' numbers, stride floats apart. Of each
+ * row the numbers are written whose bit is set in which. */
+static inline void pack_16x16(float *to, int64_t stride, const void *const *sources, int64_t word,
+                              __mmask16 which)
 {
     for (int w = 0; w < 16; w += 4, to += 4 * stride) {
         const __m512 a = pack_load_4x4(sources, word + w);
@@ -26,10 +28,12 @@ static inline void pack_16x16(float *to, int64_t stride, const void *const *sour
         const __m512d low2 = _mm512_castps_pd(_mm512_unpacklo_ps(c, d));
         const __m512d high = _mm512_castps_pd(_mm512_unpackhi_ps(a, b));
         const __m512d high2 = _mm512_castps_pd(_mm512_unpackhi_ps(c, d));
-        _mm512_storeu_ps(to, _mm512_castpd_ps(_mm512_unpacklo_pd(low, low2)));
-        _mm512_storeu_ps(to + stride, _mm512_castpd_ps(_mm512_unpackhi_pd(low, low2)));
-        _mm512_storeu_ps(to + 2 * stride, _mm512_castpd_ps(_mm512_unpacklo_pd(high, high2)));
-        _mm512_storeu_ps(to + 3 * stride, _mm512_castpd_ps(_mm512_unpackhi_pd(high, high2)));
+        _mm512_mask_storeu_ps(to, which, _mm512_castpd_ps(_mm512_unpacklo_pd(low, low2)));
+        _mm512_mask_storeu_ps(to + stride, which, _mm512_castpd_ps(_mm512_unpackhi_pd(low, low2)));
+        _mm512_mask_storeu_ps(to + 2 * stride, which,
+                              _mm512_castpd_ps(_mm512_unpacklo_pd(high, high2)));
+        _mm512_mask_storeu_ps(to + 3 * stride, which,
+                              _mm512_castpd_ps(_mm512_unpackhi_pd(high, high2)));
     }
 }
 
