@@ -173,6 +173,9 @@ static int64_t chunk_end(const product *p, int64_t w)
     return min64(w + CHUNK, slice_end);
 }
 
+/* Rows that lie apart are asked for so many before they are read. */
+#define ROWS_AHEAD 4
+
 /* Rows of floats, encoded a chunk at a time, to a panel. */
 static void pack_floats(const product *p, const target *t, const float *const *rows, char *scratch)
 {
@@ -184,6 +187,7 @@ static void pack_floats(const product *p, const target *t, const float *const *r
         fetch_to_write(p, t, w, end - w);
         for (int i = 0; i < t->width; i++) {
             const float *from = rows[i] + w * per_word;
+            cpu_fetch(rows[min64(i + ROWS_AHEAD, t->width - 1)] + w * per_word, n);
             encoded[i] = from;
             if (p->gemm->element == GEMM_FLOAT32 && !p->round && n == end - w)
                 continue;
