@@ -154,17 +154,12 @@ static void finish_row(const linear *l, float *sums, int64_t width, const float 
     }
 }
 
-/* Asks for part of parts of the weights of a slice, which are packed when the one before has been
- * multiplied: a few rows at each tile, since many requests at once wait for one another. */
-static void fetch_weights(const linear *l, const block *k, int64_t slice, int64_t part,
-                          int64_t parts)
+/* Asks for a row's weights of a slice, which are packed when the slice before has been multiplied. */
+static void fetch_weights(const linear *l, int64_t row, int64_t slice)
 {
-    const int64_t rows = k->n1 - k->n0;
-    for (int64_t i = rows * part / parts; i < rows * (part + 1) / parts; i++) {
-        product_fetch_slice(&l->p, l->w, k->n0 + i, slice);
-        if (l->up)
-            product_fetch_slice(&l->p, l->up, k->n0 + i, slice);
-    }
+    product_fetch_slice(&l->p, l->w, row, slice);
+    if (l->up)
+        product_fetch_slice(&l->p, l->up, row, slice);
 }
 
 /* All sums of rows m0..m1 with columns of one slice, whose panels are given. Tasks that run at the
@@ -179,13 +174,15 @@ static void multiply_slice(const linear *l, const block *k, const char *panels, 
     const int64_t row_panels = ceil_div(m1 - m0, mr), start = k->turn * row_panels / 256;
     const int64_t bytes = mr * words * 4, tiles = row_panels * (count / nr);
     const int64_t next = slice + l->p.slice;
-    const bool fetch = !packs_whole_rows(l) && next < l->p.words;
+    /* Rows of weights are asked for a few at a tile: many requests at once wait for one another. */
+    const int64_t rows = packs_whole_rows(l) || next >= l->p.words ? 0 : k->n1 - k->n0;
+    int64_t row = k->n0, due = 0;
     for (int64_t i = 0; i < row_panels; i++) {
         const int64_t m = m0 + (start + i) % row_panels * mr;
         const char *a = l->a.panels + product_part(&l->p, l->a.rows, m / mr, mr, slice);
         for (int64_t j = 0; j < count; j += nr) {
-            if (fetch)
-                fetch_weights(l, k, next, i * (count / nr) + j / nr, tiles);
+            for (due += rows; due >= tiles; due -= tiles)
+                fetch_weights(l, row++, next);
             gemm_tile(g, words, a, panels + j * words * 4, k->sums + (m - m0) * count + j, count,
                       slice > 0, a + bytes, bytes, j / nr, count / nr);
         }
