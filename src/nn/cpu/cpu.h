@@ -53,6 +53,13 @@ void cpu_group_factors(nn *c, const nn_tensor *norm, const nn_tensor *sums, int6
 nn_tensor cpu_pixel_norm(nn *c, const nn_tensor *x, const nn_pixel_norm *norm);
 void cpu_apply_norm(nn *c, const nn_tensor *out, const nn_tensor *x, const nn_tensor *norm);
 
+/* Asks for numbers that will be read soon. */
+static inline void cpu_fetch(const float *x, int64_t n)
+{
+    for (int64_t i = 0; i < n; i += 16)
+        __builtin_prefetch(x + i);
+}
+
 static inline int64_t min64(int64_t a, int64_t b)
 {
     return a < b ? a : b;

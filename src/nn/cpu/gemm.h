@@ -64,7 +64,27 @@ typedef struct cpu_gemm {
      * product done in parts with accumulate gives the same bits as one done at once. */
     void (*tile)(int64_t words, const void *a, const void *b, void *c, int64_t ldc,
                  bool accumulate);
+    /* The same, and asks for so many lines of 64 bytes from next on, which later tiles will read,
+     * between its products. They need not be memory at all. NULL: see gemm_tile. */
+    void (*tile_fetching)(int64_t words, const void *a, const void *b, void *c, int64_t ldc,
+                          bool accumulate, const void *next, int64_t lines);
 } cpu_gemm;
+
+/* A tile, with part of parts of the `bytes` at next on their way to the second-level cache: what
+ * comes from the third level, or from memory, comes too late otherwise. */
+static inline void gemm_tile(const cpu_gemm *g, int64_t words, const void *a, const void *b,
+                             void *c, int64_t ldc, bool accumulate, const char *next, int64_t bytes,
+                             int64_t part, int64_t parts)
+{
+    const int64_t first = bytes / 64 * part / parts, last = bytes / 64 * (part + 1) / parts;
+    if (g->tile_fetching) {
+        g->tile_fetching(words, a, b, c, ldc, accumulate, next + first * 64, last - first);
+        return;
+    }
+    for (int64_t line = first; line < last; line++)
+        __builtin_prefetch(next + line * 64, 0, 2);
+    g->tile(words, a, b, c, ldc, accumulate);
+}
 
 /* Every product that this program has: for each way to compute the slowest first, the definition
  * (gemm_reference.c) before all others. NULL at the end. Tests and benchmarks run all of them. */

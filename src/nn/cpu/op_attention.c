@@ -4,7 +4,7 @@
  * a block of queries and goes over blocks of keys: scores of a panel of queries, their softmax as
  * far as it is known (each row has the greatest exponent so far and the sum of its numerators), and
  * the numerators times the values, added to sums that are scaled down when a greater exponent turns
- * up. So a block's keys and values stay in the second-level cache, and scores in the first.
+ * up. So a block's keys and values stay in the second-level cache, and most scores in the first.
  *
  * While exponents are formed, scores are multiplied with log2(e) / sqrt(D): e^x = 2^(x log2 e).
  * How queries are cut changes no sum; keys are cut by their number and the kernel. */
@@ -14,10 +14,9 @@
 #include <string.h>
 
 #define TASK_QUERIES 128
-#define SCORE_BYTES 16384 /* of a panel of queries: half of a first-level cache */
-#define MIN_BLOCK_KEYS 256
-#define MAX_BLOCK_KEYS 512
+#define BLOCK_KEYS 544 /* at most: half of 1088, the tokens of 512 x 512 pixels and a caption */
 #define VALUE_WORDS 64 /* of keys, whose values are transposed at once */
+#define VALUES_AHEAD 4 /* keys whose values are asked for before they are read: they lie apart */
 #define ROW_UNIT 16    /* kernels take rows of numerators in multiples of it */
 #define APART 16       /* words between rows whose length is a power of two: other cache sets */
 
@@ -99,6 +98,10 @@ static void pack_values(const attention *a, int64_t head, int64_t first, int64_t
             int64_t key = (w0 + w) * per_word;
             const float *low = a->v + key * a->v_stride + head * a->dim;
             char *row = (char *)(rows + w * a->dim);
+            for (int64_t i = 0; i < per_word; i++)
+                cpu_fetch(a->v + min64(key + VALUES_AHEAD + i, a->keys - 1) * a->v_stride +
+                              head * a->dim,
+                          a->dim);
             if (key < a->keys)
                 encode_values(a, row, low, key + 1 < a->keys ? low + a->v_stride : NULL, zeros);
             else
@@ -263,10 +266,9 @@ static void attention_task(void *user, int64_t index, int worker)
     if (g->end)
         g->end();
     for (int64_t m = first; m < last; m++) {
-        const float *sums = s.sums + (m - first) * a->width;
-        float *out = a->out + m * a->out_stride + head * a->dim;
-        memcpy(out, sums, (size_t)a->dim * sizeof(float));
-        a->p.kernels->scale(out, a->dim, 1 / s.total[m - first]);
+        float *sums = s.sums + (m - first) * a->width;
+        a->p.kernels->scale(sums, a->dim, 1 / s.total[m - first]);
+        memcpy(a->out + m * a->out_stride + head * a->dim, sums, (size_t)a->dim * sizeof(float));
     }
 }
 
@@ -281,9 +283,7 @@ static void cut_blocks(attention *a)
 
     a->key_unit = common_multiple(ROW_UNIT, g->step * per_word);
     const int64_t unit = common_multiple(a->key_unit, g->nr);
-    int64_t most = SCORE_BYTES / 4 / g->mr;
-    most = most < MIN_BLOCK_KEYS ? MIN_BLOCK_KEYS : min64(most, MAX_BLOCK_KEYS);
-    a->blocks_k = ceil_div(a->keys, most);
+    a->blocks_k = ceil_div(a->keys, BLOCK_KEYS);
     a->block_k = round_up(ceil_div(a->keys, a->blocks_k), unit);
     a->blocks_k = ceil_div(a->keys, a->block_k);
 

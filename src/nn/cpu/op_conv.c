@@ -60,13 +60,6 @@ void conv_gather(const conv *v, const region *r, int64_t first, int64_t n, float
     }
 }
 
-/* Part i of n of some bytes, to the second-level cache. */
-static void prefetch(const char *at, int64_t bytes, int64_t i, int64_t n)
-{
-    for (int64_t end = bytes * (i + 1) / n, k = bytes * i / n / 64 * 64; k < end; k += 64)
-        __builtin_prefetch(at + k, 0, 2);
-}
-
 /* A slice of a panel of columns stays in the first-level cache while all rows pass by; the rows of
  * a task (at one position) stay in the second level. The next slice, which may come from memory, is
  * fetched meanwhile. */
@@ -83,11 +76,10 @@ void conv_multiply(const conv *v, const char *a, int64_t row_panels, int positio
             const char *column = b + (j * words + w) * nr * 4, *next = column + words * nr * 4;
             if (j + 1 == panels) /* past the last position is past the weights: harmless */
                 next = s + 1 < slices ? b + (w + part) * nr * 4 : b + v->panels * words * nr * 4;
-            for (int64_t m = 0; m < row_panels; m++) {
-                prefetch(next, part * nr * 4, m, row_panels);
-                g->tile(part, a + (m * words + w) * mr * 4, column, sums + m * mr * width + j * nr,
-                        width, w > 0);
-            }
+            for (int64_t m = 0; m < row_panels; m++)
+                gemm_tile(g, part, a + (m * words + w) * mr * 4, column,
+                          sums + m * mr * width + j * nr, width, w > 0, next, part * nr * 4, m,
+                          row_panels);
         }
     }
 }

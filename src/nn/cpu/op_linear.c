@@ -154,14 +154,12 @@ static void finish_row(const linear *l, float *sums, int64_t width, const float 
     }
 }
 
-/* Asks for the memory that the next panel of rows will be read from, a part at each of the tiles
- * before it: what comes from the third-level cache comes too late otherwise. */
-static inline void fetch_ahead(const char *next, size_t bytes, int64_t part, int64_t parts)
+/* Asks for a row's weights of a slice, which are packed when the slice before has been multiplied. */
+static void fetch_weights(const linear *l, int64_t row, int64_t slice)
 {
-    size_t first = bytes / 64 * (size_t)part / (size_t)parts;
-    size_t last = bytes / 64 * (size_t)(part + 1) / (size_t)parts;
-    for (size_t line = first; line < last; line++)
-        __builtin_prefetch(next + line * 64, 0, 2);
+    product_fetch_slice(&l->p, l->w, row, slice);
+    if (l->up)
+        product_fetch_slice(&l->p, l->up, row, slice);
 }
 
 /* All sums of rows m0..m1 with columns of one slice, whose panels are given. Tasks that run at the
@@ -174,15 +172,35 @@ static void multiply_slice(const linear *l, const block *k, const char *panels, 
     const int64_t mr = g->mr, nr = g->nr, count = k->b.count;
     const int64_t words = min64(l->p.slice, l->p.words - slice);
     const int64_t row_panels = ceil_div(m1 - m0, mr), start = k->turn * row_panels / 256;
-    const size_t bytes = (size_t)(mr * words * 4);
+    const int64_t bytes = mr * words * 4, tiles = row_panels * (count / nr);
+    const int64_t next = slice + l->p.slice;
+    /* Rows of weights are asked for a few at a tile: many requests at once wait for one another. */
+    const int64_t rows = packs_whole_rows(l) || next >= l->p.words ? 0 : k->n1 - k->n0;
+    int64_t row = k->n0, due = 0;
     for (int64_t i = 0; i < row_panels; i++) {
         const int64_t m = m0 + (start + i) % row_panels * mr;
         const char *a = l->a.panels + product_part(&l->p, l->a.rows, m / mr, mr, slice);
         for (int64_t j = 0; j < count; j += nr) {
-            fetch_ahead(a + bytes, bytes, j / nr, count / nr);
-            g->tile(words, a, panels + j * words * 4, k->sums + (m - m0) * count + j, count,
-                    slice > 0);
+            for (due += rows; due >= tiles; due -= tiles)
+                fetch_weights(l, row++, next);
+            gemm_tile(g, words, a, panels + j * words * 4, k->sums + (m - m0) * count + j, count,
+                      slice > 0, a + bytes, bytes, j / nr, count / nr);
         }
+    }
+}
+
+/* From the sums of rows m0..m1 to the result. Its lines are asked for a few rows earlier: every row
+ * is on another page, so the processor does not see them coming. */
+static void finish_rows(const linear *l, block *k, int64_t m0, int64_t m1)
+{
+    enum { AHEAD = 4 };
+    const int64_t count = k->n1 - k->n0;
+    for (int64_t m = m0; m < m1; m++) {
+        const float *ahead = l->out + min64(m + AHEAD, m1 - 1) * l->out_stride + k->n0;
+        for (int64_t i = 0; i < count; i += 16)
+            __builtin_prefetch(ahead + i, 1, 3);
+        finish_row(l, k->sums + (m - m0) * k->b.count, k->each * l->p.gemm->nr, k->b.scales, m,
+                   k->n0, count);
     }
 }
 
@@ -214,9 +232,7 @@ static void linear_task(void *user, int64_t index, int worker)
                 pack_weights(l, &k, slice);
             multiply_slice(l, &k, panels, m0, m1, slice);
         }
-        for (int64_t m = m0; m < m1; m++)
-            finish_row(l, k.sums + (m - m0) * k.b.count, k.each * g->nr, k.b.scales, m, k.n0,
-                       k.n1 - k.n0);
+        finish_rows(l, &k, m0, m1);
     }
     if (g->end)
         g->end();

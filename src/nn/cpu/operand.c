@@ -173,6 +173,9 @@ static int64_t chunk_end(const product *p, int64_t w)
     return min64(w + CHUNK, slice_end);
 }
 
+/* Rows that lie apart are asked for so many before they are read. */
+#define ROWS_AHEAD 4
+
 /* Rows of floats, encoded a chunk at a time, to a panel. */
 static void pack_floats(const product *p, const target *t, const float *const *rows, char *scratch)
 {
@@ -184,6 +187,7 @@ static void pack_floats(const product *p, const target *t, const float *const *r
         fetch_to_write(p, t, w, end - w);
         for (int i = 0; i < t->width; i++) {
             const float *from = rows[i] + w * per_word;
+            cpu_fetch(rows[min64(i + ROWS_AHEAD, t->width - 1)] + w * per_word, n);
             encoded[i] = from;
             if (p->gemm->element == GEMM_FLOAT32 && !p->round && n == end - w)
                 continue;
@@ -309,12 +313,14 @@ void product_pack_int8(const product *p, const column_panels *o, int64_t panel, 
     pack_encoded(p, &t, scratch);
 }
 
-/* Asks for the same part of a row in the next slice, which will be packed when this one has been
- * multiplied. */
-static void fetch_next_slice(const product *p, const char *from, int64_t words)
+void product_fetch_slice(const product *p, const nn_weight *w, int64_t row, int64_t slice)
 {
-    for (int64_t line = 0; line < words; line += 16)
-        __builtin_prefetch(from + (p->slice + line) * 4, 0, 2);
+    const int64_t bits = w->bits ? w->bits : 8 * (int64_t)dtype_size(w->type);
+    const int64_t first = slice * product_per_word(p);
+    const int64_t count = min64(p->slice * product_per_word(p), p->k - first);
+    const char *from = (const char *)w->data + (row * p->k + first) * bits / 8;
+    for (int64_t byte = 0; byte < count * bits / 8; byte += 64)
+        __builtin_prefetch(from + byte, 0, 2);
 }
 
 void product_pack_slice(const product *p, char *panel, const nn_weight *w, int64_t first,
@@ -336,7 +342,6 @@ void product_pack_slice(const product *p, char *panel, const nn_weight *w, int64
             if (direct && n == (end - at) * per_word) {
                 const char *from = (const char *)w->data + ((first + i) * p->k / per_word + at) * 4;
                 encoded[i] = from;
-                fetch_next_slice(p, from, end - at);
                 continue;
             }
             weight_decode(p->kernels, w, first + i, at * per_word, n, row);

@@ -64,6 +64,8 @@ void product_pack_int8(const product *p, const column_panels *o, int64_t panel, 
 /* else the slice that starts at a word, into a panel of the words of this slice. */
 void product_pack_slice(const product *p, char *panel, const nn_weight *w, int64_t first,
                         int64_t count, int64_t slice, char *scratch);
+/* Asks for the numbers of a row that will be packed with the slice that starts at a word. */
+void product_fetch_slice(const product *p, const nn_weight *w, int64_t row, int64_t slice);
 
 /* Numbers first .. first+count-1 of a row of a weight, as float32. */
 void weight_decode(const cpu_kernels *kernels, const nn_weight *w, int64_t row, int64_t first,

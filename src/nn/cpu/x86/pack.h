@@ -49,13 +49,13 @@ static inline void pack_span(float *to, const void *const *sources, int count, i
             pack_2x4(to + w * count + i, count, sources + i, word + w);
 }
 
-/* panel [words][count] from count sources of words each. count is even; a constant, so that all
- * inner loops unroll. A cache line of each source is used up at once: sources a power of two apart
- * share few places in the cache. */
-static inline void pack_words(void *panel, const void *const *sources, int count, int64_t words)
+/* Words word..words-1 of panel [words][count] from count sources of words each. count is even; a
+ * constant, so that all inner loops unroll. A cache line of each source is used up at once: sources
+ * a power of two apart share few places in the cache. */
+static inline void pack_words_from(void *panel, const void *const *sources, int count, int64_t word,
+                                   int64_t words)
 {
     float *to = panel;
-    int64_t word = 0;
     for (; word + 16 <= words; word += 16)
         pack_span(to + word * count, sources, count, word, 16);
     for (; word + 4 <= words; word += 4)
@@ -63,6 +63,11 @@ static inline void pack_words(void *panel, const void *const *sources, int count
     for (; word < words; word++)
         for (int i = 0; i < count; i++)
             memcpy(to + word * count + i, (const char *)sources[i] + 4 * word, 4);
+}
+
+static inline void pack_words(void *panel, const void *const *sources, int count, int64_t words)
+{
+    pack_words_from(panel, sources, count, 0, words);
 }
 
 #endif
