@@ -47,7 +47,8 @@ static const char *const runs[] = {"turbo/small",
                                    "qwen/long_negative",
                                    "qwen_bf16/guided",
                                    "qwen_edit/guided",
-                                   "qwen_plus/two_references"};
+                                   "qwen_plus/two_references",
+                                   "qwen_2509/two_references"};
 enum { RUNS = sizeof runs / sizeof *runs };
 
 static ct_context *context;

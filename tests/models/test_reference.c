@@ -46,7 +46,8 @@ static const char *const runs[] = {"turbo/small",
                                    "qwen_bf16/guided",
                                    "qwen_bf16/unguided",
                                    "qwen_edit/guided",
-                                   "qwen_plus/two_references"};
+                                   "qwen_plus/two_references",
+                                   "qwen_2509/two_references"};
 enum { RUNS = sizeof runs / sizeof *runs };
 
 static ct_context *cpu_context(const char *cpu, int threads)
@@ -154,6 +155,7 @@ static void test_threads_change_nothing(void **state)
     check_threads("klein/three_references");
     check_threads("qwen/guided");
     check_threads("klein_kv/two_references");
+    check_threads("qwen_2509/two_references");
 }
 
 /* Our bf16 mode rounds less than the reference's (sums stay in float32), so its error against

@@ -11,6 +11,7 @@ recorded is what the models were made with, three positions for each token.
 """
 
 import os
+import shutil
 
 import numpy as np
 import torch
@@ -117,11 +118,56 @@ PLUS = {
     ],
 }
 
-MODELS = [EDIT, PLUS]
+# The same weights as 2509 uses them: references are modulated as the picture is.
+PLUS_2509 = {
+    "name": "qwen_2509",
+    "class": "QwenImageEditPlusPipeline",
+    "weights": "qwen_plus",
+    "runs": [
+        {
+            "name": "two_references",
+            "prompt": "The owl beside the apple, in snow.",
+            "negative_prompt": " ",
+            "references": [[56, 40], [36, 50]],
+            "width": 64,
+            "height": 32,
+            "steps": 2,
+            "seed": 8,
+            "true_cfg_scale": 4.0,
+            "modules": True,
+            "drop": ["reference.", "negative.features"],
+        },
+    ],
+}
+
+MODELS = [EDIT, PLUS, PLUS_2509]
+
+# What the configuration of 2509's transformer does not have.
+NOT_IN_2509 = ("zero_cond_t", "use_additional_t_cond", "use_layer3d_rope")
+
+
+def _build_2509(description, directory):
+    """Links to the other model, and a configuration of the transformer without zero_cond_t."""
+    if os.path.isdir(directory):
+        shutil.rmtree(directory)
+    os.makedirs(os.path.join(directory, "transformer"))
+    other = os.path.join(directory, "..", "..", description["weights"], "model")
+    for part in ("model_index.json", "processor", "scheduler", "text_encoder", "tokenizer", "vae",
+                 os.path.join("transformer", "diffusion_pytorch_model.safetensors")):
+        place = os.path.join(directory, part)
+        target = os.path.relpath(os.path.join(other, part), os.path.dirname(place))
+        os.symlink(target, place)
+    config = model_files._read_json(os.path.join(other, "transformer", "config.json"))
+    for key in NOT_IN_2509:
+        del config[key]
+    model_files.write_json(os.path.join(directory, "transformer", "config.json"), config)
 
 
 def build(description, directory):
     """As for text to image; and the processor's configuration."""
+    if "weights" in description:
+        _build_2509(description, directory)
+        return
     text_to_image.build(description, directory)
     path = os.path.join(directory, "model_index.json")
     index = model_files._read_json(path)
@@ -185,9 +231,22 @@ def reference_image(index, size):
     return Image.fromarray(np.ascontiguousarray(np.roll(pixels, index, axis=2)))
 
 
+def attach_modules(pipeline, hooks, record):
+    """Of the first forward pass what has the text's length: the pictures are too large."""
+    every = {}
+    text_to_image.attach_transformer(pipeline, hooks, every)
+
+    def keep(_output):
+        for name in ("rope.text.cos", "rope.text.sin", "txt_in", "transformer_blocks.0.text"):
+            record["transformer." + name] = every["transformer." + name]
+
+    hooks.output(pipeline.transformer, keep)
+
+
 def record_run(pipeline, run):
     """Generate one image; returns a dictionary of all recorded tensors."""
     record = {}
+    times = []
     scale = pipeline.vae_scale_factor
     grid = (run["height"] // scale, run["width"] // scale)
     outputs, decoded, count, prompts = [], [], [], []
@@ -227,6 +286,8 @@ def record_run(pipeline, run):
         record[prefix + "negative_output"] = text_to_image.planes(
             outputs[2 * step + 1][:tokens], *grid
         )
+        if run.get("modules", False):
+            record[prefix + "t_embedder"] = times[2 * step]
         record[prefix + "latents"] = text_to_image.planes(values["latents"][0], *grid)
         return {}
 
@@ -237,6 +298,11 @@ def record_run(pipeline, run):
     with recording.Hooks() as hooks:
         hooks.output(pipeline.transformer, lambda output: outputs.append(output[0].clone()))
         hooks.output(pipeline.vae.decoder, lambda output: decoded.append(output[:, :, 0].clone()))
+        if run.get("modules", False):
+            hooks.output(
+                pipeline.transformer.time_text_embed, lambda output: times.append(output[0].clone())
+            )
+            attach_modules(pipeline, hooks, record)
         result = pipeline(
             prompt=run["prompt"],
             negative_prompt=run["negative_prompt"],

@@ -4,7 +4,7 @@
     python tools/reference/make_fixtures.py [--only NAME ...] [--out DIR]
 
 NAME is one of: turbo, base, head128, klein, klein_base, klein_kv, qwen, qwen_bf16, qwen_edit,
-qwen_plus, lora, tokenizer, rng, sigmas, pictures.
+qwen_plus, qwen_2509, lora, tokenizer, rng, sigmas, pictures.
 """
 
 import argparse
