@@ -154,7 +154,7 @@ static void finish_row(const linear *l, float *sums, int64_t width, const float 
     }
 }
 
-/* Asks for a row's weights of a slice, which are packed when the slice before has been multiplied. */
+/* Asks for a row of weights of a slice, which is packed when the one before has been multiplied. */
 static void fetch_weights(const linear *l, int64_t row, int64_t slice)
 {
     product_fetch_slice(&l->p, l->w, row, slice);

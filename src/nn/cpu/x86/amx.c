@@ -4,9 +4,9 @@
  *     tmm4, tmm5  rows 0..15 and 16..31, 16 words of each
  *     tmm6, tmm7  columns 0..15 and 16..31: a register row is one word of 16 columns
  *
- * A panel holds registers as they are loaded: 16 words of the first 16 rows or columns, of the other
- * 16, then the next 16 words. Inline assembly because the intrinsics of gcc 12 do not tell the
- * compiler what memory they read. Compilers never use these registers themselves, so they keep
+ * A panel holds registers as they are loaded: 16 words of the first 16 rows or columns, of the
+ * other 16, then the next 16 words. Inline assembly because the intrinsics of gcc 12 do not tell
+ * the compiler what memory they read. Compilers never use these registers themselves, so they keep
  * their contents from one statement to the next. */
 #include "nn/cpu/gemm.h"
 #include "nn/cpu/x86/pack512.h"

@@ -14,7 +14,7 @@ static inline __m512 pack_load_4x4(const void *const *sources, int64_t word)
     return _mm512_insertf32x4(v, _mm_loadu_ps((const float *)sources[12] + word), 3);
 }
 
-/* Words word..word+15 of 16 sources to 16 rows of the sources' numbers, stride floats apart. Of each
+/* Words word..word+15 of 16 sources to 16 rows of the sources' numbers, stride floats apart. Of a
  * row the numbers are written whose bit is set in which. */
 static inline void pack_16x16(float *to, int64_t stride, const void *const *sources, int64_t word,
                               __mmask16 which)
