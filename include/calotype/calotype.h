@@ -609,10 +609,11 @@ CT_API ct_status ct_model_plan(ct_model *model, const ct_generate_params *params
  * What a job computes from its input alone is kept by a hash of all that it depends on, weights and
  * machine included, and comes back bit for bit: the features of a prompt, so that the text encoder
  * is not even read for one that was seen before; what the text encoder saw of a picture, and the
- * latents of a picture; the modulation of a schedule, which is a third of Qwen-Image's weights. A
- * model keeps results for its jobs in memory, unless a job has max_memory, and a folder keeps them
- * from run to run; both let go of what was not used for longest where their limit is passed. A job
- * with a trace neither looks there nor adds to it, and a plan is that of a job that finds nothing.
+ * latents of a picture; the modulation of a schedule, which is a third of Qwen-Image's weights; and
+ * the rotary angles of a size. A model keeps results for its jobs in memory, unless a job has
+ * max_memory, and a folder keeps all but the angles from run to run; both let go of what was not
+ * used for longest where their limit is passed. A job with a trace neither looks there nor adds to
+ * it, and a plan is that of a job that finds nothing.
  *
  * Damaged files are found by their checksum, deleted and made again; several processes may use one
  * folder. Neither prompts nor pictures are stored, but what a network made of them is, and tells

@@ -14,6 +14,7 @@
 #include "io/weights.h"
 #include "models/batch.h"
 #include "models/bind.h"
+#include "models/rope.h"
 #include "models/vae.h"
 #include "nn/nn.h"
 
@@ -73,6 +74,7 @@ typedef struct family_input {
     const vae_latents *references;
     int reference_count;
     int index; /* among the conditions that are evaluated together: 0 is the prompt */
+    const rope_memory *tables; /* of positions, that stay from picture to picture; NULL: none do */
 } family_input;
 
 struct family {

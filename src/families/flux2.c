@@ -165,7 +165,7 @@ static void prepare_condition(nn *c, const family_model *m, void *condition,
     flux2_condition *p = condition;
     *p = flux2_prepare_condition(c, m->transformer, input->features, input->count, input->height,
                                  input->width, input->references, input->reference_count,
-                                 input->index);
+                                 input->index, input->tables);
 }
 
 static void forward(nn *c, const family_model *m, const void *schedule,

@@ -217,7 +217,7 @@ static void prepare_condition(nn *c, const family_model *m, void *condition,
     qwen_image_condition *p = condition;
     *p = qwen_image_prepare_condition(c, m->transformer, input->features, input->count,
                                       input->height, input->width, input->references,
-                                      input->reference_count, input->index);
+                                      input->reference_count, input->index, input->tables);
 }
 
 static void forward(nn *c, const family_model *m, const void *schedule,

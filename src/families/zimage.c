@@ -133,7 +133,7 @@ static void prepare_condition(nn *c, const family_model *m, void *condition,
 {
     zimage_caption *caption = condition;
     *caption = zimage_prepare_caption(c, m->transformer, input->features, input->count,
-                                      input->height, input->width);
+                                      input->height, input->width, input->tables);
 }
 
 static void forward(nn *c, const family_model *m, const void *schedule,

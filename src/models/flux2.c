@@ -10,7 +10,6 @@
 #include "core/mem.h"
 #include "io/names.h"
 #include "models/batch.h"
-#include "models/rope.h"
 
 #include <math.h>
 
@@ -323,51 +322,41 @@ void flux2_set_step(nn *c, const flux2_schedule *schedule, int64_t step)
 /* Word j stands at (0, 0, 0, j), the image token of row y and column x at (0, y, x, 0), that of
  * reference k at (10 + 10k, y, x, 0). Angles, their cosines and sines are computed in double, as in
  * the reference. */
-static void add_words(rope_table *to, int64_t words)
+static void add_words(rope_layout *to, int64_t words)
 {
-    for (int64_t j = 0; j < words; j++)
-        rope_add(to, (const int64_t[]){0, 0, 0, j});
+    rope_add(to, &(rope_run){.right = {0, 0, 0, 1}, .rows = 1, .columns = words});
 }
 
-static void add_picture(rope_table *to, int64_t picture, int64_t rows, int64_t columns)
+static void add_picture(rope_layout *to, int64_t picture, int64_t rows, int64_t columns)
 {
-    rope_add_grid(to, (const int64_t[]){picture, 0, 0, 0}, 1, rows, columns);
+    rope_add(to, &(rope_run){.first = {picture},
+                             .down = {0, 1},
+                             .right = {0, 0, 1},
+                             .rows = rows,
+                             .columns = columns});
 }
 
-static void add_references(rope_table *to, const vae_latents *references, int count)
+static void add_references(rope_layout *to, const vae_latents *references, int count)
 {
     for (int i = 0; i < count; i++)
         add_picture(to, 10 + 10 * (int64_t)i, references[i].height, references[i].width);
 }
 
 static void rope_angles(nn *c, const flux2 *m, flux2_condition *p, int64_t words,
-                        const vae_latents *references, int count)
+                        const vae_latents *references, int count, const rope_memory *tables)
 {
-    const int64_t half = m->head_dim / 2;
-    int64_t total = words + p->rows * p->columns;
-    for (int i = 0; i < count; i++)
-        total += references[i].height * references[i].width;
-    p->cosine = nn_new2(c, total, half);
-    p->sine = nn_new2(c, total, half);
-    rope_table to = {.axes = FLUX2_AXES,
-                     .dims = m->axes_dims,
-                     .theta = m->theta,
-                     .rounding = ROPE_RESULTS,
-                     .cosine = nn_begin_write(c, &p->cosine),
-                     .sine = nn_begin_write(c, &p->sine)};
-    if (to.cosine && to.sine) {
-        if (p->pictures_first)
-            add_references(&to, references, count);
-        else
-            add_words(&to, words);
-        add_picture(&to, 0, p->rows, p->columns);
-        if (p->pictures_first)
-            add_words(&to, words);
-        else
-            add_references(&to, references, count);
-    }
-    nn_end_write(c, &p->cosine);
-    nn_end_write(c, &p->sine);
+    rope_layout to = {
+        .axes = FLUX2_AXES, .dims = m->axes_dims, .theta = m->theta, .rounding = ROPE_RESULTS};
+    if (p->pictures_first)
+        add_references(&to, references, count);
+    else
+        add_words(&to, words);
+    add_picture(&to, 0, p->rows, p->columns);
+    if (p->pictures_first)
+        add_words(&to, words);
+    else
+        add_references(&to, references, count);
+    rope_make(c, &to, tables, &p->cosine, &p->sine);
 }
 
 /* out [height * width, dim] = the embedded tokens of latents [channels, height, width]. */
@@ -642,12 +631,13 @@ static void keep_references(nn *c, const flux2 *m, flux2_condition *p, int64_t t
 
 flux2_condition flux2_prepare_condition(nn *c, const flux2 *m, const float *features,
                                         int64_t length, int64_t height, int64_t width,
-                                        const vae_latents *references, int count, int index)
+                                        const vae_latents *references, int count, int index,
+                                        const rope_memory *tables)
 {
     /* Keys of references apart lie behind the others, as their angles do. */
     flux2_condition p = {
         .rows = height, .columns = width, .pictures_first = index % 2 == 1 && !m->references_apart};
-    rope_angles(c, m, &p, length, references, count);
+    rope_angles(c, m, &p, length, references, count, tables);
     const int64_t pictures = p.cosine.n[0] - length;
     trace_rope(c, &p, "text", p.pictures_first ? pictures : 0, length);
     trace_rope(c, &p, "image", p.pictures_first ? 0 : length, pictures);

@@ -11,7 +11,6 @@
 #include "core/mem.h"
 #include "io/names.h"
 #include "models/batch.h"
-#include "models/rope.h"
 
 #include <inttypes.h>
 #include <math.h>
@@ -311,20 +310,26 @@ void qwen_image_set_step(nn *c, const qwen_image_schedule *s, int64_t step)
 
 /* ---- Once for a prompt ----------------------------------------------------------------------- */
 
-static void add_words(rope_table *to, int64_t words, int64_t behind)
+static void add_words(rope_layout *to, int64_t words, int64_t behind)
 {
-    for (int64_t j = 0; j < words; j++)
-        rope_add(to, (const int64_t[]){behind + j, behind + j, behind + j});
+    rope_add(to, &(rope_run){.first = {behind, behind, behind},
+                             .right = {1, 1, 1},
+                             .rows = 1,
+                             .columns = words});
 }
 
 /* Rows and columns are counted from the middle; the half before it is the larger one. */
-static void add_picture(rope_table *to, int64_t picture, int64_t rows, int64_t columns)
+static void add_picture(rope_layout *to, int64_t picture, int64_t rows, int64_t columns)
 {
     const int64_t above = rows - rows / 2, left = columns - columns / 2;
-    rope_add_grid(to, (const int64_t[]){picture, -above, -left}, 1, rows, columns);
+    rope_add(to, &(rope_run){.first = {picture, -above, -left},
+                             .down = {0, 1},
+                             .right = {0, 0, 1},
+                             .rows = rows,
+                             .columns = columns});
 }
 
-static void add_references(rope_table *to, const vae_latents *references, int count)
+static void add_references(rope_layout *to, const vae_latents *references, int count)
 {
     for (int i = 0; i < count; i++)
         add_picture(to, i + 1, references[i].height / PATCH, references[i].width / PATCH);
@@ -336,8 +341,8 @@ static int64_t larger(int64_t a, int64_t b)
 }
 
 /* Words come behind all pictures, on every axis. */
-static void fill_table(const qwen_image_condition *p, int64_t words, const vae_latents *references,
-                       int count, rope_table *to)
+static void lay_out(const qwen_image_condition *p, int64_t words, const vae_latents *references,
+                    int count, rope_layout *to)
 {
     int64_t behind = larger(p->rows / 2, p->columns / 2);
     for (int i = 0; i < count; i++)
@@ -364,22 +369,12 @@ static int64_t reference_tokens(const vae_latents *references, int count)
 
 /* Angles in float32, as in the reference. */
 static void rope_angles(nn *c, const qwen_image *m, qwen_image_condition *p, int64_t words,
-                        const vae_latents *references, int count)
+                        const vae_latents *references, int count, const rope_memory *tables)
 {
-    const int64_t half = m->head_dim / 2;
-    const int64_t total = words + p->rows * p->columns + reference_tokens(references, count);
-    p->cosine = nn_new2(c, total, half);
-    p->sine = nn_new2(c, total, half);
-    rope_table to = {.axes = QWEN_IMAGE_AXES,
-                     .dims = m->axes_dims,
-                     .theta = THETA,
-                     .rounding = ROPE_FLOAT,
-                     .cosine = nn_begin_write(c, &p->cosine),
-                     .sine = nn_begin_write(c, &p->sine)};
-    if (to.cosine && to.sine)
-        fill_table(p, words, references, count, &to);
-    nn_end_write(c, &p->cosine);
-    nn_end_write(c, &p->sine);
+    rope_layout to = {
+        .axes = QWEN_IMAGE_AXES, .dims = m->axes_dims, .theta = THETA, .rounding = ROPE_FLOAT};
+    lay_out(p, words, references, count, &to);
+    rope_make(c, &to, tables, &p->cosine, &p->sine);
 }
 
 static void trace_rope(nn *c, const qwen_image_condition *p, const char *part, int64_t first,
@@ -420,12 +415,12 @@ static void embed_references(nn *c, const qwen_image *m, const nn_tensor *out,
 qwen_image_condition qwen_image_prepare_condition(nn *c, const qwen_image *m, const float *features,
                                                   int64_t length, int64_t height, int64_t width,
                                                   const vae_latents *references, int count,
-                                                  int index)
+                                                  int index, const rope_memory *tables)
 {
     qwen_image_condition p = {
         .rows = height / PATCH, .columns = width / PATCH, .pictures_first = index % 2 == 1};
     const int64_t rest = reference_tokens(references, count);
-    rope_angles(c, m, &p, length, references, count);
+    rope_angles(c, m, &p, length, references, count, tables);
     const int64_t pictures = p.cosine.n[0] - length;
     trace_rope(c, &p, "text", p.pictures_first ? pictures : 0, length);
     trace_rope(c, &p, "image", p.pictures_first ? 0 : length, pictures);

@@ -10,6 +10,7 @@
 #include "core/strbuf.h"
 #include "io/weights.h"
 #include "models/bind.h"
+#include "models/rope.h"
 #include "models/vae.h"
 #include "nn/nn.h"
 
@@ -73,11 +74,11 @@ typedef struct qwen_image_condition {
 } qwen_image_condition;
 
 /* features [length, text_dim]; height and width in latent pixels. index: of the condition among
- * those that are evaluated together. */
+ * those that are evaluated together. tables: of positions, that stay; or NULL. */
 qwen_image_condition qwen_image_prepare_condition(nn *c, const qwen_image *m, const float *features,
                                                   int64_t length, int64_t height, int64_t width,
                                                   const vae_latents *references, int count,
-                                                  int index);
+                                                  int index, const rope_memory *tables);
 
 /* One evaluation of latents [channels, height, width] under each of count conditions, at most
  * BATCH_MAX: outputs[i], of the same shape, is the velocity. */

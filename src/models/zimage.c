@@ -9,7 +9,6 @@
 #include "core/mem.h"
 #include "io/names.h"
 #include "models/batch.h"
-#include "models/rope.h"
 
 #include <math.h>
 
@@ -416,35 +415,28 @@ static batch rows_alone(const zimage_caption *p, int64_t first, int64_t count)
 /* Caption token j (padding included) stands at (1 + j, 0, 0), the image token of row y and column x
  * at (Lc' + 1, y, x), image padding at (0, 0, 0). Angles are computed in double and rounded to
  * float, as the reference does. */
-static void rope_angles(nn *c, const zimage *m, zimage_caption *p, int64_t caption_length)
+static void rope_angles(nn *c, const zimage *m, zimage_caption *p, int64_t caption_length,
+                        const rope_memory *tables)
 {
-    const int64_t half = m->head_dim / 2, total = p->image_length + caption_length;
-    p->cosine = nn_new2(c, total, half);
-    p->sine = nn_new2(c, total, half);
-    rope_table to = {.axes = ZIMAGE_AXES,
-                     .dims = m->axes_dims,
-                     .theta = m->theta,
-                     .rounding = ROPE_ANGLES,
-                     .cosine = nn_begin_write(c, &p->cosine),
-                     .sine = nn_begin_write(c, &p->sine)};
-    if (to.cosine && to.sine) {
-        rope_add_grid(&to, (const int64_t[]){caption_length + 1, 0, 0}, 1, p->rows, p->columns);
-        while (to.count < p->image_length)
-            rope_add(&to, (const int64_t[]){0, 0, 0});
-        for (int64_t j = 0; j < caption_length; j++)
-            rope_add(&to, (const int64_t[]){1 + j, 0, 0});
-    }
-    nn_end_write(c, &p->cosine);
-    nn_end_write(c, &p->sine);
+    rope_layout l = {
+        .axes = ZIMAGE_AXES, .dims = m->axes_dims, .theta = m->theta, .rounding = ROPE_ANGLES};
+    rope_add(&l, &(rope_run){.first = {caption_length + 1},
+                             .down = {0, 1},
+                             .right = {0, 0, 1},
+                             .rows = p->rows,
+                             .columns = p->columns});
+    rope_add(&l, &(rope_run){.rows = 1, .columns = p->image_length - p->rows * p->columns});
+    rope_add(&l, &(rope_run){.first = {1}, .right = {1}, .rows = 1, .columns = caption_length});
+    rope_make(c, &l, tables, &p->cosine, &p->sine);
 }
 
 zimage_caption zimage_prepare_caption(nn *c, const zimage *m, const float *features, int64_t length,
-                                      int64_t height, int64_t width)
+                                      int64_t height, int64_t width, const rope_memory *tables)
 {
     zimage_caption p = {.rows = height / PATCH, .columns = width / PATCH};
     const int64_t caption_length = padded(length);
     p.image_length = padded(p.rows * p.columns);
-    rope_angles(c, m, &p, caption_length);
+    rope_angles(c, m, &p, caption_length, tables);
     p.tokens = nn_new2(c, caption_length, m->dim);
     size_t mark = nn_mark(c);
     nn_tensor cosine = nn_rows(&p.cosine, p.image_length, caption_length);

@@ -7,6 +7,7 @@
 
 #include "io/weights.h"
 #include "models/bind.h"
+#include "models/rope.h"
 #include "nn/nn.h"
 
 #define ZIMAGE_AXES 3 /* position of a token: time, row, column */
@@ -64,9 +65,10 @@ typedef struct zimage_caption {
     int64_t image_length;   /* Li' */
 } zimage_caption;
 
-/* features [length, caption_dim]; height and width in latent pixels. */
+/* features [length, caption_dim]; height and width in latent pixels. tables: of positions, that
+ * stay; or NULL. */
 zimage_caption zimage_prepare_caption(nn *c, const zimage *m, const float *features, int64_t length,
-                                      int64_t height, int64_t width);
+                                      int64_t height, int64_t width, const rope_memory *tables);
 
 /* One evaluation of latents [channels, height, width] under each of count captions, at most
  * BATCH_MAX: outputs[i], of the same shape, is an estimate of clean picture minus noise (the

@@ -124,13 +124,24 @@ static blob_folder folder_of(const ct_job *job)
     return (blob_folder){job->allocator, c->cache, c->cache_limit};
 }
 
+static bool in_memory(const ct_job *job, const blob_name *name, size_t bytes, const blob_sink *sink)
+{
+    return is_used(job) && job->model->kept &&
+           blob_memory_read(job->model->kept, name, bytes, sink);
+}
+
+static void keep_in_memory(const ct_job *job, const blob_name *name, size_t bytes,
+                           const blob_source *source)
+{
+    if (has_memory(job) && !blob_memory_has(job->model->kept, name, bytes))
+        blob_memory_write(job->model->kept, name, bytes, source);
+}
+
 static const char *load(const ct_job *job, const blob_name *name, size_t bytes,
                         const blob_sink *sink)
 {
     ct_error error;
-    if (!is_used(job))
-        return NULL;
-    if (job->model->kept && blob_memory_read(job->model->kept, name, bytes, sink))
+    if (in_memory(job, name, bytes, sink))
         return "memory";
     if (!has_folder(job))
         return NULL;
@@ -147,8 +158,7 @@ static void keep(const ct_job *job, const blob_name *name, size_t bytes, const b
                  const char *found)
 {
     ct_error error;
-    if (has_memory(job) && !blob_memory_has(job->model->kept, name, bytes))
-        blob_memory_write(job->model->kept, name, bytes, source);
+    keep_in_memory(job, name, bytes, source);
     if (found || !has_folder(job))
         return;
     const blob_folder folder = folder_of(job);
@@ -265,11 +275,52 @@ void cache_keep_tensor(const ct_job *job, nn *c, const blob_name *name, const nn
         keep(job, name, bytes_of(t), &source, found);
 }
 
+/* ---- Positions ------------------------------------------------------------------------------- */
+
+static void plan_table(void *user, const blob_name *name, size_t count)
+{
+    const cache_user *u = user;
+    u->prompt->positions = *name;
+    u->prompt->positions_bytes = count * sizeof(float);
+}
+
+static bool recall_table(void *user, const blob_name *name, float *table, size_t count)
+{
+    const cache_user *u = user;
+    const blob_sink sink = {table, take_floats};
+    if (!in_memory(u->job, name, count * sizeof *table, &sink))
+        return false;
+    log_message(&u->job->callbacks, CT_LOG_INFO, "cache: the angles of the %s are in memory",
+                u->prompt == &u->job->positive ? "prompt" : "negative prompt");
+    return true;
+}
+
+static void keep_table(void *user, const blob_name *name, const float *table, size_t count)
+{
+    const cache_user *u = user;
+    floats f = {table};
+    const blob_source source = {&f, give_floats};
+    keep_in_memory(u->job, name, count * sizeof *table, &source);
+}
+
+rope_memory cache_tables(cache_user *user)
+{
+    return (rope_memory){user, plan_table, recall_table, keep_table};
+}
+
 /* ---- The plan -------------------------------------------------------------------------------- */
 
 static uint64_t counted(uint64_t bytes, uint64_t limit)
 {
     return bytes <= limit ? bytes : 0; /* larger ones are not kept */
+}
+
+/* Prompts of one length have one table. */
+static uint64_t positions_bytes(const ct_job *job, uint64_t limit)
+{
+    const prompt *a = &job->positive, *b = &job->negative;
+    const bool one = strcmp(a->positions.hash, b->positions.hash) == 0;
+    return counted(a->positions_bytes, limit) + (one ? 0 : counted(b->positions_bytes, limit));
 }
 
 uint64_t cache_stage_bytes(const ct_job *job, ct_stage stage)
@@ -286,6 +337,6 @@ uint64_t cache_stage_bytes(const ct_job *job, ct_stage stage)
         bytes +=
             counted((uint64_t)job_feature_count(job, prompts[i]) * width * sizeof(float), limit);
     if (stage >= CT_STAGE_DENOISE)
-        bytes += counted(job->table_bytes, limit);
+        bytes += counted(job->table_bytes, limit) + positions_bytes(job, limit);
     return piece + (bytes < limit - held ? bytes : limit - held);
 }

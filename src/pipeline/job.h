@@ -16,7 +16,9 @@ typedef struct prompt {
     bool truncated;
     float
         *features; /* [job_feature_count, feature_width]; NULL until the first run has encoded it */
-    void *condition; /* what the transformer was prepared with, of the family's type */
+    void *condition;          /* what the transformer was prepared with, of the family's type */
+    blob_name positions;      /* the table of its tokens' positions, and its bytes: known after */
+    uint64_t positions_bytes; /* a dry run */
 } prompt;
 
 struct ct_job {

@@ -364,13 +364,16 @@ static void prepare_prompt(ct_job *job, nn *c, prompt *p, int index)
         const reference *r = &job->reference[i];
         references[i] = (vae_latents){r->latents, r->height / m->factor, r->width / m->factor};
     }
+    cache_user user = {job, p};
+    const rope_memory tables = cache_tables(&user);
     const family_input input = {.features = p->features,
                                 .count = job_feature_count(job, p),
                                 .height = job->latent_height,
                                 .width = job->latent_width,
                                 .references = references,
                                 .reference_count = job->references,
-                                .index = index};
+                                .index = index,
+                                .tables = &tables};
     m->family->prepare_condition(c, m, p->condition, &input);
 }
 

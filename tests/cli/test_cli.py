@@ -560,8 +560,9 @@ class Cache(Folder):
 
     def test_one_process(self):
         said, _ = self.picture("-b", "2")
-        self.assertEqual(len(said), 1)
+        self.assertEqual(len(said), 2)
         self.assertIn("modulation of the schedule is in memory", said[0])
+        self.assertIn("angles of the prompt are in memory", said[1])
 
     def test_limit(self):
         self.refused(self.generate("--cache-limit", "1M", "--no-cache"), 2, "--no-cache")

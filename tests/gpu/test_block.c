@@ -185,7 +185,7 @@ static void forward(nn *c, const network *n, int64_t side, int64_t caption, resu
     zimage_schedule schedule = zimage_begin_schedule(c, &n->m, 1);
     zimage_fill_schedule(c, &n->m, &schedule, &time);
     zimage_set_step(c, &schedule, 0);
-    zimage_caption text = zimage_prepare_caption(c, &n->m, words, caption, side, side);
+    zimage_caption text = zimage_prepare_caption(c, &n->m, words, caption, side, side, NULL);
     nn_tensor x = nn_new3(c, CHANNELS, side, side), y = nn_new3(c, CHANNELS, side, side);
     nn_upload(c, &x, latents, r->output_count);
     const zimage_caption *captions[] = {&text};

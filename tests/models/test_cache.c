@@ -25,6 +25,7 @@
 typedef struct seen {
     int warnings, encoder, schedule, pictures; /* lines that say so */
     int memory;                                /* of them, in memory */
+    int angles;                                /* that were in memory, where else they never are */
     char warning[1024];
 } seen;
 
@@ -36,6 +37,10 @@ static void on_log(void *user, ct_log_level level, const char *message)
         snprintf(s->warning, sizeof s->warning, "%s", message);
     if (strncmp(message, "cache: ", 7) != 0 || level != CT_LOG_INFO)
         return;
+    if (strstr(message, "the angles of")) {
+        s->angles++;
+        return;
+    }
     s->encoder += strstr(message, "the text encoder does not run") != NULL;
     s->schedule += strstr(message, "schedule") != NULL;
     s->pictures += strstr(message, "reference picture") != NULL;
@@ -268,6 +273,8 @@ static void check_kind(const kind *k)
     assert_int_equal(log.schedule, 1);
     assert_int_equal(log.pictures, k->references); /* what was seen is in the features */
     assert_int_equal(log.memory, log.encoder + log.schedule + log.pictures);
+    assert_true(log.angles >= (k->guided ? 2 : 1)); /* test_positions.c */
+    assert_int_equal(count_files(w.cache, "rope-"), 0);
     ct_model_free(&model);
 
     log = (seen){0};
@@ -486,12 +493,11 @@ static void test_unwritable(void **state)
 }
 
 /* With a limit of memory nothing is added to it. */
-static void test_max_memory(void **state)
+static void check_max_memory(const kind *k)
 {
-    (void)state;
     world w;
     seen log = {0};
-    open_world(&w, &kinds[0]);
+    open_world(&w, k);
     ct_generate_params p = params_of(&w);
     ct_image *picture = truth(&w, &p);
     ct_context *context = open_context(NULL, true, &log);
@@ -515,11 +521,21 @@ static void test_max_memory(void **state)
         assert_int_equal(with.stage[i].buffer_bytes, without.stage[i].buffer_bytes + kept);
     log = (seen){0};
     expect_picture(model, &p, picture);
-    assert_int_equal(log.encoder + log.schedule, 2);
+    assert_int_equal(log.encoder + log.schedule, k->guided ? 3 : 2);
+    assert_int_equal(log.angles, k->guided ? 2 : 1);
     ct_model_free(&model);
     ct_context_free(&context);
     ct_image_free(&picture);
     close_world(&w);
+}
+
+/* Also of prompts that share a table, and of two that do not. */
+static void test_max_memory(void **state)
+{
+    (void)state;
+    check_max_memory(&kinds[0]);
+    check_max_memory(&kinds[1]);
+    check_max_memory(&kinds[4]);
 }
 
 /* Two processes that begin together, with an empty folder. */
