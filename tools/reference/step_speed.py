@@ -98,7 +98,8 @@ class Calotype:
         letters = args.caption_tokens - FRAME_TOKENS - PAD_TOKENS // 2
         self.command = [args.calotype, "generate", "-m", args.model, "-p", " ".join("a" * max(letters, 1)),
                         "-W", str(width), "-H", str(height), "--steps", str(1 + args.steps), "-s", "1",
-                        "--guidance", "0", "-t", str(args.threads), "--precision", precision, "--json"]
+                        "--guidance", "0", "-t", str(args.threads), "--precision", precision, "--device", "cpu",
+                        "--json"]
 
     def round(self):
         """Times of one run. Without the decoder the run is stopped when its steps are done."""
