@@ -858,7 +858,9 @@ class Quantize(Folder):
         fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, 4096)
         process = subprocess.Popen(
             [PROGRAM, "quantize", "-m", self.EMOJI, "-o", self.path("out"), "-b", "4", "--json"],
-            stdout=writing, env=environment())
+            stdout=writing, env=environment(),
+            # What is ignored stays so in a program that is started: by nohup, for one.
+            preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL))
         os.close(writing)
         events = open(reading, encoding="utf-8")
         self.addCleanup(events.close)
